@@ -23,8 +23,7 @@ use crate::{
 /// lease.
 const DEPARTURE_OBSERVATION: Duration = Duration::from_secs(1);
 
-/// Number of registrations that may read their key at the same time, so that thousands that lost their watch together
-/// do not stampede.
+/// Maximum number of concurrent reads by registrations: thousands that lost their watch together must not read at once.
 const MAX_READS: usize = 16;
 
 /// Parts of a session that registrations use. Holding it keeps the session alive.
@@ -37,14 +36,14 @@ pub(crate) struct RegistrationContext {
     pub(crate) counters: Arc<Counters>,
     /// Keys that registrations of this session have claimed.
     pub(crate) key_claims: KeyClaims<Arc<[u8]>>,
-    /// Observed leases of other owners behind keys that registrations of this session want.
+    /// Observed leases of other owners' keys that registrations of this session want.
     pub(crate) observations: Observations<Arc<[u8]>>,
     pub(crate) key_monitors: KeyMonitors,
     /// Limits the number of concurrent reads.
     pub(crate) reads: Semaphore,
     /// Number of registrations.
     pub(crate) registrations: AtomicUsize,
-    /// Time of the last removal of an instance whose layout has no mark for it.
+    /// Time of the last removal of an instance in a layout without a mark for removals.
     unmarked: Mutex<Option<Moment>>,
 }
 
@@ -75,8 +74,8 @@ impl RegistrationContext {
         self.leases.lifecycle()
     }
 
-    /// Notes that an instance was removed. If its layout has no mark for that, only its lease tells the removal from a
-    /// crash.
+    /// Records the removal of an instance. In a layout without a mark for removals only its lease distinguishes the
+    /// removal from a crash.
     pub(crate) fn note_departure(&self) {
         if !self.layout.carries().contains(&Part::Health) {
             *self.unmarked.locked() = Some(Moment::now());

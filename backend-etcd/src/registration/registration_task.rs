@@ -1,11 +1,11 @@
-//! Task of one registration: compares the desired state with etcd's, for ever.
+//! Task of one registration: compares the desired state with etcd's, without end.
 //!
 //! The flow is that of [`enlist::backend::registration_flow`]: comparisons are in `comparison.rs`, the waits between
 //! them in `waits.rs`, the end in `removal.rs`. An own key is watched, because a lease can vanish although every
 //! renewal was answered.
 //!
-//! The removal is not [`remove_until_confirmed`](enlist::backend::registration_flow::remove_until_confirmed), because
-//! here a failed request may be applied later.
+//! [`remove_until_confirmed`](enlist::backend::registration_flow::remove_until_confirmed) is not used for the removal,
+//! because here a failed request may be applied later.
 
 mod comparison;
 mod eviction;
@@ -51,26 +51,26 @@ use crate::{
     },
 };
 
-/// Maximum time for which a registration that lost its key waits for a renewal, which tells the loss of the lease from
-/// a deletion.
+/// Maximum time for which a registration that lost its key waits for a renewal. The renewal distinguishes the loss of
+/// the lease from a deletion.
 const LEASE_VERDICT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Task of one registration.
 pub(crate) struct RegistrationTask {
     context: Arc<RegistrationContext>,
-    /// Format of its key and value.
+    /// Format of the key and the value.
     layout: Arc<dyn Layout>,
     id: InstanceId,
-    /// Identifies the key among the claims of this session: the key itself, unless that depends on the lease.
+    /// Identifies the key among the claims of this session: the key itself, unless it depends on the lease.
     slot: Arc<[u8]>,
     driver: RegistrationDriver,
     options: RegisterOptions,
     backoff: Backoff,
     lease: Option<Arc<Lease>>,
-    /// The retired lease that the key is under until it is written under another one.
+    /// The retired lease of the key, until the key is written under another one.
     former: Option<Arc<Lease>>,
     writes: OwnWrites,
-    /// Another registration of this session has had the key since.
+    /// Another registration of this session has held the key since.
     gave_way: bool,
     /// The stored key is known to be gone.
     gone: bool,
@@ -79,13 +79,13 @@ pub(crate) struct RegistrationTask {
     monitor: Option<KeyMonitor>,
     /// `Sharing::Never` once a shared watch could not see the key.
     sharing: Sharing,
-    /// `Watched::LossOnly` while the key is known to have changed and could not be brought up to date since.
+    /// `Watched::LossOnly` while the key is known to differ and could not be brought up to date.
     watched: Watched,
-    /// The generation of the instance that was wanted last.
+    /// Generation of the last desired instance.
     wanted: u64,
     /// Number of recoveries of etcd at the beginning of the last comparison.
     recoveries: u64,
-    /// Number of observed rollbacks of the store when the key was last known to be as it was stored.
+    /// Number of observed rollbacks of the store at the last confirmation that the key was as stored.
     rollbacks: u64,
 }
 
@@ -165,7 +165,7 @@ impl RegistrationTask {
         }
     }
 
-    /// Returns `true` if this is an earlier write of this registration, which the store was restored to.
+    /// Returns `true` if this is an earlier write of this registration: the store was restored to it.
     fn is_former(&self, record: &Record) -> bool {
         !matches!(self.options.lease, LeaseChoice::Given(_)) && self.writes.is_former(record)
     }
@@ -180,8 +180,8 @@ impl RegistrationTask {
         self.former = None;
     }
 
-    /// Compares the key, as it was read, with a claim of unknown outcome. If it does not show the claim, nothing more
-    /// is written under the lease of that claim.
+    /// Compares the key, as it was read, with a claim of unknown outcome. If the claim is not found, nothing more is
+    /// written under its lease.
     fn settle(&mut self, found: Option<&Record>) {
         let Self { context, writes, options, .. } = self;
         writes.settle(found, |lease| match options.lease {
@@ -193,14 +193,14 @@ impl RegistrationTask {
     fn key_under(&self, lease: LeaseId) -> Result<Arc<[u8]>, Error> {
         let layout = &self.layout;
         match layout.lease_scope() {
-            // Whatever the lease is.
+            // The key does not depend on the lease.
             LeaseScope::Shared => Ok(Arc::clone(&self.slot)),
             LeaseScope::PerKey => layout.key(self.driver.service(), &self.id, Some(lease)).map(Into::into),
         }
     }
 
-    /// Returns `true` while the instance may be published, for all that is known: it was stored, and neither its key
-    /// nor its lease is known to be gone.
+    /// Returns `true` while the instance may be published, as far as is known: it was stored, and neither its key nor
+    /// its lease is known to be gone.
     fn may_be_there(&self) -> bool {
         !self.gone && self.writes.stored().is_some() && self.lease.as_ref().is_some_and(|lease| !lease.is_lost())
     }
@@ -218,12 +218,12 @@ impl RegistrationTask {
         }
     }
 
-    /// Returns `true` if the lease keeps no other instance.
+    /// Returns `true` if the lease keeps no other instance alive.
     fn has_own_lease(&self) -> bool {
         self.options.lease == LeaseChoice::Own || self.layout.lease_scope() == LeaseScope::PerKey
     }
 
-    /// Leaves the lease to run out, if it keeps no other instance.
+    /// Leaves the lease to run out, if it keeps no other instance alive.
     fn leave_lease(&self) {
         if let (Some(lease), true) = (&self.lease, self.has_own_lease()) {
             lease.abandon();
@@ -276,7 +276,7 @@ impl RegistrationSteps for RegistrationTask {
                 () = self.driver.unwanted() => return,
                 () = lease::unusable(self.lease.as_ref()) => {
                     self.lease = None;
-                    // The key is not read for now, so what may have been done counts as late.
+                    // The key is not read for now, so writes of unknown outcome count as late.
                     self.settle(None);
                 }
             }
@@ -351,7 +351,7 @@ impl RegistrationSteps for RegistrationTask {
     async fn evicted(&mut self, claim: Claim<Arc<[u8]>>) {
         self.driver.report_end(Ok(Deregistered::AlreadyGone));
         if self.writes.may_claim() {
-            // A late effect is no part of the registration any more.
+            // A late effect does not belong to the registration any more.
             Box::pin(self.remove_for_good(None, Some(claim))).await;
         }
     }
@@ -364,7 +364,7 @@ impl RegistrationSteps for RegistrationTask {
     fn gave_way(&mut self) {
         self.gave_way = true;
         self.watched = Watched::AnyChange;
-        // The key is the successor's to move off a lease.
+        // The successor moves the key off its lease.
         self.former = None;
     }
 

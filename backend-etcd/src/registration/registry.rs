@@ -29,8 +29,8 @@ use crate::{
 /// TTL of the lease under which a fixed instance is created. It is revoked once the instance is detached from it.
 const DETACH_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Maximum number of attempts to write the key of a fixed instance that changes meanwhile, because it is detached from
-/// its lease or deleted with it.
+/// Maximum number of attempts to write the key of a fixed instance that is changed concurrently: detached from its
+/// lease, or deleted with it.
 const MAX_ATTEMPTS: usize = 3;
 
 #[async_trait]
@@ -41,7 +41,7 @@ impl Registry for Etcd {
         instance: Instance,
         options: RegisterOptions,
     ) -> Result<Registration, Error> {
-        // Begun outside of the future, which stays small.
+        // Started outside of the future, which stays small.
         let registration = self.begin(&self.session.registration.layout, service, instance, &options)?;
         wait_for_start(registration, &options).await
     }
@@ -118,8 +118,8 @@ impl Registry for Etcd {
             if at != record.modified || attempts > MAX_ATTEMPTS {
                 return Err(Error::Conflict { what: format!("{service}/{id}"), revision: record.modified });
             }
-            // Without the mark of a departure: the registration would take the marked value for another one's, whose
-            // removal is no eviction.
+            // Without the mark of a departure: the registration would attribute the marked value to another
+            // registration, whose removal is no eviction.
             match conn.delete(&key, Guard::Modified(at)).await.map_err(failed)? {
                 Written::Done(removed) => {
                     let decoded = layout.decode(service, &key, &record.value).ok();
@@ -144,7 +144,7 @@ impl Registry for Etcd {
 }
 
 impl Etcd {
-    /// Starts the task of a registration whose key and value have the format of `layout`.
+    /// Starts the task of a registration with the key and value format of `layout`.
     pub(crate) fn begin(
         &self,
         layout: &Arc<dyn Layout>,
@@ -157,7 +157,7 @@ impl Etcd {
         let (registration, driver) = registration(service.clone(), instance, options, source)?;
         let instance = registration.instance();
         self.session.check_open()?;
-        // Whatever the layout refuses is refused now, not in the background.
+        // A refusal of the layout is reported now, not in the background.
         let slot = layout.key(service, instance.id(), Some(LeaseId::new(0)))?;
         let slot = match layout.lease_scope() {
             LeaseScope::Shared => slot,
@@ -192,7 +192,7 @@ impl Etcd {
         failed: impl Fn(Failure) -> Error,
     ) -> Result<(Option<Record>, Attachment), Error> {
         let RegistrationContext { leases, conn, .. } = &*self.session.registration;
-        // A lease that is gone when the answer arrives may have existed when the key was read.
+        // A lease that is gone when the answer arrives may have existed at the time of the read.
         let detaching = leases.all_detaching();
         let (present, _) = conn.get(key).await.map_err(failed)?;
         match present.as_ref().and_then(|record| record.lease) {
@@ -204,11 +204,11 @@ impl Etcd {
         }
     }
 
-    /// Creates a key without a lease: under one, and then detached from it. A creation whose answer is lost could
-    /// otherwise be done after a removal; this one ends with its lease.
+    /// Creates a key without a lease: first under a lease, from which it is then detached. Otherwise a creation without
+    /// an answer could be applied after a removal; here its effect ends with the lease.
     async fn create_fixed(&self, key: &Arc<[u8]>, value: &[u8]) -> Result<Written, Failure> {
         let RegistrationContext { leases, conn, .. } = &*self.session.registration;
-        // Also if this future is dropped: what is not detached goes with the lease.
+        // Also if this future is dropped: a key that is not detached is deleted with the lease.
         let lease = leases.detaching(LeaseTerms::new(DETACH_TIMEOUT, None)).await?;
         match conn.put(key, Guard::Absent, value, Some(lease.id())).await? {
             Written::Done(revision) => conn.put(key, Guard::Modified(revision), value, None).await,
@@ -234,8 +234,8 @@ impl Etcd {
 enum Attachment {
     /// The key has no lease.
     Detached,
-    /// The key is not detached yet from the lease that this session created it under, because the answer to that was
-    /// lost or is under way. It is written like any other, but may be deleted with that lease.
+    /// The key is not detached yet from the lease under which this session created it: the detaching write is in
+    /// flight, or its answer was lost. The key is written like any other, but may be deleted with that lease.
     Detaching,
 }
 

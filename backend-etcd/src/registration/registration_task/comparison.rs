@@ -1,5 +1,5 @@
-//! One comparison of the desired state with etcd: which step is next is decided by [`enlist::backend::reconcile`], and
-//! done here.
+//! One comparison of the desired state with etcd. [`enlist::backend::reconcile`] decides on the next step, and this
+//! file executes it.
 
 use std::{sync::Arc, time::SystemTime};
 
@@ -27,19 +27,19 @@ use crate::{
     watch::record::Record,
 };
 
-/// The content of the key, compared with the writes of this registration.
+/// Content of the key, compared with the writes of this registration.
 struct Comparison {
     found: Option<Found>,
-    /// Revision at which it was read, if it had to be read.
+    /// Revision of the read, if one was necessary.
     at: Option<Revision>,
     /// This registration wrote it.
     own: bool,
-    /// It is an earlier write of this registration, which the store was restored to.
+    /// It is an earlier write of this registration: the store was restored to it.
     former: bool,
 }
 
 impl RegistrationTask {
-    /// Compares etcd with what is desired, and brings it one step closer.
+    /// Compares etcd with the desired state, and executes one step towards it.
     pub(super) async fn compare(&mut self) -> Result<StepOutcome<Record>, Error> {
         self.recoveries = self.context.conn.control.recoveries();
         let Some(lease) = self.lease().await? else {
@@ -54,7 +54,7 @@ impl RegistrationTask {
         };
         self.settle(record.as_ref());
         if self.lease.as_ref().is_some_and(|lease| lease.is_retired()) {
-            // The next look is for another lease, and needs no request.
+            // The next comparison is for another lease, and needs no request.
             self.known = record.into();
             return Ok(StepOutcome::Repeat);
         }
@@ -71,8 +71,8 @@ impl RegistrationTask {
         self.apply(step, &key, record, &comparison, &desired, lease).await
     }
 
-    /// Returns the content of the key, and the revision at which it was read, if it had to be read. `None`: the
-    /// registration is no longer wanted.
+    /// Returns the content of the key, and the revision of the read, if one was necessary. `None`: the registration is
+    /// no longer wanted.
     async fn look(&mut self, key: &[u8]) -> Result<Option<(Option<Record>, Option<Revision>)>, Error> {
         let context = Arc::clone(&self.context);
         Ok(Some(match std::mem::take(&mut self.known) {
@@ -91,22 +91,22 @@ impl RegistrationTask {
         }))
     }
 
-    /// Notes the content of the key, and compares it with the writes of this registration.
+    /// Records the content of the key, and compares it with the writes of this registration.
     fn note(&mut self, record: Option<&Record>, at: Option<Revision>) -> Comparison {
         let found = record.map(|record| self.found(record));
         let own = found.as_ref().is_some_and(|found| found.own);
         if !own {
-            // Nothing is under the former lease that is to be moved.
+            // No key has to be moved off the former lease.
             self.former = None;
         }
         self.gone = record.is_none();
         if self.gone && std::mem::take(&mut self.writes.withdrawing) {
             self.disown();
         }
-        // A read may be stale, so what was acknowledged is not forgotten for it.
+        // A read may be stale, so it does not replace what was acknowledged.
         let former = record.is_some_and(|record| self.is_former(record));
         if let (true, Some(record)) = (own && !former, record) {
-            // Also by a write whose answer was lost.
+            // Includes a write without an answer.
             self.writes.entitlement.stored();
             self.writes.renew(record);
         } else if std::mem::take(&mut self.gave_way) {
@@ -115,8 +115,8 @@ impl RegistrationTask {
         Comparison { found, at, own, former }
     }
 
-    /// Decides on the next step, after an observation of the lease of another owner where that is needed. `None`: the
-    /// registration is no longer wanted, or needs another lease.
+    /// Decides on the next step, after an observation of another owner's lease if necessary. `None`: the registration
+    /// is no longer wanted, or needs another lease.
     async fn decide(&self, comparison: &Comparison, desired: &Desired, lease: LeaseId) -> Result<Option<Step>, Error> {
         let Comparison { found, former, .. } = comparison;
         let mine = self.writes.mine().map(|mine| if *former { Mine { generation: 0, ..mine } } else { mine });
@@ -129,7 +129,7 @@ impl RegistrationTask {
         Ok(observation.map(|observation| reconcile::after_observation(found, observation)))
     }
 
-    /// Does the step.
+    /// Executes the step.
     async fn apply(
         &mut self,
         step: Step,
@@ -149,7 +149,7 @@ impl RegistrationTask {
                 let noted = self.rollbacks;
                 let written = self.write(key, record.as_ref(), Guard::Modified(modified), desired, lease).await;
                 if comparison.former && matches!(written, Ok(StepOutcome::Settled)) {
-                    // The guard proves what was read.
+                    // The guard proves that the read was current.
                     let now = self.writes.stored().map(|stored| stored.modified).unwrap_or_default();
                     self.context.leases.store_went_back(noted, now);
                 }
@@ -175,12 +175,12 @@ impl RegistrationTask {
         }
     }
 
-    /// Returns the id of the lease, after a grant where that is needed. `None`: the registration is no longer wanted.
+    /// Returns the id of the lease, after a grant if necessary. `None`: the registration is no longer wanted.
     async fn lease(&mut self) -> Result<Option<LeaseId>, Error> {
         if let Some(lease) = self.lease.as_ref().filter(|lease| !lease.is_lost() && !lease.is_retired()) {
             return Ok(Some(lease.id()));
         }
-        // A key that is under it lives there until it is written under another one.
+        // A key under it stays there until it is written under another lease.
         let retired = self.lease.take_if(|lease| lease.is_retired());
         if let Some(retired) = retired.filter(|lease| self.writes.may_be_under(lease.id())) {
             self.former = Some(retired);
@@ -204,7 +204,7 @@ impl RegistrationTask {
         Ok(Some(self.lease.insert(lease).id()))
     }
 
-    /// Writes the instance under a guard. `previous`: what is replaced.
+    /// Writes the instance under a guard. `previous` is the replaced record.
     async fn write(
         &mut self,
         key: &Arc<[u8]>,
@@ -224,7 +224,7 @@ impl RegistrationTask {
         let value = layout.encode(self.driver.service(), &desired.instance, &writing)?;
         let claims = previous.is_none_or(|record| !self.writes.is_own(record));
         // The request may wait behind others, or etcd may be silent. An unsent request of an unwanted registration is
-        // not sent any more.
+        // dropped.
         let given_up = unwanted_for(&self.driver, DEREGISTER_TIMEOUT);
         match context.conn.put_unless(key, guard, &value, Some(lease), given_up).await {
             Ok(Written::Done(revision)) => {
@@ -265,9 +265,9 @@ impl RegistrationTask {
         self.former = None;
     }
 
-    /// Notes that etcd does not know the lease. A given one is never replaced.
+    /// Records that etcd does not know the lease. A given lease is never replaced.
     fn lease_lost(&mut self) -> Error {
-        // Its keys went with it.
+        // Its keys were deleted with it.
         self.gone = true;
         let given = matches!(self.options.lease, LeaseChoice::Given(_));
         if let Some(lost) = self.lease.take_if(|_| !given) {
@@ -276,9 +276,9 @@ impl RegistrationTask {
         Error::LeaseLost
     }
 
-    /// Finds out why the key is gone: an operator deleted it, if its lease is still there and no other registration had
-    /// the key in between, and the history of the store has the deletion. Nothing else proves an eviction; renewals may
-    /// have gone unanswered for a while. `at`: the revision of the read; `None` if there was none.
+    /// Determines the cause of the key's absence. An eviction is proved only if the lease still exists, no other
+    /// registration had the key in between, and the history of the store contains the deletion. Renewals may have been
+    /// unanswered for a while. `at`: the revision of the read; `None` without one.
     async fn confirm_eviction(
         &mut self,
         key: &[u8],
@@ -290,8 +290,8 @@ impl RegistrationTask {
             return Ok(StepOutcome::Repeat);
         }
         let context = Arc::clone(&self.context);
-        // A read can be stale (etcd-io/etcd#20418). A write is not. It was done after the deletion, so a history up to
-        // its revision has that.
+        // A read can be stale (etcd-io/etcd#20418), a write cannot. This one is later than the deletion, so the history
+        // up to its revision contains the deletion.
         let read = tokio::select! {
             read = reads::current_by_a_write(&context.conn, key) => read.map_err(|failure| self.failed(failure))?,
             () = self.driver.unwanted() => return Ok(StepOutcome::Repeat),
@@ -339,7 +339,7 @@ impl RegistrationTask {
     }
 }
 
-/// Waits until the registration is no longer wanted, and then for `limit`.
+/// Waits until the registration is no longer wanted, and then for another `limit`.
 async fn unwanted_for(driver: &RegistrationDriver, limit: std::time::Duration) {
     driver.unwanted().await;
     tokio::time::sleep(limit).await;

@@ -1,5 +1,6 @@
-//! Cause of the loss of an own key whose lease is alive: an operator deleted it, or another registration had it in
-//! between. The history of the key tells, see [`super::removal`] for the mark that a removal leaves in it.
+//! Cause of the loss of an own key with a live lease: an operator deleted it, or another registration had it in
+//! between. The history of the key distinguishes the two; see [`super::removal`] for the mark that a removal leaves in
+//! it.
 
 use std::time::Duration;
 
@@ -36,17 +37,17 @@ pub(super) enum Loss {
     Unwritten,
 }
 
-/// Part of the history of a key that can be read.
+/// Readable part of the history of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum History {
     /// All since the last own write.
     Whole,
-    /// The first of it was compacted away.
+    /// Its beginning was compacted away.
     Compacted,
 }
 
 impl History {
-    /// Returns the cause of a loss that the history does not contain.
+    /// Returns the cause of a loss without an event in the history.
     fn without_an_event(self) -> Loss {
         match self {
             Self::Whole => Loss::Unwritten,
@@ -55,7 +56,7 @@ impl History {
     }
 }
 
-/// Returns the cause that the next event of the key shows; `None` for an own write.
+/// Returns the cause shown by the next event of the key; `None` for an own write.
 fn judge(event: &KeyEvent, is_own: impl Fn(&Record) -> bool) -> Option<Loss> {
     match event {
         KeyEvent::Put(record) if is_own(record) => None,
@@ -68,9 +69,9 @@ fn judge(event: &KeyEvent, is_own: impl Fn(&Record) -> bool) -> Option<Loss> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum HistoryWatch {
     Opening,
-    /// Its member was not yet at the revision at which the key was found to be absent.
+    /// The member had not reached the revision at which the key was found absent.
     Lagging,
-    /// Its member had that revision when the watch was opened.
+    /// The member had reached that revision when the watch was opened.
     Current,
 }
 
@@ -80,7 +81,7 @@ impl HistoryWatch {
         if now < absent_at { Self::Lagging } else { Self::Current }
     }
 
-    /// Returns the cause of a loss that the watch did not show in time.
+    /// Returns the cause of a loss for which the watch reported no event in time.
     fn without_an_event(self, history: History) -> Result<Loss, Failure> {
         match self {
             Self::Opening => Err(Failure::Lost(text_cause("the history of a key did not arrive in time"))),
@@ -90,8 +91,8 @@ impl HistoryWatch {
     }
 }
 
-/// Reads the history of `key` from `written`, an own write, on. The key was absent at the revision `absent_at`. A
-/// history that was compacted away counts as a deletion.
+/// Reads the history of `key` from the own write at `written` on. The key was absent at the revision `absent_at`. A
+/// compacted history counts as a deletion.
 ///
 /// Dropping the future has no effect.
 pub(super) async fn loss(

@@ -1,5 +1,5 @@
 //! Writes of a registration under its key: the acknowledged one, and those of unknown outcome. They distinguish the own
-//! key from another registration's. Read [`super::removal`] next: it removes late effects.
+//! key from that of another registration. Read [`super::removal`] next: it removes late effects.
 
 use std::sync::Arc;
 
@@ -17,30 +17,30 @@ use crate::{
     watch::record::Record,
 };
 
-/// Maximum number of writes of unknown outcome whose values are remembered. Each update during an outage can add one.
-/// Evicted values are taken for those of other registrations.
+/// Maximum number of recorded writes of unknown outcome. Each update during an outage can add one. Evicted values count
+/// as those of other registrations.
 const MAX_UNKNOWN: usize = 32;
 
 /// The writes of one registration.
 #[derive(Default)]
 pub(super) struct OwnWrites {
     pub(super) entitlement: Entitlement,
-    /// The key may have been, or may yet be, removed because the instance was not to be shown. Its absence is no
+    /// The key was removed, or may still be removed, because the instance was not to be shown. Its absence is no
     /// eviction.
     pub(super) withdrawing: bool,
     stored: Option<Stored>,
-    /// Writes whose answer was lost.
+    /// Writes of unknown outcome.
     unknown: Vec<Sent>,
 }
 
-/// A write that was acknowledged.
+/// Acknowledged write.
 struct Stored {
     record: Record,
-    /// The generation of the instance in it.
+    /// Generation of the instance in it.
     generation: u64,
 }
 
-/// A write that may have been done, or may yet be.
+/// Write that was applied, or may still be.
 struct Sent {
     value: Vec<u8>,
     lease: Option<LeaseId>,
@@ -49,21 +49,22 @@ struct Sent {
 
 /// Effect that a write of unknown outcome can have when it arrives late.
 pub(super) enum Effect {
-    /// None, once the key that it changes is removed.
+    /// No effect, once the changed key is removed.
     Change,
-    /// Claims the key for this registration: creates it, or replaces the value of another registration. Until the
-    /// outcome is known, its lease is kept, even if the registration uses another one by now, because it may have to be
+    /// Claims the key for this registration: creates it, or replaces the value of another registration. Its lease is
+    /// kept until the outcome is known, even if the registration uses another one by now, because it may have to be
     /// retired.
     Claim(Arc<Lease>),
-    /// The same, with the proof that it is impossible by now.
+    /// The same, after a read that did not show the claim. Contains the proof to wait for that it has become
+    /// impossible.
     LateClaim(Impossible),
 }
 
-/// Another registration of this session that has the key.
+/// Another registration of this session that has claimed the key.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Claimant {
     Nobody,
-    /// No write of it was acknowledged.
+    /// None of its writes was acknowledged.
     Silent,
     /// Its last acknowledged write was at this revision.
     Wrote(Revision),
@@ -75,19 +76,19 @@ impl From<Option<Withdrawal>> for Claimant {
     }
 }
 
-/// Author of a value that a removal finds.
+/// Author of a value that is found by a removal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Author {
     /// This registration.
     This,
     /// Another registration.
     Another,
-    /// This one, or another one of this session that has not heard yet what became of its write.
+    /// This registration, or another one of this session with a write of unknown outcome.
     Unclear,
 }
 
 impl Sent {
-    /// Returns `true` while it can make the key this registration's.
+    /// Returns `true` while the write can claim the key for this registration.
     fn may_claim(&self) -> bool {
         match &self.effect {
             Effect::Change => false,
@@ -98,14 +99,14 @@ impl Sent {
 }
 
 impl OwnWrites {
-    /// Returns `true` if this registration wrote exactly this, as far as it remembers.
+    /// Returns `true` if this registration wrote exactly this record, according to its recorded writes.
     pub(super) fn is_own(&self, record: &Record) -> bool {
         let is_it = |sent: &Sent| sent.lease == record.lease && sent.value == record.value;
         self.is_stored(record) || self.unknown.iter().any(is_it)
     }
 
-    /// Returns `true` if this is what was acknowledged last. Not by its bytes and lease alone: without terms another
-    /// registration of this session may have written the same since.
+    /// Returns `true` if this is the last acknowledged write. Bytes and lease alone do not identify it: without terms,
+    /// another registration of this session may have written the same since.
     fn is_stored(&self, record: &Record) -> bool {
         self.stored().is_some_and(|stored| {
             (stored.modified, stored.lease, &stored.value) == (record.modified, record.lease, &record.value)
@@ -118,8 +119,8 @@ impl OwnWrites {
         self.stored().is_some_and(|stored| stored.lease == record.lease && record.modified < stored.modified)
     }
 
-    /// Returns the author of a record: this registration, as far as it remembers, or the `claimant`. With a `term` no
-    /// two registrations write the same value.
+    /// Returns the author of a record: this registration, according to its recorded writes, or the `claimant`. With a
+    /// `term` no two registrations write the same value.
     pub(super) fn author(&self, record: &Record, term: Option<u64>, claimant: Claimant) -> Author {
         match claimant {
             _ if !self.is_own(record) => Author::Another,
@@ -129,64 +130,64 @@ impl OwnWrites {
         }
     }
 
-    /// The last write that was acknowledged, unless it was replaced since.
+    /// Returns the last acknowledged write, unless it was replaced since.
     pub(super) fn stored(&self) -> Option<&Record> {
         self.stored.as_ref().map(|stored| &stored.record)
     }
 
-    /// The same, as input of a decision.
+    /// Returns the same as input of a decision.
     pub(super) fn mine(&self) -> Option<Mine> {
         let Stored { record, generation } = self.stored.as_ref()?;
         let Record { created, lease, .. } = record;
         Some(Mine { created: *created, lease: lease.unwrap_or_default(), generation: *generation })
     }
 
-    /// The lease of the last write whose answer was lost.
+    /// Returns the lease of the last write of unknown outcome.
     pub(super) fn last_unknown(&self) -> Option<LeaseId> {
         self.unknown.last().map(|sent| sent.lease.unwrap_or_default())
     }
 
-    /// Returns `true` if the key may be under `lease`, for all that is known. One that would be made late does not
-    /// count.
+    /// Returns `true` if the key may exist under `lease`, as far as is known. Late claims do not count.
     pub(super) fn may_be_under(&self, lease: LeaseId) -> bool {
         let unknown = self.unknown.iter().filter(|sent| !matches!(sent.effect, Effect::LateClaim(_)));
         let mut leases = self.stored().map(|stored| stored.lease).into_iter().chain(unknown.map(|sent| sent.lease));
         leases.any(|under| under == Some(lease))
     }
 
-    /// Notes that the store has `record`, with the instance of `generation`.
+    /// Records that the store contains `record`, with the instance of `generation`.
     pub(super) fn acknowledge(&mut self, record: Record, generation: u64) {
         self.entitlement.stored();
         self.stored = Some(Stored { record, generation });
     }
 
-    /// Notes that the store has `record`, an own one: that may be a later one than what was acknowledged last.
+    /// Records that the store contains `record`, an own write. It may be later than the last acknowledged one.
     pub(super) fn renew(&mut self, record: &Record) {
         if let Some(stored) = self.stored.as_mut().filter(|stored| stored.record != *record) {
-            // Of another value it is not known which generation it is.
+            // The generation of a different value is unknown.
             let generation = if stored.record.value == record.value { stored.generation } else { 0 };
             *stored = Stored { record: record.clone(), generation };
         }
     }
 
-    /// Forgets writes that a later acknowledged one has made impossible.
+    /// Drops writes that a later acknowledged one has made impossible.
     pub(super) fn forget_changes(&mut self) {
         self.unknown.retain(Sent::may_claim);
     }
 
-    /// Forgets what was stored: it was replaced, so its absence is no eviction.
+    /// Drops the stored write: it was replaced, so its absence is no eviction.
     pub(super) fn disown(&mut self) {
         self.stored = None;
     }
 
-    /// Notes that the store refused a claim. The next one may draw another term, unless an earlier one may yet be done.
+    /// Records that the store refused a claim. The next one may use another term, unless an earlier claim may still be
+    /// applied.
     pub(super) fn refused(&mut self) {
         if self.unknown.is_empty() {
             self.entitlement.refused();
         }
     }
 
-    /// Remembers a write whose answer was lost: what it wrote is this registration's own, should it be found.
+    /// Records a write of unknown outcome. If its value is found later, it belongs to this registration.
     pub(super) fn remember(&mut self, value: Vec<u8>, lease: Option<LeaseId>, effect: Effect) {
         let changes = |sent: &Sent| matches!(sent.effect, Effect::Change);
         let known = self.unknown.iter().any(|sent| changes(sent) && sent.lease == lease && sent.value == value);
@@ -201,7 +202,8 @@ impl OwnWrites {
         self.unknown.push(Sent { value, lease, effect });
     }
 
-    /// The first late claim whose lease has a later one, and with that the same proof: only a given lease has several.
+    /// Returns the first late claim that shares its lease, and therefore its proof, with a later one. Only a given
+    /// lease has several.
     fn repeated_claim(&self) -> Option<usize> {
         let is_late = |sent: &Sent| matches!(sent.effect, Effect::LateClaim(_));
         let mut positions = self.unknown.iter().enumerate().filter(|(_, sent)| is_late(sent));
@@ -211,9 +213,9 @@ impl OwnWrites {
         positions.find(is_repeated).map(|(index, _)| index)
     }
 
-    /// Looks at the key as it was found after a claim of unknown outcome. If it shows the claim, that is settled; else
-    /// it may yet be done, until what `late` returns for its lease is proved. That the lease is said to be lost is no
-    /// such proof.
+    /// Compares the key, as it was found, with claims of unknown outcome. A claim that is found is settled. Another one
+    /// may still be applied, until the proof that `late` returns for its lease is complete. A reported loss of the
+    /// lease is no such proof.
     pub(super) fn settle(&mut self, found: Option<&Record>, mut late: impl FnMut(&Arc<Lease>) -> Impossible) {
         for sent in &mut self.unknown {
             let Effect::Claim(lease) = &sent.effect else { continue };
@@ -226,17 +228,18 @@ impl OwnWrites {
         }
     }
 
-    /// Returns `true` while it is still to be seen whether a claim was done.
+    /// Returns `true` while the key was not read since a claim of unknown outcome.
     pub(super) fn is_unsettled(&self) -> bool {
         self.unknown.iter().any(|sent| matches!(sent.effect, Effect::Claim(_)))
     }
 
-    /// Returns `true` while a write can make the key this registration's although it was found not to be.
+    /// Returns `true` while a write can still claim the key for this registration, although the key was found
+    /// otherwise.
     pub(super) fn may_claim(&self) -> bool {
         self.unknown.iter().any(Sent::may_claim)
     }
 
-    /// The proof that the first of the late claims is impossible, to wait for.
+    /// Returns the proof to wait for: that the first of the late claims is impossible.
     pub(super) fn late_claim(&self) -> Option<&Impossible> {
         let late = self.unknown.iter().find(|sent| sent.may_claim())?;
         match &late.effect {
@@ -245,7 +248,7 @@ impl OwnWrites {
         }
     }
 
-    /// Notes that the first of the late claims is impossible.
+    /// Records that the first of the late claims is impossible.
     pub(super) fn impossible(&mut self) {
         if let Some(sent) = self.unknown.iter_mut().find(|sent| sent.may_claim()) {
             sent.effect = Effect::Change;
@@ -403,7 +406,7 @@ mod tests {
         }
         assert_eq!(writes.unknown.len(), MAX_UNKNOWN);
         assert!(writes.may_claim() && writes.is_own(&record("63", LEASE)) && !writes.is_own(&record("0", LEASE)));
-        // Leases that were retired have a proof each.
+        // Each retired lease has its own proof.
         let mut writes = OwnWrites::default();
         for number in 1..=64 {
             writes.remember(b"one".to_vec(), Some(LeaseId::new(number)), claim(LeaseId::new(number)));

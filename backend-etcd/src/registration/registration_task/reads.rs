@@ -1,5 +1,5 @@
-//! Reads of a key. Those of some releases of etcd are stale after a pause of the process (etcd-io/etcd#20418); a write
-//! is never stale, so it replaces a read that is older than what is known.
+//! Reads of a key. Some releases of etcd answer stale reads after a pause of the process (etcd-io/etcd#20418). A write
+//! is never stale, so it replaces a read that is older than a known revision.
 
 use enlist::Revision;
 
@@ -9,8 +9,8 @@ use crate::{
     watch::record::Record,
 };
 
-/// Reads a key, and returns a revision at which it was so. A read of a lower revision than what this client has seen
-/// before is stale, or the store was restored: it is repeated by a write.
+/// Reads a key, and returns the revision of that state. A read below the highest known revision is stale, or the store
+/// was restored: it is repeated by a write.
 ///
 /// Dropping the future has no effect.
 pub(super) async fn current(conn: &Connection, key: &[u8]) -> Result<(Option<Record>, Revision), Failure> {
@@ -19,7 +19,7 @@ pub(super) async fn current(conn: &Connection, key: &[u8]) -> Result<(Option<Rec
     if read.1 < known { current_by_a_write(conn, key).await } else { Ok(read) }
 }
 
-/// As [`current`], by a write that changes nothing: the removal of a key that has to be absent.
+/// As [`current`], by a write without an effect: a removal guarded by the absence of the key.
 ///
 /// Dropping the future has no effect.
 pub(super) async fn current_by_a_write(conn: &Connection, key: &[u8]) -> Result<(Option<Record>, Revision), Failure> {

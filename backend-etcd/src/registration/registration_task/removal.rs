@@ -1,5 +1,5 @@
-//! End of a registration: its key is removed under a guard, until etcd has confirmed that, and until no write of
-//! unknown outcome can create it again.
+//! End of a registration: removes its key under a guard, until etcd has confirmed the removal and no write of unknown
+//! outcome can create the key again.
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,11 +26,11 @@ use crate::{
 };
 
 impl RegistrationTask {
-    /// Removes the instance until etcd has confirmed it. A registration that gave up reports that at once, and removes
-    /// the possible effects of its last attempt: its lease lives on, and would keep them for ever.
+    /// Removes the instance until etcd has confirmed the removal. A registration that gave up reports that at once, and
+    /// removes the possible effects of its last attempt: its lease stays alive and would keep them without end.
     ///
-    /// `claim`: no other registration of this session has the key until its removal is confirmed. From then on the id
-    /// is free, and late effects are removed as soon as they appear.
+    /// `claim`: excludes other registrations of this session from the key until the removal is confirmed. Afterwards
+    /// the id is free, and late effects are removed as soon as they appear.
     pub(super) async fn remove_for_good(&mut self, gave_up: Option<Error>, mut claim: Option<Claim<Arc<[u8]>>>) {
         let outcome = |found: Deregistered| gave_up.clone().map_or(Ok(found), Err);
         if let Some(claim) = &claim {
@@ -46,7 +46,7 @@ impl RegistrationTask {
         let mut result = Deregistered::AlreadyGone;
         loop {
             let attempt = self.try_remove(&key, claim.as_ref());
-            // An attempt without an answer in time is abandoned and repeated: each of its writes has a guard.
+            // An attempt that is not answered in time is abandoned and repeated: each of its writes has a guard.
             let attempted = match begun.remaining(DEREGISTER_TIMEOUT) {
                 Duration::ZERO => attempt.await,
                 remaining => tokio::time::timeout(remaining, attempt).await.unwrap_or(Ok(None)),
@@ -66,8 +66,8 @@ impl RegistrationTask {
                 if !self.writes.may_claim() {
                     return self.driver.report_end(outcome(result));
                 }
-                // The leases of what may still be done are given up: what is written under them by then is removed on
-                // sight.
+                // The leases of writes of unknown outcome are dropped. Late effects of these writes are removed as soon
+                // as they appear.
                 (self.lease, self.former, claim) = (None, None, None);
             }
             if attempt == Attempt::Refused || begun.elapsed() >= DEREGISTER_TIMEOUT {
@@ -91,12 +91,13 @@ impl RegistrationTask {
         }
     }
 
-    /// Waits until a write of unknown outcome is proved impossible, shows under the key, or `delay` has passed.
+    /// Waits until a write of unknown outcome is proved impossible or appears under the key, or until `delay` has
+    /// passed.
     async fn wait_for_late_write(&mut self, key: &[u8], looked: Option<Looked>, delay: Duration) {
         let context = Arc::clone(&self.context);
         let mut proof = self.writes.late_claim().cloned();
         let found = looked.map(|looked| (looked.remaining, looked.at));
-        // Not what was found to be another registration's.
+        // A known record of another registration is no late effect.
         let known = found.as_ref().and_then(|(remaining, _)| remaining.as_ref()).map(|record| record.modified);
         let is_late = |record: &Record| Some(record.modified) != known && self.writes.is_own(record);
         tokio::select! {
@@ -106,7 +107,7 @@ impl RegistrationTask {
         }
     }
 
-    /// Returns the key, if there may be something to remove under it.
+    /// Returns the key, if there may be a value to remove under it.
     fn removable(&self) -> Option<Arc<[u8]>> {
         if let Some(stored) = self.writes.stored() {
             return Some(Arc::clone(&stored.key));
@@ -117,15 +118,15 @@ impl RegistrationTask {
         }
     }
 
-    /// Returns the owner token by which the key of a crashed predecessor is removed as well: the registration would
-    /// have taken the key over, had there been time.
+    /// Returns the owner token with which the key of a crashed predecessor is removed as well: the registration was
+    /// about to take the key over when it was stopped.
     fn leftover_owner(&self) -> Option<&str> {
         let never_wrote = !self.writes.entitlement.is_stored() && self.layout.lease_scope() == LeaseScope::Shared;
         self.options.owner.as_deref().filter(|_| never_wrote && self.driver.goal() == Goal::Absent)
     }
 
-    /// Removes the key if it is this registration's, and returns what is left. `None`: it changed meanwhile, or it is
-    /// not known yet whose it is; look again.
+    /// Removes the key if it belongs to this registration, and returns its remaining state. `None`: the key changed
+    /// meanwhile, or its author is not known yet; repeat the attempt.
     async fn try_remove(&mut self, key: &[u8], claim: Option<&Claim<Arc<[u8]>>>) -> Result<Option<Looked>, Failure> {
         let context = Arc::clone(&self.context);
         let (record, at) = reads::current(&context.conn, key).await?;
@@ -140,7 +141,7 @@ impl RegistrationTask {
             is_older && record.lease.is_some() && self.owner_of(&record).as_deref() == Some(owner)
         };
         let claimant = if claim.is_some() { None } else { context.key_claims.claimant(&self.slot) };
-        // While other registrations may have the key, an earlier write is not told apart from theirs.
+        // While other registrations may have the key, an earlier write cannot be distinguished from theirs.
         let former = claim.is_some() && self.is_former(&record);
         match self.writes.author(&record, term, claimant.into()) {
             Author::This => {}
@@ -163,7 +164,7 @@ impl RegistrationTask {
         Ok(match context.conn.delete(key, Guard::Modified(modified)).await? {
             Written::Done(at) => {
                 if former {
-                    // The guard proves what was read.
+                    // The guard proves that the read was current.
                     context.leases.store_went_back(self.rollbacks, at);
                 }
                 context.note_departure();
@@ -179,9 +180,9 @@ impl RegistrationTask {
 enum Attempt {
     /// The state of the key is known.
     Looked,
-    /// It was refused for good.
+    /// The removal was refused permanently.
     Refused,
-    /// It was not answered, or the key changed meanwhile.
+    /// The removal was not answered, or the key changed meanwhile.
     Unanswered,
 }
 
@@ -189,7 +190,7 @@ enum Attempt {
 struct Looked {
     /// The attempt has deleted the key.
     removed: bool,
-    /// The record that remains, which is not of this registration.
+    /// The remaining record, which belongs to another registration.
     remaining: Option<Record>,
     /// Revision of that state.
     at: Revision,

@@ -28,11 +28,11 @@ use crate::{
     },
 };
 
-/// Age at which a written key is watched. So thousands of keys that are written together cause no events of their own,
-/// and a service that is shared with others is listed once.
+/// Age at which a written key is watched. The delay keeps the events of thousands of keys written together out of the
+/// watches, and a service that is shared with others is listed once.
 const WATCH_DELAY: Duration = Duration::from_millis(500);
 
-/// A published instance that could not be brought up to date.
+/// Published instance that could not be brought up to date.
 pub(super) struct Outdated {
     cause: Error,
     /// Time until the next try.
@@ -40,7 +40,7 @@ pub(super) struct Outdated {
     watched: Watched,
 }
 
-/// An own key that is to be watched.
+/// Own key to be watched.
 struct Monitored<'a> {
     monitors: &'a KeyMonitors,
     layout: &'a dyn Layout,
@@ -72,7 +72,7 @@ impl Monitored<'_> {
 }
 
 impl RegistrationTask {
-    /// Waits until something is no longer as it should be, or could be brought up to date.
+    /// Waits until the published state differs from the desired one, or can be brought up to date.
     pub(super) async fn wait_for_change(&mut self, claim: &Claim<Arc<[u8]>>, outdated: Option<Outdated>) -> WakeReason {
         let (Some(lease), Some(stored)) = (&self.lease, self.writes.stored()) else {
             return WakeReason::Look;
@@ -139,8 +139,8 @@ impl RegistrationTask {
         }
     }
 
-    /// Reports that what is published could not be brought up to date, and waits until it is worth another try, or
-    /// until something else is no longer as it should be.
+    /// Reports that the published instance could not be brought up to date, and waits until another attempt is due, or
+    /// until the published state changes otherwise.
     pub(super) async fn wait_outdated(&mut self, claim: &Claim<Arc<[u8]>>, cause: Error) -> WakeReason {
         tracing::debug!(%cause, "not brought up to date");
         let delay = if cause.is_retryable() {
@@ -153,7 +153,7 @@ impl RegistrationTask {
         self.wait_for_change(claim, Some(Outdated { cause, delay, watched: self.watched })).await
     }
 
-    /// Reports why it is not published and waits until it is worth another try.
+    /// Reports the reason why the instance is not published, and waits until another attempt is due.
     pub(super) async fn wait_unpublished(&mut self, claim: &Claim<Arc<[u8]>>, error: Error) -> WakeReason {
         let conflict = matches!(error, Error::AlreadyRegistered { .. });
         let waits = self.waits_out(&error);
@@ -166,7 +166,7 @@ impl RegistrationTask {
         } else {
             self.driver.report_failure(error);
         }
-        // A key that another owner has is watched, so that it is claimed as soon as it is free.
+        // Another owner's key is watched, so that it is claimed as soon as it is free.
         let mut foreign = match (conflict, &self.lease) {
             (true, Some(lease)) => self
                 .key_under(lease.id())
@@ -186,7 +186,7 @@ impl RegistrationTask {
                 () = &mut recovered, if retryable => return WakeReason::Recovered,
                 () = lease::unusable(self.lease.as_ref()) => {
                     if self.writes.is_unsettled() {
-                        // The key may be under it.
+                        // The key may exist under it.
                         return WakeReason::Look;
                     }
                     self.lease = None;
@@ -195,7 +195,7 @@ impl RegistrationTask {
         }
     }
 
-    /// Waits until the key that another registration has, as `record`, is free.
+    /// Waits until the key, which another registration holds as `record`, is free.
     pub(super) async fn wait_until_free(&mut self, claim: &Claim<Arc<[u8]>>, record: Record) -> WakeReason {
         let (key, revision) = (Arc::clone(&record.key), record.modified);
         let mut followed = self.context.hub.follow_key(&key, Some(record), revision, Begin::Known).ok();
@@ -211,13 +211,13 @@ impl RegistrationTask {
         }
     }
 
-    /// Does what has to be done before the next comparison.
+    /// Prepares the next comparison.
     pub(super) async fn answer(&mut self, reason: WakeReason) -> KeyState {
         match reason {
             WakeReason::Superseded | WakeReason::Look | WakeReason::Changed => KeyState::MayDiffer,
             WakeReason::Wanted => KeyState::AsStored,
             WakeReason::Unobservable => {
-                // A watch of its own that cannot see the key either is tried again at a slow pace.
+                // If the key's own watch cannot see it either, the watch is repeated at a slow pace.
                 if std::mem::replace(&mut self.sharing, Sharing::Never) == Sharing::Never {
                     self.rest(permanent_error_delay()).await;
                 }
@@ -236,15 +236,15 @@ impl RegistrationTask {
                 KeyState::AsStored
             }
             WakeReason::Recovered | WakeReason::Restored => {
-                // Together with all others.
+                // Spread, because all registrations resume at the same time.
                 self.rest(jitter(self.reregistration_window())).await;
                 KeyState::MayDiffer
             }
         }
     }
 
-    /// The key is gone, or its lease is. Finds out which, and keeps those that lost it together from coming back
-    /// together.
+    /// Handles the loss of the key: determines if its lease is lost, too, and spreads the re-registrations of keys that
+    /// were lost together.
     async fn lost(&mut self) {
         let Some(lease) = self.lease.clone() else {
             return;
@@ -258,7 +258,7 @@ impl RegistrationTask {
                 lease_changed(&mut state).await;
             }
         };
-        // Without a verdict the key is looked at, and the guarded write settles it.
+        // Without a verdict the next comparison reads the key, and the guarded write decides.
         let known = tokio::time::timeout(LEASE_VERDICT_TIMEOUT, verdict).await.is_ok();
         if known && lease.is_lost() {
             self.known = Known::Absent;
@@ -268,7 +268,7 @@ impl RegistrationTask {
     }
 }
 
-/// Waits until the key that is followed is gone.
+/// Waits until the followed key is gone.
 async fn gone(followed: &mut Option<Subscriber<Replica>>) {
     let Some(reader) = followed else {
         return std::future::pending().await;

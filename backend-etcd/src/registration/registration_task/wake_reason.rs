@@ -1,4 +1,4 @@
-//! Reasons for which the wait of a registration ends, and its consequences.
+//! Reasons for the end of a registration's wait, and their consequences.
 
 use enlist::backend::LeaseState;
 
@@ -8,18 +8,18 @@ pub(super) enum Watched {
     /// Any difference from what was written.
     #[default]
     AnyChange,
-    /// Its loss only: it is known to have changed.
+    /// Its loss only: the key is known to differ.
     LossOnly,
 }
 
 /// Event that ended the wait of a registration.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum WakeReason {
-    /// Something else is wanted.
+    /// The desired state has changed.
     Wanted,
-    /// The key may be different, or it is time for another try.
+    /// The key may differ, or another attempt is due.
     Look,
-    /// The key is different.
+    /// The key differs.
     Changed,
     /// etcd answers again.
     Recovered,
@@ -27,7 +27,7 @@ pub(super) enum WakeReason {
     Restored,
     /// The key, or its lease, is gone.
     Gone,
-    /// The lease is to be left for another one.
+    /// The lease is retired and has to be replaced.
     Retired,
     /// The watch cannot see the key.
     Unobservable,
@@ -36,7 +36,7 @@ pub(super) enum WakeReason {
 }
 
 impl WakeReason {
-    /// Returns the reason after a restore of the store, by the state of the lease: a shared one is retired by then.
+    /// Returns the reason after a restore of the store. It depends on the lease: a shared one is retired by then.
     pub(super) fn after_restore(lease: &LeaseState) -> Self {
         if matches!(lease, LeaseState::Retired) { Self::Retired } else { Self::Restored }
     }

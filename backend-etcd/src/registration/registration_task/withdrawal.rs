@@ -1,4 +1,4 @@
-//! Temporary withdrawal of an instance, because its health check fails and its layout has no health: its key is removed
+//! Temporary withdrawal of an instance with a failing health check, in a layout without health: its key is removed
 //! under a guard, and created again under the same lease when the check passes. Compare [`super::removal`], which is
 //! final.
 
@@ -20,7 +20,7 @@ use crate::{
 };
 
 impl RegistrationTask {
-    /// Removes the key, if it is `own`. It was read at the revision `at`, if it had to be read.
+    /// Removes the key, if it is `own`. `at` is the revision of the read; `None` without one.
     pub(super) async fn withdraw(
         &mut self,
         own: Option<Record>,
@@ -46,7 +46,7 @@ impl RegistrationTask {
             (None, None) => return Ok(StepOutcome::Repeat),
         };
         (self.gone, self.writes.withdrawing) = (true, false);
-        // Its absence is no eviction, and nothing is under its lease that is to be moved.
+        // Its absence is no eviction, and no key has to be moved off its lease.
         self.disown();
         self.writes.forget_changes();
         self.monitor = None;
@@ -54,8 +54,8 @@ impl RegistrationTask {
         Ok(StepOutcome::Withdrawn(at))
     }
 
-    /// Waits until the instance is to be shown again, or something else is wanted. A creation of unknown outcome that
-    /// is done meanwhile is noticed.
+    /// Waits until the instance is to be shown again, or the desired state changes otherwise. Notices a creation of
+    /// unknown outcome that is applied meanwhile.
     pub(super) async fn wait_until_shown(&mut self, claim: &Claim<Arc<[u8]>>, at: Revision) -> WakeReason {
         let context = Arc::clone(&self.context);
         let unknown = self.writes.last_unknown().filter(|_| self.writes.may_claim());
