@@ -1,7 +1,7 @@
 //! One contender in a queue of etcd.
 //!
-//! A waiting contender watches one key. Its turn is confirmed by a *write*, because a read can be stale; the token is
-//! the creation revision of its own key.
+//! A waiting contender watches one key. A *write* confirms its turn, because a read can be stale. The token is the
+//! creation revision of its own key.
 //!
 //! | file | step |
 //! |---|---|
@@ -47,8 +47,8 @@ mod queued;
 mod removal;
 mod wait;
 
-/// Age from which a queue entry is watched: a lock that is held only briefly needs no watch, and the deletion of an
-/// older entry is still noticed within a second.
+/// Age from which a queue entry is watched. A briefly held lock needs no watch, and the deletion of an older entry is
+/// still noticed within a second.
 const WATCH_FROM_AGE: Duration = Duration::from_millis(200);
 
 /// References that a guard of this backend holds.
@@ -132,7 +132,7 @@ impl QueueProtocol for Contender {
 
     async fn leave(&mut self, entry: &mut Queued, reason: LeaveReason) -> Released {
         match reason {
-            // Waiting contenders of this session may get the lock before this one notices that its entry is gone. The
+            // A waiting contender of this session may get the lock before this one notices the loss of its entry. The
             // mark stays: the caller may not have noticed the loss yet.
             LeaveReason::LockLost => {
                 entry.membership = None;
@@ -146,14 +146,14 @@ impl QueueProtocol for Contender {
             }
             LeaveReason::Failed => entry.membership = None,
             LeaveReason::CallerGone if Defect::CallerGoneStays.is_on() => return Released::AlreadyLost,
-            // A confirmation may be under way. It only touches a key that exists, so it cannot bring the entry back.
+            // A confirmation may be in flight. It only writes an existing key, so it cannot recreate the entry.
             LeaveReason::Released | LeaveReason::CallerGone | LeaveReason::NotGranted => {}
         }
         let released = match reason {
             LeaveReason::Released => self.hand_over_or_remove(entry).await,
             _ => self.remove(entry, Attempts::First).await,
         };
-        // A mark is removed with its entry only.
+        // A mark is removed only together with its entry.
         if entry.mark_state == MarkState::Written && released == Released::AlreadyLost {
             entry.mark_state = MarkState::Left;
         }
@@ -161,9 +161,9 @@ impl QueueProtocol for Contender {
     }
 
     fn left(&mut self, mut entry: Queued) {
-        // Before the suffix is reused: the membership is found by the key.
+        // Before the suffix is reused, because the membership is found by the key.
         entry.membership = None;
-        // Its key is gone by now, or the lease that kept it.
+        // By now its key is gone, or the lease of the key.
         if entry.mark_state == MarkState::Left {
             self.context.key_suffixes.retire(&self.queue.start);
         } else {
@@ -189,14 +189,14 @@ impl Contender {
         failure.into_error(&format!("the lock {}", self.acquisition.name))
     }
 
-    /// Returns the range of the entries in this queue that share the lease of this one.
+    /// Returns the range of the entries in this queue under the lease of this entry.
     fn entries_of_lease(&self, entry: &Queued) -> Option<KeyRange> {
         let layout = &self.context.lock_layout;
         let shares = layout.lease_scope() == LeaseScope::Shared && !self.acquisition.options.own_lease;
         layout.entries_of_lease(self.kind, &self.acquisition.name, entry.lease.id()).filter(|_| shares)
     }
 
-    /// Returns the entry as requests need it. Its token is 0 before its creation.
+    /// Returns the entry in the form of requests. Its token is 0 before its creation.
     fn own_entry(&self, entry: &Queued) -> OwnEntry {
         OwnEntry {
             key: entry.key.clone(),

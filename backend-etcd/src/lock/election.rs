@@ -34,7 +34,7 @@ impl Election for Etcd {
         let layout = Arc::clone(&self.session.lock.lock_layout);
         let range = layout.queue(QueueKind::Election, name)?;
         let mut reader = self.session.lock.hub.view(&range)?;
-        // Its age is that of the watch that it follows, also while the leader stays the same.
+        // Its age is the age of the followed watch, also while the leader stays the same.
         let publisher = Arc::new(Publisher::proven_by(reader.proof()));
         let tasks = TaskOwner::on(self.session.lifecycle.runtime());
         let (leaders, name) = (Arc::clone(&publisher), name.clone());

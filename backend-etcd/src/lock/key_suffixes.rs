@@ -1,4 +1,4 @@
-//! Suffixes that distinguish the entries of a session in a queue. They are used again: each key that was ever in a
+//! Suffixes that distinguish the entries of a session in a queue. They are reused: each key that ever existed in a
 //! queue costs etcd time at every read of the queue, until the history is compacted.
 
 use std::{collections::HashMap, sync::Mutex};
@@ -15,15 +15,15 @@ pub(crate) struct KeySuffixes {
 /// Suffixes of one queue.
 #[derive(Debug, Default)]
 struct InUse {
-    /// Number of suffixes that were made; the next new one is this.
+    /// Number of suffixes created so far, which is the next new suffix.
     taken: u64,
     free: Vec<u64>,
-    /// Number of suffixes that are not used again.
+    /// Number of suffixes that are not reused.
     retired: u64,
 }
 
 impl KeySuffixes {
-    /// Takes a suffix that no entry of this session in `queue` has.
+    /// Takes a suffix that no other entry of this session in `queue` uses.
     pub(crate) fn take(&self, queue: &[u8]) -> u64 {
         let mut queues = self.queues.locked();
         let suffixes = queues.entry(queue.to_vec()).or_default();
@@ -42,7 +42,7 @@ impl KeySuffixes {
         queues.get(queue).map_or(0, |suffixes| suffixes.taken - suffixes.free.len() as u64 - suffixes.retired)
     }
 
-    /// Gives a suffix back whose key is gone for good.
+    /// Returns a suffix for reuse, once its key is permanently gone.
     pub(crate) fn give_back(&self, queue: &[u8], suffix: u64) {
         let mut queues = self.queues.locked();
         if let Some(suffixes) = queues.get_mut(queue) {
@@ -53,8 +53,8 @@ impl KeySuffixes {
         }
     }
 
-    /// Takes a suffix out of use that still belongs to a mark: other contenders may remove the mark at any time, and
-    /// with it that of a later holder under the same suffix.
+    /// Excludes a suffix with a remaining mark from reuse: other contenders may remove the mark at any time, and with
+    /// it the mark of a later holder under the same suffix.
     pub(crate) fn retire(&self, queue: &[u8]) {
         if let Some(suffixes) = self.queues.locked().get_mut(queue) {
             suffixes.retired += 1;

@@ -1,7 +1,7 @@
-//! Hand-over within a session: a holder that releases confirms the entry of its successor in the same transaction, if
-//! that waits in this session too. Such a successor needs no watch.
+//! Hand-over within a session: the release of a holder confirms the entry of its successor in the same transaction, if
+//! the successor waits in this session. Such a successor needs no watch.
 //!
-//! It is an optimization only. A successor without a hand-over learns that from its ticket and confirms its entry
+//! It is an optimization only. Without a hand-over the successor's ticket ends, and the successor confirms its entry
 //! itself.
 
 use std::{
@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 
 use crate::{client::queue_requests::OwnEntry, watch::record::Record};
 
-/// An entry that waits for another one of this session. Dropping it leaves the entry to etcd's watches.
+/// Entry that waits for another one of this session. Dropping it leaves the entry to etcd's watches.
 #[derive(Debug)]
 pub(crate) struct Successor {
     entry: OwnEntry,
@@ -34,10 +34,10 @@ impl Successor {
     }
 }
 
-/// A managed entry.
+/// Managed entry.
 #[derive(Debug)]
 struct Managed {
-    /// Revision of its creation, which tells it from another entry under the same key.
+    /// Revision of its creation, which distinguishes it from another entry under the same key.
     token: Revision,
     /// Entries of this session that wait for it.
     successors: Vec<Successor>,
@@ -73,8 +73,8 @@ impl LocalQueue {
         Membership { waiting: Arc::clone(&self.waiting), key: key.to_vec(), token }
     }
 
-    /// Registers `entry` as waiting for the entry `before`; returns `None` if this session does not manage that one.
-    /// The key alone is not enough: its suffix is reused, and a later entry under it may be behind `entry`.
+    /// Registers `entry` as waiting for the entry `before`; returns `None` if this session does not manage `before`.
+    /// The key alone does not identify it: its suffix is reused, and a later entry under it may be behind `entry`.
     pub(crate) fn wait(&self, before: &Record, entry: OwnEntry) -> Option<HandoverTicket> {
         with(&self.waiting, |waiting| {
             let managed = waiting.get_mut(&*before.key).filter(|managed| managed.token == before.created)?;
@@ -139,7 +139,7 @@ mod tests {
         Record { key: b"k"[..].into(), value: Vec::new(), created: at, modified: at, lease: None }
     }
 
-    /// It would wait for an entry behind its own.
+    /// Otherwise the entry would wait for one behind itself.
     #[test]
     fn a_later_entry_under_the_same_key_is_not_waited_for() {
         let queue = LocalQueue::default();

@@ -1,8 +1,8 @@
 //! Locks and elections: a queue of keys ordered by creation revision, judged by [`enlist::backend::queue_position`].
 //!
-//! A task of the session acts for each acquisition. Its order of steps is [`enlist::backend::contender`];
-//! [`contender`] is the part that touches etcd. The server's own Lock RPC is not used: it grants false locks. Read
-//! `lock.rs` first, then `contender.rs`.
+//! Each acquisition has a task of the session. Its order of steps is [`enlist::backend::contender`]; [`contender`]
+//! contains the requests to etcd. The server's own Lock RPC is not used: it grants false locks. Read `lock.rs` first,
+//! then `contender.rs`.
 
 mod contender;
 pub(crate) mod context;

@@ -1,4 +1,4 @@
-//! The queues of locks, for operators. Nothing here takes part in a queue.
+//! Queues of locks, for operators. This code takes no part in a queue.
 
 use std::collections::BTreeMap;
 
@@ -12,19 +12,19 @@ use crate::{
     watch::record::Record,
 };
 
-/// Number of locks of a namespace whose marks are read concurrently.
+/// Maximum number of concurrent reads of locks' marks.
 const CONCURRENT_READS: usize = 16;
 
 /// One contender in the queue of a lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct QueuedContender {
-    /// Its fencing token, which also orders the queue: the smaller one is before the larger one.
+    /// Fencing token. It also orders the queue: smaller tokens come first.
     pub token: FencingToken,
-    /// Mode that it asks for.
+    /// Requested mode.
     pub mode: LockMode,
-    /// The process, as it names itself; `None` if the layout has no field for that. Each client of etcd can write any
-    /// text here: show it [escaped](enlist::escape).
+    /// Name of the process, as given by itself; `None` if the layout has no field for it. Each client of etcd can write
+    /// any text here: show it [escaped](enlist::escape).
     pub process: Option<String>,
 }
 
@@ -36,14 +36,14 @@ pub struct LockQueue {
     pub name: LockName,
     /// Its holders and waiting contenders, in order.
     pub entries: Vec<QueuedContender>,
-    /// The [`lock_delay`](enlist::LockOptions::lock_delay) of a holder that did not release is running: the lock has no
-    /// holder and is not free. Known once the first contender, or a [`try_acquire`](enlist::Lock::try_acquire), has
-    /// started the delay.
+    /// `true` while the [`lock_delay`](enlist::LockOptions::lock_delay) of a holder that did not release is running:
+    /// the lock has no holder and is not free. Known once the first contender, or a
+    /// [`try_acquire`](enlist::Lock::try_acquire), has started the delay.
     pub delayed: bool,
 }
 
 impl LockQueue {
-    /// Makes the queue. Holders of the modes `delays` left marks whose delay is running.
+    /// Creates the queue. `delays`: modes of the holders that left a mark with a running delay.
     fn new(name: LockName, mut entries: Vec<QueuedContender>, delays: &[LockMode]) -> Self {
         entries.sort_unstable_by_key(|entry| entry.token);
         let delayed = match entries.first() {
@@ -53,8 +53,8 @@ impl LockQueue {
         Self { name, entries, delayed }
     }
 
-    /// Returns the holders: none while the lock is [delayed](Self::delayed), else the first entry, and if that is
-    /// shared, the shared entries right behind it.
+    /// Returns the holders: none while the lock is [delayed](Self::delayed), else the first entry. If that is shared,
+    /// the shared entries right behind it are holders, too.
     pub fn holders(&self) -> &[QueuedContender] {
         if self.delayed {
             return &[];
@@ -70,7 +70,7 @@ impl LockQueue {
 }
 
 impl Etcd {
-    /// Reads the queue of a lock; it has no entries if the lock has no contender.
+    /// Reads the queue of a lock. Without contenders it has no entries.
     ///
     /// # Errors
     ///
@@ -89,14 +89,14 @@ impl Etcd {
         Ok(LockQueue::new(name.clone(), entries, &self.delays(name).await?))
     }
 
-    /// Reads the modes of the holders that left a mark whose delay is running: it is under a lease then, see
-    /// `contender/lock_delay.rs`. The contender that has waited for it removes it when it takes the lock.
+    /// Reads the modes of the holders that left a mark with a running delay. Such a mark is under a lease, see
+    /// `contender/lock_delay.rs`. The contender that has waited for the delay removes the mark when it takes the lock.
     async fn delays(&self, name: &LockName) -> Result<Vec<LockMode>, Error> {
         let layout = &*self.session.lock.lock_layout;
         let Some(range) = layout.marks(QueueKind::Lock, name) else { return Ok(Vec::new()) };
         let marks = match self.session.conn.list(&range).await {
             Ok((marks, _)) => marks,
-            // A role that was made before there were marks.
+            // The role is older than the introduction of marks.
             Err(Failure::Denied) => return Ok(Vec::new()),
             Err(failure) => return Err(failure.into_error(&range.describe())),
         };
@@ -104,7 +104,7 @@ impl Etcd {
         Ok(running.filter_map(|mark| layout.decode_mark(QueueKind::Lock, name, &mark.key, &mark.value)).collect())
     }
 
-    /// Reads the queues of all locks of a namespace that have a contender, by name.
+    /// Reads the queues of all locks of a namespace that have a contender, in the order of their names.
     ///
     /// # Errors
     ///

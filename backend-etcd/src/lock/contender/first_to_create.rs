@@ -1,6 +1,6 @@
-//! Locks with a single key, which its creator holds (the layout of gobase). Contenders share the key and are
-//! distinguished by their leases. Waiting ones have no entry: they follow the key of the holder, and each tries to
-//! create it once it is gone.
+//! Locks with a single key, held by its creator (the layout of gobase). Contenders share the key and are distinguished
+//! by their leases. Waiting contenders have no entry: they follow the key of the holder, and each tries to create it
+//! once it is gone.
 
 use enlist::Error;
 
@@ -19,7 +19,7 @@ impl Contender {
         }
     }
 
-    /// Waits until the key is no longer the one that the holder `by` created.
+    /// Waits until the key created by the holder `by` is gone or replaced.
     ///
     /// Dropping the future has no effect.
     pub(super) async fn freed(&self, by: Record) -> Result<(), Error> {

@@ -23,20 +23,21 @@ use crate::{
     watch::record::Record,
 };
 
-/// Number of leases in a row that are replaced at once because they turn out to be gone; more count as trouble.
+/// Maximum number of consecutive leases that are replaced at once because they are gone; further ones count as
+/// failures.
 const LEASE_REPLACEMENTS: usize = 2;
 
 /// Outcome of one attempt to join.
 enum Attempt {
     Joined(Placed),
-    /// Another contender has the only key.
+    /// Another contender holds the only key.
     Occupied(Record),
 }
 
 impl Contender {
-    /// Joins the queue. If the caller waits, repeats this until etcd answers. Repeating is safe: no other acquisition
-    /// uses the key meanwhile, or not under the same lease, and it is only created if it is absent. A caller that is
-    /// gone costs no further request.
+    /// Joins the queue. While the caller waits, repeats this until etcd answers. Repetitions are safe: no other
+    /// acquisition uses the key meanwhile, or not under the same lease, and it is only created if it is absent. Once
+    /// the caller is gone, no further request is sent.
     pub(super) async fn join_queue(&mut self, caller: &mut Caller) -> Result<Queued, JoinFailure<Queued>> {
         let mut backoff = BackoffPolicy::default().start();
         let mut entry: Option<Queued> = None;
@@ -75,7 +76,7 @@ impl Contender {
         }
     }
 
-    /// Waits before the next attempt. Returns the error if there is none.
+    /// Waits before the next attempt. Returns the error if there is no further attempt.
     async fn pause_after(&self, failure: Failure, backoff: &mut Backoff, caller: &mut Caller) -> Result<(), Error> {
         let error = self.failed(failure);
         if !error.is_retryable() || !self.acquisition.wanted.waits() {
@@ -117,7 +118,7 @@ impl Contender {
         }
     }
 
-    /// Gets a lease and chooses a key under it.
+    /// Obtains a lease and chooses a key under it.
     async fn choose_entry(&self) -> Result<Queued, Failure> {
         let LockContext { leases, lock_layout, key_suffixes, .. } = &*self.context;
         let (name, options) = (&self.acquisition.name, &self.acquisition.options);
@@ -138,8 +139,8 @@ impl Contender {
         Ok(Queued::new(key, suffix, lease, mark))
     }
 
-    /// Reads back an entry whose creation has an unknown outcome. If it is absent it may yet be created, so another
-    /// entry is chosen, under another lease.
+    /// Reads an entry with a creation of unknown outcome. If it is absent it may still be created, so another entry is
+    /// chosen, under another lease.
     async fn resolve_unknown(&self, unknown: Queued, entry: &mut Option<Queued>) -> Result<Attempt, Failure> {
         match self.context.conn.get(&unknown.key).await {
             Ok((Some(own), _)) if self.is_own(&unknown, &own) => {
@@ -157,10 +158,10 @@ impl Contender {
         }
     }
 
-    /// Creates the entry, which is then the last of the queue.
+    /// Creates the entry at the end of the queue.
     async fn create(&self, entry: &mut Queued, caller: &mut Caller) -> Result<Attempt, Failure> {
         let own = self.own_entry(entry);
-        // Behind other entries of this session it has to wait anyway.
+        // Behind other entries of this session it has to wait in any case.
         let behind_others = self.context.key_suffixes.in_use(&self.queue.start) > 1;
         let batching =
             if self.acquisition.wanted.waits() && behind_others { Batching::Deferrable } else { Batching::Immediate };
@@ -171,7 +172,7 @@ impl Contender {
             Ok(QueueWrite::Refused(Some(other))) if !self.is_own(entry, &other) => {
                 return Ok(Attempt::Occupied(other));
             }
-            // Created by an attempt whose answer was lost.
+            // Created by an attempt without an answer.
             Ok(QueueWrite::Refused(Some(own))) => {
                 entry.token = Some(own.created);
                 return self.confirm(entry, own.created).await.map(Attempt::Joined);
@@ -180,7 +181,7 @@ impl Contender {
             Err(failure) => {
                 if failure.is_ambiguous() {
                     entry.unknown = true;
-                    // While etcd is silent nothing more is sent under this lease.
+                    // While etcd is silent, nothing more is sent under this lease.
                     entry.lease.doubt();
                 }
                 return Err(failure);

@@ -1,12 +1,11 @@
-//! The mark that a holder with a `lock_delay` leaves behind if it does not release, and the wait of the next holder.
+//! The mark that a holder with a `lock_delay` leaves without a release, and the wait of the next holder.
 //!
-//! Such a holder has a mark next to the queue, without a lease, and a release removes it with the entry. A mark whose
-//! holder has no entry any more distinguishes a crash, a lost lease or a deleted key from a release, also for a
-//! contender that joins later. A contender that finds one at its turn waits, and removes it when it marks its own
-//! entry. Meanwhile the mark is under a lease that is not renewed: the delay continues if the contender gives up.
+//! Such a holder has a mark next to the queue, without a lease. A release removes the mark together with the entry. A
+//! mark without an entry reveals a crash, a lost lease or a deleted key, also to a contender that joins later. At its
+//! turn a contender waits for the delay of such a mark, and removes it when it marks its own entry. Meanwhile the mark
+//! is under a lease that is not renewed, so the delay continues if the contender gives up.
 //!
-//! It is present in both backends on purpose: in `enlist-memory` it is one synchronous step in the store, here a
-//! protocol.
+//! Both backends implement it on purpose: in `enlist-memory` it is one synchronous step in the store, here a protocol.
 
 use enlist::{
     BackoffPolicy, Error, LockMode, Revision,
@@ -23,8 +22,8 @@ use crate::{
     watch::record::Record,
 };
 
-/// Returns the marks of holders that did not release and that exclude a contender whose entry was created at `token`.
-/// Marks of exclusive holders exclude all, those of shared holders only exclusive contenders. A mark under the
+/// Returns the marks of holders that did not release and that exclude the contender with the entry created at `token`.
+/// Marks of exclusive holders exclude all contenders, those of shared holders only exclusive ones. A mark under the
 /// contender's own key belongs to an earlier entry, unless it is newer than this one.
 fn left_behind<'a>(
     marks: impl IntoIterator<Item = (&'a Record, LockMode)>,
@@ -37,8 +36,8 @@ fn left_behind<'a>(
 }
 
 impl Contender {
-    /// Takes the lock at the turn of the entry. With a `lock_delay`, waits for the delay of earlier holders, or of a
-    /// predecessor whose lease expired, and marks the entry.
+    /// Takes the lock at the turn of the entry. With a `lock_delay`, first waits for the delay of earlier holders, or
+    /// of a predecessor with an expired lease, and marks the entry.
     pub(super) async fn take_over(
         &self,
         entry: &mut Queued,
@@ -72,13 +71,13 @@ impl Contender {
         self.put_mark(entry, &mark, &left).await
     }
 
-    /// Marks the entry as that of a holder, and removes the marks `left` by earlier holders.
+    /// Marks the entry as the holder's, and removes the marks `left` by earlier holders.
     async fn put_mark(&self, entry: &mut Queued, mark: &[u8], left: &[Record]) -> Result<Turn, Error> {
         let own = self.own_entry(entry);
         let mut backoff = BackoffPolicy::default().start();
         let mut unknown = false;
         loop {
-            // It may exist from here on, unless etcd denies it.
+            // From here on it may exist, unless etcd denies it.
             entry.mark_state = MarkState::Written;
             match self.context.conn.put_mark(&own, mark, left).await {
                 Ok(Marking::Done) => {
@@ -100,8 +99,8 @@ impl Contender {
         }
     }
 
-    /// Puts the marks `left` under a lease that ends with the delay, unless that was done before: contenders after this
-    /// one have then waited with it. Without an answer the next contender waits for the whole delay, which is the safe
+    /// Puts the marks `left` under a lease that ends with the delay, unless they are under one already. The delay then
+    /// also covers later contenders. Without an answer the next contender waits for the whole delay, which is the safe
     /// side.
     async fn count_down(&self, left: &[Record]) {
         let left: Vec<&Record> = left.iter().filter(|mark| mark.lease.is_none()).collect();

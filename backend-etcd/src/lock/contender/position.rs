@@ -1,4 +1,4 @@
-//! The position of an entry in its queue, read in the transaction that writes the entry.
+//! Position of an entry in its queue, read in the transaction that writes the entry.
 
 use enlist::{
     FencingToken, LockMode, Revision,
@@ -38,8 +38,8 @@ impl Contender {
         }
     }
 
-    /// Proves by a write that the entry created at `token` still exists, and reads its position. Its creation revision
-    /// stays.
+    /// Proves by a write that the entry created at `token` still exists, and reads its position. The creation revision
+    /// does not change.
     pub(super) async fn confirm(&self, entry: &Queued, token: Revision) -> Result<Placed, Failure> {
         let until_here = self.last_two().with_max_create_revision(signed(token));
         let own = OwnEntry { token, ..self.own_entry(entry) };
@@ -54,8 +54,8 @@ impl Contender {
         }
     }
 
-    /// Returns the position of the entry. `entries` holds it and the one right before it, which decides in the usual
-    /// case.
+    /// Returns the position of the entry. `entries` contains the entry and the one right before it, which usually
+    /// decides.
     pub(super) async fn position(
         &self,
         entry: &Queued,
@@ -70,24 +70,24 @@ impl Contender {
         }
         match entries.into_iter().nth(1) {
             None if own => return Ok(Position::Holder),
-            // An exclusive entry depends only on the one right before it.
+            // An exclusive entry depends only on the entry right before it.
             Some(before) if own && mode == LockMode::Exclusive && self.queue_entry(&before).is_some() => {
                 return Ok(Position::Behind { before, at });
             }
             _ => {}
         }
-        // A foreign key is before it, or a shared entry needs the last exclusive entry before it.
+        // A foreign key precedes it, or a shared entry needs the last exclusive entry before it.
         let before = self.queue_options().with_max_create_revision(signed(token));
         let (records, now) = self.context.conn.range(&self.queue.start, &before).await?;
         if now < at {
-            // Some releases of etcd answer stale reads under stress (etcd-io/etcd#20418); this one is from before the
+            // Some releases of etcd answer stale reads under stress (etcd-io/etcd#20418). This one is older than the
             // write.
             return Err(Failure::Lost(text_cause("the queue was read from a member that lags")));
         }
         Ok(self.position_among(&records, token, now))
     }
 
-    /// Returns the position of the entry created at `token` among all that were read at `now`.
+    /// Returns the position of the entry created at `token` among all records read at `now`.
     fn position_among(&self, records: &[Record], token: Revision, now: Revision) -> Position {
         let entries = records.iter().filter_map(|record| Some((record, self.queue_entry(record)?)));
         let entries: Vec<(&Record, QueueEntry)> = entries.collect();

@@ -1,4 +1,4 @@
-//! Writing the value of a leader.
+//! Writes of a leader's value.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::{
     lock::context::LockContext,
 };
 
-/// Entry that is written.
+/// Written entry.
 pub(super) struct Target {
     pub(super) kind: QueueKind,
     pub(super) name: LockName,
@@ -20,7 +20,7 @@ pub(super) struct Target {
 }
 
 /// Writes a new value, guarded by the last known change, and answers the proclamation. Returns the revision of the last
-/// known change after that: an older proclamation whose answer was lost is refused once this one was applied.
+/// known change after that. An older proclamation without an answer is refused once this one is applied.
 pub(super) async fn proclaim(context: Arc<LockContext>, target: Target, proclamation: Proclamation) -> Revision {
     let Target { kind, name, entry, mut modified } = target;
     let Proclamation { value, reply, .. } = proclamation;

@@ -1,4 +1,4 @@
-//! The queue entry of a contender, and the state of it that is known. Plain data, no I/O.
+//! Queue entry of a contender, with its known state. Plain data, no I/O.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ pub(super) enum MarkState {
     Left,
 }
 
-/// A queue entry that may be in etcd.
+/// Queue entry that may exist in etcd.
 pub(in crate::lock) struct Queued {
     pub(super) key: Vec<u8>,
     /// Distinguishes it from the other entries of this session in the queue.
@@ -31,13 +31,13 @@ pub(in crate::lock) struct Queued {
     /// Key of its mark; only with a `lock_delay`.
     pub(super) mark: Option<Vec<u8>>,
     pub(super) mark_state: MarkState,
-    /// The answer to a write that creates it was lost.
+    /// A write that creates it was not answered.
     pub(super) unknown: bool,
-    /// Revision of its creation, once that is known.
+    /// Revision of its creation, once known.
     pub(super) token: Option<Revision>,
     /// Revision of its last known change.
     pub(super) modified: Revision,
-    /// Time at which the key was chosen.
+    /// Time of the choice of its key.
     pub(super) begun: Instant,
     /// Reports its deletion; `None` while it is too young to be watched.
     pub(super) monitor: Option<KeyMonitor>,
@@ -68,7 +68,7 @@ impl Queued {
         }
     }
 
-    /// Returns the mark that is removed with the entry.
+    /// Returns the mark to be removed with the entry.
     pub(super) fn own_mark(&self) -> Option<&[u8]> {
         self.mark.as_deref().filter(|_| self.mark_state == MarkState::Written)
     }
@@ -77,9 +77,9 @@ impl Queued {
 /// Position of an entry.
 #[derive(Debug)]
 pub(super) enum Position {
-    /// It is its turn.
+    /// The entry holds the lock.
     Holder,
-    /// It waits for the entry `before`, as that was last seen.
+    /// The entry waits for the entry `before`, in its last known state.
     Behind { before: Record, at: Revision },
     /// Its own key is gone.
     Absent,
@@ -102,6 +102,6 @@ pub(super) struct Placed {
 pub(super) enum Attempts {
     /// None.
     First,
-    /// One whose answer was lost.
+    /// One without an answer.
     Unanswered,
 }

@@ -1,4 +1,4 @@
-//! Leaving the queue: handing the lock over within the session, or removing the entry.
+//! Leaving the queue: hands the lock over within the session, or removes the entry.
 
 use std::time::Duration;
 
@@ -16,10 +16,10 @@ use crate::{
     watch::record::KeyRange,
 };
 
-/// Maximum pause between two removals that etcd did not answer.
+/// Maximum pause between two removals without an answer of etcd.
 const MAX_REMOVAL_PAUSE: Duration = Duration::from_secs(1);
 
-/// Pause before a removal is repeated that failed for a permanent reason, such as a missing permission.
+/// Pause after a removal that failed for a permanent reason, such as a missing permission.
 const PERMANENT_ERROR_RETRY: Duration = Duration::from_secs(10);
 
 impl Contender {
@@ -44,9 +44,9 @@ impl Contender {
         self.remove(entry, attempts).await
     }
 
-    /// Removes the entry until etcd confirms it or reports that the lease is gone: an entry that outlives an outage of
-    /// etcd would stay for as long as its lease is renewed. The guard is its creation revision; a read of the key could
-    /// be stale.
+    /// Removes the entry until etcd confirms the removal or reports that the lease is gone: an entry that outlives an
+    /// outage of etcd would stay for as long as its lease is renewed. The removal is guarded by the creation revision;
+    /// a read of the key could be stale.
     pub(super) async fn remove(&self, entry: &Queued, mut attempts: Attempts) -> Released {
         let mut backoff = BackoffPolicy::default().start();
         loop {
@@ -78,7 +78,7 @@ impl Contender {
     }
 
     async fn try_remove(&self, entry: &Queued) -> Result<Released, Failure> {
-        // Without a token it was never created.
+        // An entry without a token was never created.
         let Some(created) = entry.token else { return Ok(Released::AlreadyLost) };
         Ok(match self.context.conn.remove_entry(&entry.key, created, entry.own_mark()).await? {
             Removal::Done => Released::Released,
@@ -86,7 +86,7 @@ impl Contender {
         })
     }
 
-    /// Removes an entry whose creation has an unknown outcome, for a caller that is gone.
+    /// Removes an entry of unknown existence, after its caller has gone.
     pub(super) async fn withdraw(&self, entry: Queued) {
         if let Ok((Some(own), _)) = self.context.conn.get(&entry.key).await
             && self.is_own(&entry, &own)
@@ -94,12 +94,12 @@ impl Contender {
         {
             return self.context.key_suffixes.give_back(&self.queue.start, entry.suffix);
         }
-        // In a session that has ended its lease is revoked all the same.
+        // The end of the session revokes the lease anyway.
         let _ = self.sweep(entry);
     }
 
-    /// Gives up an entry that does not exist, but may yet be created: its lease is retired, and the entry removed on
-    /// sight until the lease is revoked.
+    /// Gives up an absent entry that may still be created. Its lease is retired, and the entry is removed as soon as it
+    /// appears, until the lease is revoked.
     pub(super) fn sweep(&self, entry: Queued) -> Result<(), Error> {
         let queue = self.entries_of_lease(&entry).unwrap_or_else(|| KeyRange::key(&entry.key[..]));
         let Queued { key, suffix, lease, .. } = entry;
@@ -108,7 +108,7 @@ impl Contender {
             return Ok(());
         }
         let swept = self.context.sweeps.add(&lease, key.into(), queue);
-        // No other entry has its key under this lease, so the suffix is free. The lease is revoked once it has no user.
+        // No other entry has its key under this lease, so the suffix is free. The lease is revoked after its last use.
         self.context.key_suffixes.give_back(&self.queue.start, suffix);
         swept
     }

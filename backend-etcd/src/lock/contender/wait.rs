@@ -1,4 +1,4 @@
-//! The wait of an entry for its turn: for a hand-over within the session, or for the deletion of the key before it.
+//! Wait of an entry for its turn: for a hand-over within the session, or for the deletion of the preceding key.
 
 use enlist::{
     Backoff, BackoffPolicy, Error, Revision,
@@ -19,9 +19,9 @@ use crate::{
 /// Way in which the lock became free for the next entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Predecessor {
-    /// It released, or there was none.
+    /// The predecessor released, or there was none.
     Released,
-    /// Its lease expired, so it did not release.
+    /// The lease of the predecessor expired without a release.
     LeaseExpired,
 }
 
@@ -57,7 +57,7 @@ impl Contender {
         }
     }
 
-    /// Waits until the entry `before` is gone. Returns the revision at which it handed over to this one, if it did.
+    /// Waits until the entry `before` is gone. Returns the revision of its hand-over to this entry, if there was one.
     async fn predecessor_gone(
         &self,
         entry: &mut Queued,
@@ -107,14 +107,14 @@ impl Contender {
         }
     }
 
-    /// Returns the way in which the entry `before` ended. Its lease is read only with a `lock_delay`.
+    /// Returns the way in which the entry `before` ended. Reads its lease only with a `lock_delay`.
     async fn end_of(&self, before: &Record) -> Predecessor {
         let Some(lease) = before.lease.filter(|_| !self.acquisition.options.lock_delay.is_zero()) else {
             return Predecessor::Released;
         };
         match self.context.conn.time_to_live(lease).await {
             Ok(Some((remaining, _))) if !remaining.is_zero() => Predecessor::Released,
-            // Without an answer the delay is waited for, which is the safe side.
+            // Without an answer the delay applies, which is the safe side.
             _ => Predecessor::LeaseExpired,
         }
     }
