@@ -1,8 +1,8 @@
-//! The layout of dubbo-go's service discovery at application level: `/services/{application}/{host}:{port}` holds an
+//! The layout of dubbo-go's service discovery at application level: `/services/{application}/{host}:{port}` contains an
 //! object with Go's field names and a newline.
 //!
-//! The service is the application. What dubbo keeps beside it (parent keys without a lease, the interface level) is
-//! nobody's instance.
+//! The service is the application. dubbo's other keys (parent keys without a lease, the interface level) are not
+//! instances.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use super::{Part, Skip, go, object::Object, tree::Dialect};
 
 const PREFIX: &str = "/services/";
 
-/// Key under which dubbo keeps the protocols of an instance, as text.
+/// Metadata key under which dubbo keeps the protocols of an instance, as text.
 const ENDPOINTS: &str = "dubbo.endpoints";
 
 /// The layout of dubbo-go at application level.
@@ -70,8 +70,8 @@ impl Dialect for Dubbo {
         PREFIX.to_owned()
     }
 
-    /// Several endpoints are carried if all have a protocol and the host is the same. A weight of 0, which dubbo takes
-    /// for its default one, is refused.
+    /// Several endpoints are carried if all have a protocol and the same host. A weight of 0 is refused, because dubbo
+    /// takes it for the default weight.
     fn write(&self, service: &ServiceRef, instance: &Instance) -> Result<Vec<u8>, Error> {
         let endpoints = instance.endpoints();
         let (first, named) = (&endpoints[0], endpoints.iter().filter(|endpoint| endpoint.protocol().is_some()).count());
@@ -130,7 +130,7 @@ impl Dialect for Dubbo {
     }
 }
 
-/// The endpoints that the metadata names, if they can be read.
+/// Returns the endpoints in the metadata, if they can be read.
 fn protocols(host: &str, text: &str) -> Option<Vec<Endpoint>> {
     let named: Vec<Object<Protocol>> = serde_json::from_str(text).ok()?;
     let endpoint = |Object(Protocol { port, protocol })| Endpoint::new(host, port).ok()?.with_protocol(protocol).ok();

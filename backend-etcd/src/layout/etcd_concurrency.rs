@@ -51,7 +51,7 @@ impl LockLayout for EtcdConcurrency {
     }
 
     fn decode(&self, _: QueueKind, name: &LockName, key: &[u8], value: &[u8]) -> Option<QueueEntryValue> {
-        // Go counts every key below the prefix, whatever its shape. Contenders in the same queue have to agree.
+        // Go counts every key below the prefix, whatever its shape. All contenders of a queue have to agree.
         let segment = key.strip_prefix(prefix(name).ok()?.as_bytes())?;
         if segment.is_empty() {
             return None;

@@ -1,8 +1,8 @@
 //! The layout of etcd's own `client/v3/naming`, which gRPC's `etcd:///target` resolver reads, and of the older
-//! `clientv3/naming`: `{target}/{id}` holds `{"Op":0,"Addr":"host:port","Metadata":…}`.
+//! `clientv3/naming`: `{target}/{id}` contains `{"Op":0,"Addr":"host:port","Metadata":…}`.
 //!
-//! The service name is the target and may contain `/`; there are no namespaces. Keys that go deeper belong to a longer
-//! target. The id is free; by the convention of the original it is the address.
+//! The service name is the target and may contain `/`; there are no namespaces. Deeper keys belong to a longer target.
+//! The id is free; by the convention of the original it is the address.
 
 use enlist::{Endpoint, Error, Instance, ServiceRef};
 use serde::{Deserialize, Serialize};
@@ -10,11 +10,11 @@ use serde_json::Value;
 
 use super::{Part, Skip, go, not_carried, tree::Dialect, typed};
 
-/// Key under which metadata is kept that is no object.
+/// Key of metadata that is no object.
 const PLAIN: &str = "metadata";
 
-/// The layout of etcd's naming packages. The id is free; [`Instance::at`] makes it the address, as the originals have
-/// it by convention: a removal by address from Go misses an instance with another id.
+/// The layout of etcd's naming packages. The id is free; [`Instance::at`] makes it the address, by the convention of
+/// the originals: a removal by address from Go misses an instance with another id.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct EtcdNaming {
     default_port: Option<u16>,
@@ -24,28 +24,28 @@ pub struct EtcdNaming {
 /// Types of the values in metadata.
 #[derive(Clone, Copy, Debug, Default)]
 enum Metadata {
-    /// They are texts, or become such.
+    /// Values are converted to texts.
     #[default]
     Texts,
-    /// They are kept.
+    /// Values keep their types.
     Typed,
 }
 
 impl EtcdNaming {
-    /// Sets the port of addresses that have none. Default: such addresses are malformed.
+    /// Sets the port of addresses without one. Default: such addresses are malformed.
     #[must_use]
     pub fn default_port(mut self, port: u16) -> Self {
         self.default_port = Some(port);
         self
     }
 
-    /// Keeps the JSON types of metadata, in both directions: a text is under its name, any other value as JSON text
-    /// under `{name}.json`, and metadata that is no object under `.json`, as [`Instance::with_json`] writes and
-    /// [`Instance::json`] reads it. Default: texts are written, and what is no text when it is read becomes one, under
-    /// its name.
+    /// Keeps the JSON types of metadata, in both directions. A text is stored under its name, any other value as JSON
+    /// text under `{name}.json`, and metadata that is no object under `.json`, as [`Instance::with_json`] writes and
+    /// [`Instance::json`] reads it. Default: metadata is written as texts, and other values are converted to texts when
+    /// they are read, under their names.
     ///
-    /// JSON text stays as it was written, without loss of digits or order. Metadata under a name in `.json` that is no
-    /// JSON is refused.
+    /// JSON text is kept as it was written, with all digits and in its order. Metadata under a name in `.json` that is
+    /// no JSON is refused.
     #[must_use]
     pub fn typed_metadata(mut self) -> Self {
         self.metadata = Metadata::Typed;
@@ -104,7 +104,7 @@ impl Dialect for EtcdNaming {
         }
     }
 
-    /// A stored `Op` is not looked at: what is there is an instance.
+    /// A stored `Op` is ignored: an existing value is an instance.
     fn read(&self, _: &ServiceRef, id: &str, value: &[u8]) -> Result<Instance, Skip> {
         let (addr, metadata) = match self.metadata {
             Metadata::Texts => {
@@ -122,7 +122,7 @@ impl Dialect for EtcdNaming {
     }
 }
 
-/// Metadata of any kind as texts.
+/// Returns metadata of any kind as texts.
 fn as_texts(metadata: Value) -> Vec<(String, String)> {
     let text = |value: Value| match value {
         Value::String(text) => text,

@@ -1,5 +1,5 @@
-//! The layouts of fireflycore's go-etcd: what its registry (up to v0.2.9) writes, with the lease's number at the end of
-//! the key and in the value, and what its Locator (v0.3.1) reads, with an id of one's own.
+//! The layouts of fireflycore's go-etcd: that of its registry (up to v0.2.9), with the lease's number at the end of the
+//! key and in the value, and that of its Locator (v0.3.1), with a free id.
 //!
 //! enlist's namespace is fireflycore's (the registry's default is `firefly`, the Locator's `default`), and its
 //! application id is the service. The environment is part of enlist's namespace (`default/dev`), and an option of the
@@ -46,7 +46,8 @@ pub struct FireflycoreByLease {
 }
 
 impl Fireflycore {
-    /// The layout whose services are in the environment `env` unless their namespace names one. `env` may be empty.
+    /// Returns the layout with services in the environment `env`, unless their namespace contains one. `env` may be
+    /// empty.
     ///
     /// # Errors
     ///
@@ -68,7 +69,7 @@ impl Fireflycore {
         })
     }
 
-    /// The port of addresses that have none, as those have which the original fills in by itself. Without this they are
+    /// Sets the port of addresses without one, which the original derives by itself. Default: such addresses are
     /// malformed.
     #[must_use]
     pub fn default_port(mut self, port: u16) -> Self {
@@ -105,8 +106,8 @@ impl Fireflycore {
         self
     }
 
-    /// Namespace and environment that a namespace names: `team` and `dev` for `team/dev`, `team` and the layout's own
-    /// for `team`.
+    /// Returns the namespace and environment in a namespace: `team` and `dev` for `team/dev`, `team` and the layout's
+    /// own for `team`.
     fn split<'a>(&'a self, namespace: &'a Namespace) -> Result<(&'a str, &'a str), Error> {
         match namespace.as_str().split_once('/') {
             None => Ok((namespace.as_str(), &self.env)),
@@ -177,7 +178,7 @@ struct Kernel<'a> {
     version: &'a str,
 }
 
-/// As the Locator's model has it.
+/// Value in the form of the Locator's model.
 #[derive(Serialize)]
 struct LocatorMeta<'a> {
     app_id: &'a str,
@@ -186,7 +187,7 @@ struct LocatorMeta<'a> {
     env: &'a str,
 }
 
-/// As the registry's model has it.
+/// Value in the form of the registry's model.
 #[derive(Serialize)]
 struct RegistryMeta<'a> {
     env: &'a str,
@@ -251,11 +252,11 @@ impl Dialect for Fireflycore {
 }
 
 impl FireflycoreByLease {
-    /// The layout whose services are in the environment `env` unless their namespace names one.
+    /// Returns the layout with services in the environment `env`, unless their namespace contains one.
     ///
     /// # Errors
     ///
-    /// As [`Fireflycore::new`], and for an empty one.
+    /// As [`Fireflycore::new`], and for an empty environment.
     pub fn new(env: &str) -> Result<Self, Error> {
         if env.is_empty() {
             return Err(Error::invalid_config("env", "the registry of v0.2.9 has no instances without an environment"));
@@ -264,7 +265,7 @@ impl FireflycoreByLease {
     }
 }
 
-/// With the options of `inner`.
+/// Takes the options of `inner`.
 impl From<Fireflycore> for FireflycoreByLease {
     fn from(inner: Fireflycore) -> Self {
         Self { inner }
@@ -288,7 +289,7 @@ impl Layout for FireflycoreByLease {
         LeaseScope::PerKey
     }
 
-    /// A fixed instance, which has no lease, is keyed by its id, which has to be a number.
+    /// A fixed instance has no lease. Its key contains its id, which has to be a number.
     fn key(&self, service: &ServiceRef, id: &InstanceId, lease: Option<LeaseId>) -> Result<Vec<u8>, Error> {
         Ok(format!("{}{}", self.inner.prefix(service)?, go::number(self, id, lease)?).into_bytes())
     }
@@ -385,7 +386,7 @@ mod tests {
             assert_eq!(written(layout, "default/dev").as_deref(), Ok("dev"));
         }
         assert_eq!(written(&layout, "default/").as_deref(), Ok(""));
-        // It would not be read: readers of that version skip it.
+        // Readers of that version skip such a value.
         assert!(written(&by_lease, "default/").unwrap_err().contains("an empty environment"));
     }
 }

@@ -8,10 +8,10 @@ use serde_json::{Serializer, Value, ser::Formatter, value::RawValue};
 
 use super::{Layout, MAX_VALUE_BYTES, Part, Skip, not_carried, object::Object};
 
-/// Metadata as Go has it: sorted by bytes; `null` if empty.
+/// Metadata in Go's form: sorted by bytes; `null` if empty.
 pub(super) type Tags = Option<BTreeMap<String, String>>;
 
-/// Escapes what Go escapes for the sake of HTML and JavaScript, which `serde_json` does not.
+/// Escapes characters as Go does for HTML and JavaScript, unlike `serde_json`.
 struct AsGoDoes;
 
 impl Formatter for AsGoDoes {
@@ -42,20 +42,20 @@ pub(super) fn malformed(reason: impl Into<String>) -> Skip {
     Skip::Malformed(reason.into())
 }
 
-/// Reads an object. The error names the position, not the value, because values are not to be logged.
+/// Reads an object. The error contains the position, not the value, because values must not be logged.
 pub(super) fn read<T: DeserializeOwned>(value: &[u8]) -> Result<T, Skip> {
-    // By way of a tree, so that of a field that is there twice the last one counts, as in Go.
+    // Through a tree, so that the last one of repeated fields counts, as in Go.
     let read = serde_json::from_value(tree(value)?);
     let Object(object) = read.map_err(|_| malformed("no object, or a field is missing or of another type"))?;
     Ok(object)
 }
 
-/// Reads any JSON.
+/// Reads any JSON value.
 pub(super) fn tree(value: &[u8]) -> Result<Value, Skip> {
     parse(value)
 }
 
-/// Reads the fields of an object, each as it was written. Of a field that is there twice the last one counts.
+/// Reads the fields of an object, each as it was written. The last one of repeated fields counts.
 pub(super) fn fields(value: &[u8]) -> Result<BTreeMap<String, &RawValue>, Skip> {
     parse(value)
 }
@@ -81,31 +81,31 @@ fn parse<'a, T: Deserialize<'a>>(value: &'a [u8]) -> Result<T, Skip> {
     serde_json::from_slice(value).map_err(place)
 }
 
-/// For fields that are as good absent as `null`.
+/// Reads a field for which `null` means the same as absence.
 pub(super) fn or_default<'de, T: Default + Deserialize<'de>, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<T, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
-/// Metadata to be written.
+/// Returns metadata in its written form.
 pub(super) fn tags(metadata: &BTreeMap<String, String>) -> Tags {
     (!metadata.is_empty()).then(|| metadata.clone())
 }
 
-/// Returns the one segment of `key` below `prefix`. Deeper keys, and keys that are no text, are foreign.
+/// Returns the only segment of `key` below `prefix`. Deeper keys, and keys that are no text, are foreign.
 pub(super) fn segment<'a>(key: &'a [u8], prefix: &str) -> Result<&'a str, Skip> {
     let segment = key.strip_prefix(prefix.as_bytes()).ok_or(Skip::Foreign)?;
     let text = std::str::from_utf8(segment).map_err(|_| Skip::Foreign)?;
     if text.is_empty() || text.contains('/') { Err(Skip::Foreign) } else { Ok(text) }
 }
 
-/// A name as a segment of a key.
+/// Returns a name as a segment of a key.
 pub(super) fn as_segment<'a>(field: &'static str, name: &'a str) -> Result<&'a str, Error> {
     if name.contains('/') { Err(not_carried(field, '/')) } else { Ok(name) }
 }
 
-/// A prefix of keys that a user gave.
+/// Checks a prefix of keys that a user gave.
 pub(super) fn checked_prefix(prefix: &str) -> Result<String, Error> {
     if prefix.chars().any(char::is_control) {
         return Err(Error::invalid_config("prefix", "it must not have control characters"));
@@ -113,17 +113,17 @@ pub(super) fn checked_prefix(prefix: &str) -> Result<String, Error> {
     Ok(prefix.to_owned())
 }
 
-/// Refuses namespaces in a layout without them.
+/// Refuses all namespaces but the default one, in a layout without namespaces.
 pub(super) fn only_default(layout: &dyn Layout, namespace: &Namespace) -> Result<(), Error> {
     if *namespace == Namespace::default() { Ok(()) } else { Err(lost(layout, "a namespace other than `default`")) }
 }
 
-/// Refuses whatever a layout would lose of an instance, endpoints aside.
+/// Refuses an instance with parts that a layout would lose. Endpoints are not checked.
 pub(super) fn refuse_loss(layout: &dyn Layout, instance: &Instance, owner: Option<&str>) -> Result<(), Error> {
     refuse_loss_but(&[], layout, instance, owner)
 }
 
-/// As [`refuse_loss`], where metadata of these names is carried although no other is.
+/// As [`refuse_loss`], for a layout that carries metadata of these names and no other.
 pub(super) fn refuse_loss_but(
     names: &[&str],
     layout: &dyn Layout,
@@ -146,8 +146,8 @@ pub(super) fn refuse_loss_but(
     }
 }
 
-/// The number at the end of a key that is numbered by lease. A fixed instance, which has no lease, has to have a number
-/// as its id.
+/// Returns the number at the end of a key that is numbered by lease. A fixed instance has no lease, so its id has to be
+/// a number.
 pub(super) fn number(layout: &dyn Layout, id: &InstanceId, lease: Option<LeaseId>) -> Result<i64, Error> {
     match lease {
         Some(lease) => Ok(lease.get()),
@@ -155,12 +155,12 @@ pub(super) fn number(layout: &dyn Layout, id: &InstanceId, lease: Option<LeaseId
     }
 }
 
-/// The error for something that a layout cannot carry.
+/// Returns the error for a part that a layout cannot carry.
 pub(super) fn lost(layout: &dyn Layout, what: &str) -> Error {
     Error::Unsupported { what: format!("{what} in the layout {}", layout.name()) }
 }
 
-/// The only endpoint, which is no Unix socket.
+/// Returns the only endpoint, which is not a Unix socket.
 pub(super) fn only_endpoint<'a>(layout: &dyn Layout, instance: &'a Instance) -> Result<&'a Endpoint, Error> {
     match instance.endpoints() {
         [endpoint] if endpoint.protocol() != Some(UNIX) => Ok(endpoint),
@@ -169,14 +169,14 @@ pub(super) fn only_endpoint<'a>(layout: &dyn Layout, instance: &'a Instance) -> 
     }
 }
 
-/// The only endpoint, which has no protocol.
+/// Returns the only endpoint, which has no protocol.
 pub(super) fn only_plain_endpoint<'a>(layout: &dyn Layout, instance: &'a Instance) -> Result<&'a Endpoint, Error> {
     let endpoint = only_endpoint(layout, instance)?;
     if endpoint.protocol().is_some() { Err(lost(layout, "the protocol of an endpoint")) } else { Ok(endpoint) }
 }
 
-/// Reads `host:port`. Some writers leave the brackets of an IPv6 address out: what follows the last colon is the port
-/// then.
+/// Reads `host:port`. Some writers omit the brackets of an IPv6 address: then the part after the last colon is the
+/// port.
 pub(super) fn address(text: &str) -> Result<Endpoint, Skip> {
     let no_address = |_| malformed("no host:port");
     if text.contains("://") {
@@ -190,7 +190,7 @@ pub(super) fn address(text: &str) -> Result<Endpoint, Skip> {
     }
 }
 
-/// Reads `host:port`, or a host alone, whose port is `default_port`.
+/// Reads `host:port`, or a host alone with `default_port` as its port.
 pub(super) fn address_or(text: &str, default_port: u16) -> Result<Endpoint, Skip> {
     if is_bare(text) { host_and_port(text, i64::from(default_port)) } else { address(text) }
 }
@@ -206,7 +206,7 @@ pub(super) fn host_and_port(host: &str, port: i64) -> Result<Endpoint, Skip> {
     Endpoint::new(host, port).map_err(|_| malformed("no address"))
 }
 
-/// A weight that is above zero, else `default`.
+/// Returns a weight above zero, else `default`.
 pub(super) fn weight_or(weight: Option<i64>, default: u32) -> u32 {
     match weight {
         Some(weight) if weight > 0 => u32::try_from(weight).unwrap_or(u32::MAX),
@@ -214,13 +214,13 @@ pub(super) fn weight_or(weight: Option<i64>, default: u32) -> u32 {
     }
 }
 
-/// An instance with this id and these endpoints.
+/// Returns an instance with this id and these endpoints.
 pub(super) fn instance(id: &str, endpoints: impl IntoIterator<Item = Endpoint>) -> Result<Instance, Skip> {
     let id = InstanceId::parse(id).map_err(|_| malformed("no id"))?;
     Instance::new(id, endpoints).map_err(|_| malformed("no endpoint"))
 }
 
-/// The same instance with this metadata.
+/// Returns the same instance with this metadata.
 pub(super) fn with_metadata(instance: Instance, metadata: impl IntoIterator<Item = (String, String)>) -> Instance {
     metadata.into_iter().fold(instance, |instance, (key, value)| instance.with_metadata(key, value))
 }

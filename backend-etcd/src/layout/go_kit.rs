@@ -1,17 +1,17 @@
-//! The usual layout of go-kit's `sd/etcdv3`: `{prefix}{service}/{id}` holds `host:port` or a URL.
+//! The usual layout of go-kit's `sd/etcdv3`: `{prefix}{service}/{id}` contains `host:port` or a URL.
 //!
-//! go-kit leaves keys to its user and reads values only. The prefix, `/services/` unless said otherwise, is used as it
-//! is and ends in `/`. A URL goes on after the address: that is the `path` in the metadata of the instance.
+//! go-kit leaves keys to its user and reads only values. The prefix is used unchanged and ends in `/`; the default is
+//! `/services/`. The rest of a URL after the address is the `path` in the metadata of the instance.
 
 use enlist::{Endpoint, Error, Instance, ServiceRef};
 
 use super::{Part, Skip, go, tree::Dialect};
 
-/// Name of the metadata that holds the rest of the URL.
+/// Name of the metadata that contains the rest of the URL.
 const PATH: &str = "path";
 
-/// The layout of go-kit. What follows the address of a URL, path and query, is the metadata `path` of the instance,
-/// which is all the metadata that it carries: `http://10.0.0.1:80/api?v=1` has the `path` `/api?v=1`. The id is free;
+/// The layout of go-kit. The part of a URL after the address, path and query, is the metadata `path` of the instance:
+/// `http://10.0.0.1:80/api?v=1` has the `path` `/api?v=1`. No other metadata is carried. The id is free;
 /// [`Instance::at`] makes it the address. A removal by address from Go misses an instance with another id.
 #[derive(Clone, Debug)]
 pub struct GoKit {
@@ -25,7 +25,7 @@ impl Default for GoKit {
 }
 
 impl GoKit {
-    /// The layout under another prefix.
+    /// Returns the layout with another prefix.
     ///
     /// # Errors
     ///
@@ -47,12 +47,12 @@ impl Dialect for GoKit {
         self.prefix.clone()
     }
 
-    /// The one endpoint, with its protocol if it has one, and its path.
+    /// Writes the only endpoint, with its protocol and its path if it has them.
     fn write(&self, _: &ServiceRef, instance: &Instance) -> Result<Vec<u8>, Error> {
         let address = go::only_endpoint(self, instance)?.to_string();
         let Some(path) = instance.metadata().get(PATH) else { return Ok(address.into_bytes()) };
         let text = format!("{address}{path}");
-        // A `/` alone is none, and space at the end is cut off.
+        // A single `/` means no path, and trailing space is cut off.
         if path.is_empty() || split(&text) != (&address, path) {
             return Err(go::lost(self, "a path that would be read as another one"));
         }
@@ -71,7 +71,7 @@ impl Dialect for GoKit {
     }
 }
 
-/// The address, and what follows it. A scheme stands at the start: a URL within the rest has none to say.
+/// Returns the address, and the rest after it. Only a scheme at the start counts, not one of a URL within the rest.
 fn split(text: &str) -> (&str, &str) {
     let text = text.trim_end();
     let scheme = text.find("://").filter(|at| !text[..*at].contains(['/', '?', '#']));

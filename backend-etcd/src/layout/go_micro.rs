@@ -1,7 +1,7 @@
-//! The layout of go-micro's etcd registry: `/micro/registry/{service}/{node id}` holds the whole service with this one
-//! node.
+//! The layout of go-micro's etcd registry: `/micro/registry/{service}/{node id}` contains the whole service with this
+//! one node.
 //!
-//! go-micro writes `-` for a `/` in a name, so that `a/b` and `a-b` share their keys; here such names are refused.
+//! go-micro replaces `/` in a name by `-`, so `a/b` and `a-b` would share their keys. Here such names are refused.
 
 use std::collections::BTreeMap;
 
@@ -50,7 +50,7 @@ struct ReadNode {
     #[serde(default, deserialize_with = "go::or_default")]
     id: String,
     address: String,
-    /// Of releases before 1.8, whose address is the host alone.
+    /// Port, written by releases before 1.8. Their address is the host alone.
     #[serde(default)]
     port: Option<i64>,
 }
@@ -70,7 +70,7 @@ impl Dialect for GoMicro {
         go::write(&Written { name, version, metadata: None, endpoints: [], nodes: [node] })
     }
 
-    /// Names of go-micro can share a key, so a value that names another service is foreign.
+    /// Names of go-micro can share a key, so a value with another service's name is foreign.
     fn read(&self, service: &ServiceRef, key: &str, value: &[u8]) -> Result<Instance, Skip> {
         let Read { name, version, nodes } = go::read(value)?;
         if name != service.name().as_str() {

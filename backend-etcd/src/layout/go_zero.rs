@@ -1,7 +1,7 @@
-//! The layout of go-zero (`core/discov`): `{key}/{lease id, decimal}` holds `host:port`, and nothing else is carried.
+//! The layout of go-zero (`core/discov`): `{key}/{lease id, decimal}` contains `host:port`. Nothing else is carried.
 //!
 //! The service name is go-zero's key and may contain `/`; there are no namespaces, so only the default one can be used.
-//! Keys are numbered by lease, so each instance needs a lease of its own and gets a new key when it is registered anew.
+//! Keys are numbered by lease, so each instance needs its own lease and gets a new key when it is registered anew.
 
 use enlist::{Endpoint, Error, Instance, InstanceId, LeaseId, Namespace, ServiceName, ServiceRef};
 
@@ -38,7 +38,7 @@ impl Layout for GoZero {
         LeaseScope::PerKey
     }
 
-    /// A fixed instance, which has no lease, is keyed by its id, which has to be a number as go-zero's `WithId` is.
+    /// A fixed instance has no lease. Its key contains its id, which has to be a number, as go-zero's `WithId`.
     fn key(&self, service: &ServiceRef, id: &InstanceId, lease: Option<LeaseId>) -> Result<Vec<u8>, Error> {
         Ok(format!("{}{}", prefix(service)?, go::number(self, id, lease)?).into_bytes())
     }
@@ -70,7 +70,7 @@ impl Layout for GoZero {
         let prefix = prefix(service).map_err(|_| Skip::Foreign)?;
         let segment = key.strip_prefix(prefix.as_bytes()).ok_or(Skip::Foreign)?;
         let id = std::str::from_utf8(segment).map_err(|_| Skip::Foreign)?;
-        // More segments belong to the service `{key}/{segment}`; and go-zero writes nothing but numbers.
+        // Further segments belong to the service `{key}/{segment}`, and go-zero writes only numbers.
         if id.parse::<i64>().is_err() {
             return Err(Skip::Foreign);
         }

@@ -1,5 +1,5 @@
-//! The layout of ChenLong-dev's gobase: `/{cluster}/{service}/{key}` holds a JSON string, and in it, by convention,
-//! `{"ip":…,"port":…,"weight":…}` and whatever else the user wants to say, which is the metadata here.
+//! The layout of ChenLong-dev's gobase: `/{cluster}/{service}/{key}` contains a JSON string with, by convention,
+//! `{"ip":…,"port":…,"weight":…}` and further fields of the user, which are the metadata here.
 //!
 //! The cluster is enlist's namespace: `/{namespace}/{service}/{id}`.
 
@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::{Part, Skip, go, tree::Dialect, typed};
 
-/// Beginning of the rest of gobase's own keys of gRPC servers.
+/// Beginning of the rest of the keys that gobase's gRPC servers write.
 const GRPC: &[u8] = b"/grpc";
 
 /// Fields that are no metadata.
@@ -48,7 +48,7 @@ impl Dialect for Gobase {
         key.strip_suffix(GRPC).unwrap_or(key)
     }
 
-    /// A weight of 0, which reads as none, is refused. Metadata follows the other fields, by name.
+    /// A weight of 0 is refused, because it would be read as absent. Metadata follows the other fields, by name.
     fn write(&self, _: &ServiceRef, instance: &Instance) -> Result<Vec<u8>, Error> {
         if instance.weight() == 0 {
             return Err(go::lost(self, "a weight of 0"));
@@ -63,7 +63,7 @@ impl Dialect for Gobase {
         go::write(&String::from_utf8_lossy(&inner))
     }
 
-    /// Returns the content of the JSON string, as the user of gobase wrote it.
+    /// Returns the content of the JSON string, as gobase's user wrote it.
     fn said(&self, value: &[u8]) -> Option<String> {
         match go::tree(value) {
             Ok(Value::String(inner)) => Some(inner),
@@ -71,7 +71,7 @@ impl Dialect for Gobase {
         }
     }
 
-    /// A value that is the object itself is read as it stands.
+    /// A value that is an object instead of a string is read as well.
     fn read(&self, _: &ServiceRef, id: &str, value: &[u8]) -> Result<Instance, Skip> {
         let inner = match go::tree(value) {
             Ok(Value::String(inner)) => Cow::Owned(inner.into_bytes()),

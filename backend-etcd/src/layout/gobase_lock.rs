@@ -1,9 +1,9 @@
 //! The lock of ChenLong-dev's gobase: one key, the lock's name, with the value `占用`. The client that creates it holds
 //! the lock.
 //!
-//! gobase's `etcd.Lock` tries once and renews for as long as its process lives; it has no queue, no release but a
-//! deletion of the key by name, and no notice of a loss. So there is no order among those that wait, no shared mode, no
-//! `lock_delay` and no election here. Go looks only whether the key is there, so any value counts as held.
+//! gobase's `etcd.Lock` tries once and renews for as long as its process lives. It has no queue, no notification of a
+//! loss, and no release except a deletion of the key by name. So waiting contenders have no order here, and there are
+//! no shared mode, no `lock_delay` and no elections. Go only checks that the key exists, so any value counts as held.
 
 use enlist::{Error, LeaseId, LockMode, LockName, Namespace};
 
@@ -13,7 +13,7 @@ use crate::watch::record::KeyRange;
 /// Value that gobase writes: "occupied".
 const HELD: &str = "占用";
 
-/// The layout of gobase's lock, `etcd.Lock(lockKey, ttl)`: the name of the lock is the key, as it is, in the namespace
+/// The layout of gobase's lock, `etcd.Lock(lockKey, ttl)`: the unchanged name of the lock is the key, in the namespace
 /// `default`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct GobaseLock;

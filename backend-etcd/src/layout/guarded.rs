@@ -1,8 +1,8 @@
 //! Guards around layouts, which users can provide: a panic of a layout fails the call that needs it, not the task of
 //! the session.
 //!
-//! A call that can return an error does. The others have a safe result: a value is no instance, and a key in a queue is
-//! a queue entry, because ignoring it could grant a lock twice.
+//! A call that can return an error does so. The others have a safe result: a value counts as no instance, and a key in
+//! a queue counts as a queue entry, because ignoring it could grant a lock twice.
 
 use std::{fmt, sync::Arc};
 
@@ -25,7 +25,7 @@ fn unusable(field: &'static str) -> impl Fn(String) -> Error {
     move |message| Error::invalid_config(field, format!("it panicked: {message}"))
 }
 
-/// Layout whose panics are caught. Constant properties are read once.
+/// Wrapper that catches the panics of a layout. Constant properties are read once.
 pub(crate) struct Guarded {
     inner: Arc<dyn Layout>,
     name: &'static str,
@@ -59,7 +59,7 @@ impl Guarded {
     }
 
     fn read(&self, call: impl FnOnce(&dyn Layout) -> Result<Decoded, Skip>) -> Result<Decoded, Skip> {
-        // The message could quote the value, which is not to be logged.
+        // The message could quote the value, which must not be logged.
         caught(|| call(&*self.inner)).unwrap_or_else(|_| Err(Skip::Malformed("the layout panicked".to_owned())))
     }
 }
@@ -136,7 +136,7 @@ impl Layout for Guarded {
     }
 }
 
-/// Layout of locks whose panics are caught. Constant properties are read once.
+/// Wrapper that catches the panics of a lock layout. Constant properties are read once.
 pub(crate) struct GuardedLocks {
     inner: Arc<dyn LockLayout>,
     name: &'static str,

@@ -1,7 +1,7 @@
-//! The layout of kitex's `registry-etcd`: `{prefix}/{service}/{address}` holds
+//! The layout of kitex's `registry-etcd`: `{prefix}/{service}/{address}` contains
 //! `{"network":…,"address":…,"weight":…,"tags":…}`.
 //!
-//! There are no namespaces beside the prefix, which is `kitex/registry-etcd`, and empty in kitex's deprecated
+//! There are no namespaces besides the prefix. It is `kitex/registry-etcd` by default, and empty in kitex's deprecated
 //! constructors.
 
 use enlist::{Error, Instance, ServiceRef};
@@ -9,14 +9,15 @@ use serde::{Deserialize, Serialize};
 
 use super::{Part, Skip, go, tree::Dialect};
 
-/// The weight that kitex gives to instances that say nothing about it.
+/// kitex's default weight.
 const DEFAULT_WEIGHT: u32 = 10;
 
-/// The network of an endpoint that names none: kitex dials by it.
+/// Network of an endpoint without a protocol: kitex needs one to dial.
 const NETWORK: &str = "tcp";
 
-/// The layout of kitex. The id is free; [`Instance::at`] makes it the address, as kitex has it: its removals, which go
-/// by address, miss an instance with another id, and one with an IPv6 address, which has brackets here and none there.
+/// The layout of kitex. The id is free; [`Instance::at`] makes it the address, as in kitex. kitex's removals go by
+/// address: they miss an instance with another id, and one with an IPv6 address, which has brackets here and none
+/// there.
 #[derive(Clone, Debug)]
 pub struct Kitex {
     prefix: String,
@@ -48,12 +49,12 @@ struct Read {
 }
 
 impl Kitex {
-    /// The layout under another prefix, which may be empty.
+    /// Returns the layout with another prefix, which may be empty.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidConfig`] for control characters, and for `%`, which kitex takes for a directive of its format
-    /// string.
+    /// [`Error::InvalidConfig`] for control characters, and for `%`, which kitex interprets as a directive of its
+    /// format string.
     pub fn with_prefix(prefix: &str) -> Result<Self, Error> {
         if prefix.contains('%') {
             return Err(Error::invalid_config("prefix", "kitex cannot use a prefix with `%`"));
@@ -71,8 +72,8 @@ impl Dialect for Kitex {
         format!("{}/", self.prefix)
     }
 
-    /// The protocol of the endpoint is kitex's network; without one it is `tcp`. A weight of 0, which kitex does not
-    /// know, is refused.
+    /// The protocol of the endpoint is kitex's network; the default is `tcp`. A weight of 0 is refused, because kitex
+    /// has none.
     fn write(&self, _: &ServiceRef, instance: &Instance) -> Result<Vec<u8>, Error> {
         let endpoint = go::only_endpoint(self, instance)?;
         if instance.weight() == 0 {

@@ -1,7 +1,7 @@
-//! The layout of kratos: `{namespace}/{service}/{id}` holds
+//! The layout of kratos: `{namespace}/{service}/{id}` contains
 //! `{"id":…,"name":…,"version":…,"metadata":…,"endpoints":["grpc://host:port"]}`.
 //!
-//! kratos' namespace, `/microservices` unless said otherwise, is an option; enlist's namespaces are not carried.
+//! kratos' namespace is an option, `/microservices` by default. enlist's namespaces are not carried.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Part, Skip, go, tree::Dialect};
 
-/// Key under which kratos looks for the weight.
+/// Metadata key from which kratos reads the weight.
 const WEIGHT: &str = "weight";
 
 /// The layout of kratos.
@@ -49,7 +49,7 @@ struct Read {
 }
 
 impl Kratos {
-    /// The layout under another kratos namespace, used as it is: kratos' own begins with `/`.
+    /// Returns the layout with another kratos namespace, which is used unchanged: kratos' own begins with `/`.
     ///
     /// # Errors
     ///
@@ -67,8 +67,8 @@ impl Dialect for Kratos {
         format!("{}/", self.namespace)
     }
 
-    /// Endpoints need a protocol, which kratos picks by. The weight is an entry of the metadata; the default one is
-    /// left out.
+    /// Endpoints need a protocol, by which kratos selects them. The weight is an entry of the metadata; the default
+    /// weight is omitted.
     fn write(&self, service: &ServiceRef, instance: &Instance) -> Result<Vec<u8>, Error> {
         if instance.endpoints().iter().any(|endpoint| endpoint.protocol().is_none() || endpoint.is_unix()) {
             return Err(go::lost(self, "an endpoint without a protocol such as grpc://"));
@@ -89,7 +89,7 @@ impl Dialect for Kratos {
         })
     }
 
-    /// A value that names another service is foreign, as in kratos itself.
+    /// A value with another service's name is foreign, as in kratos itself.
     fn read(&self, service: &ServiceRef, key: &str, value: &[u8]) -> Result<Instance, Skip> {
         let Read { id, name, version, mut metadata, endpoints } = go::read(value)?;
         if name != service.name().as_str() {
@@ -108,7 +108,7 @@ impl Dialect for Kratos {
     }
 }
 
-/// A URL. Releases 2.1 to 2.3 said `?isSecure=true` instead of `grpcs` and `https`.
+/// Reads a URL. Releases 2.1 to 2.3 write `?isSecure=true` instead of `grpcs` and `https`.
 fn endpoint(text: &str) -> Result<Endpoint, Skip> {
     let (address, query) = text.split_once('?').unwrap_or((text, ""));
     let endpoint = Endpoint::parse(address).map_err(|_| go::malformed("an endpoint cannot be read"))?;

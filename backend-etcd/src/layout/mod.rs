@@ -1,9 +1,8 @@
 //! Keys and values of instances and locks in etcd. Only layouts join or split keys, and only they read or write values.
 //!
 //! A layout is the format of one ecosystem. It may carry less than an [`Instance`] contains, see [`Layout::carries`]. A
-//! layout never returns another service's instance, and refuses a name that it cannot represent. Read `native.rs`
-//! first. The layouts themselves are at the root of the crate; this module contains the parts of which an author builds
-//! one.
+//! layout never returns another service's instance, and refuses a name that it cannot represent. The layouts themselves
+//! are at the root of the crate. This module contains the parts for authors of layouts. Read `native.rs` first.
 //!
 //! # Adding a layout
 //!
@@ -37,18 +36,18 @@ use enlist::{
 pub(crate) use self::guarded::{Guarded, GuardedLocks};
 use crate::watch::record::KeyRange;
 
-/// Maximum bytes of a value that is read: escapes can make JSON six times its content.
+/// Maximum bytes of a value that is read: escapes can make JSON six times as long as its content.
 const MAX_VALUE_BYTES: usize = 6 * MAX_INSTANCE_BYTES + 65_536;
 
 /// Maximum bytes of a value that a layout accepts for an instance. etcd refuses requests above 1.5 MiB, unless its
-/// operator set another limit. The rest is for keys and guards, and for the mark of a departure.
+/// operator configured another limit. The rest is for keys and guards, and for the mark of a departure.
 pub const MAX_WRITTEN_BYTES: usize = (3 << 19) - 65_536;
 
-/// Part of an instance that a layout can hold.
+/// Part of an instance that a layout can carry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Part {
-    /// The id given to `register`; without it the layout makes its own.
+    /// The id given to `register`; without it the layout chooses the id.
     Id,
     /// The owner token.
     Owner,
@@ -74,8 +73,8 @@ pub enum Part {
 pub enum Identity {
     /// Its id, which is in the key.
     Id,
-    /// Its lease, which is in the key: a re-registration makes a new key, and for a while there are two. Entries with
-    /// the same endpoints are one instance, and the newest counts.
+    /// The lease, which is part of the key: a re-registration creates a new key, and for a while there are two. Entries
+    /// with the same endpoints are one instance, and the newest counts.
     Lease,
 }
 
@@ -83,9 +82,9 @@ pub enum Identity {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LeaseScope {
-    /// Many keys may share one, and what a key is does not depend on it.
+    /// Many keys may share one, and the key does not depend on it.
     Shared,
-    /// Each key needs its own.
+    /// Each key needs its own lease.
     PerKey,
 }
 
@@ -95,11 +94,11 @@ pub enum LeaseScope {
 pub struct Writing<'a> {
     /// The owner token.
     pub owner: Option<&'a str>,
-    /// The value that is replaced, whose unknown fields are kept.
+    /// The replaced value. Its unknown fields are kept.
     pub previous: Option<&'a [u8]>,
-    /// The lease of the key; fixed instances have none.
+    /// The lease of the key; `None` for fixed instances.
     pub lease: Option<LeaseId>,
-    /// The term of the registration, where the layout carries it; 0 for fixed instances.
+    /// The term of the registration, if the layout carries it; 0 for fixed instances.
     pub term: u64,
 }
 
@@ -115,7 +114,7 @@ impl fmt::Debug for Writing<'_> {
     }
 }
 
-/// The content of a key and its value, as a layout reads them. `Debug` does not show the owner token.
+/// Content of a key and its value, as read by a layout. `Debug` does not show the owner token.
 #[derive(Clone, PartialEq, Eq)]
 #[expect(clippy::exhaustive_structs, reason = "layouts outside this crate build it")]
 pub struct Decoded {
@@ -138,27 +137,27 @@ impl fmt::Debug for Decoded {
 pub enum Skip {
     /// The key is foreign: neither an instance nor an error.
     Foreign,
-    /// It is one of the service's, but no instance can be read from it, for this reason.
+    /// The key belongs to the service, but no instance can be read from it, for this reason.
     Malformed(String),
 }
 
 /// Layout of instances in etcd.
 pub trait Layout: fmt::Debug + Send + Sync + 'static {
-    /// Its name, for options and messages.
+    /// Returns its name, for options and messages.
     fn name(&self) -> &'static str;
 
-    /// Returns the parts that it carries.
+    /// Returns the carried parts.
     fn carries(&self) -> &'static [Part];
 
-    /// Weight of an instance whose value has none.
+    /// Returns the default weight, for an instance without a weight in its value.
     fn default_weight(&self) -> u32 {
         DEFAULT_WEIGHT
     }
 
-    /// Identity of instances.
+    /// Returns the identity of instances.
     fn identity(&self) -> Identity;
 
-    /// The leases that it can use.
+    /// Returns the leases that the layout can use.
     fn lease_scope(&self) -> LeaseScope;
 
     /// Returns the key of an instance under `lease`; fixed instances have no lease.
@@ -178,11 +177,11 @@ pub trait Layout: fmt::Debug + Send + Sync + 'static {
     /// Returns the range of all services of `namespace`; `None` if there is none.
     fn services_range(&self, namespace: &Namespace) -> Option<KeyRange>;
 
-    /// Returns the service and the id that a key of an instance in `namespace` names; `None` if it has not this
-    /// layout's shape. If keys contain the lease, that is the id.
+    /// Returns the service and the id in a key of an instance in `namespace`; `None` if the key does not have this
+    /// layout's shape. If keys contain the lease, the lease is the id.
     fn instance_of(&self, namespace: &Namespace, key: &[u8]) -> Option<(ServiceName, InstanceId)>;
 
-    /// Returns the service of a key of [`services_range`](Self::services_range). Default: that of
+    /// Returns the service in a key of [`services_range`](Self::services_range). Default: that of
     /// [`instance_of`](Self::instance_of).
     fn service_of(&self, namespace: &Namespace, key: &[u8]) -> Option<ServiceName> {
         self.instance_of(namespace, key).map(|(service, _)| service)
@@ -192,13 +191,13 @@ pub trait Layout: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`Error::Unsupported`] if it would lose what the layout does not carry, or if the value that is replaced is of a
+    /// [`Error::Unsupported`] if parts would be lost that the layout does not carry, or if the replaced value has a
     /// newer version.
     fn encode(&self, service: &ServiceRef, instance: &Instance, writing: &Writing<'_>) -> Result<Vec<u8>, Error>;
 
-    /// Checks that the layout can hold an instance of `service`, under any lease and term. The instance itself was
-    /// checked before ([`Instance::check`]). An instance that is accepted and cannot be stored is tried for ever.
-    /// Default: the instance is encoded, and the bytes are counted.
+    /// Checks that the layout can carry an instance of `service`, under any lease and term. [`Instance::check`] has
+    /// checked the instance itself before. Without an error here, the registration of an instance that cannot be stored
+    /// is repeated without end. Default: the instance is encoded, and the bytes are counted.
     ///
     /// # Errors
     ///
@@ -225,7 +224,7 @@ pub trait Layout: fmt::Debug + Send + Sync + 'static {
     }
 
     /// Returns the term in a value: 0 if it has none, `None` if the layout carries no terms. Of two registrations with
-    /// one owner the one with the larger term is kept; without terms the one that wrote last. Default: none.
+    /// the same owner the one with the larger term is kept; without terms the last writer. Default: `None`.
     fn term(&self, _value: &[u8]) -> Option<u64> {
         None
     }
@@ -236,14 +235,14 @@ pub trait Layout: fmt::Debug + Send + Sync + 'static {
     }
 }
 
-/// Encodes an instance to find out if `layout` can hold it, and checks the size.
+/// Encodes an instance to check that `layout` can carry it, and checks the size.
 fn accepts_written(
     layout: &(impl Layout + ?Sized),
     service: &ServiceRef,
     instance: &Instance,
     owner: Option<&str>,
 ) -> Result<(), Error> {
-    // No lease or term is written longer.
+    // The longest lease and term.
     let writing = Writing { owner, lease: Some(LeaseId::new(i64::MAX)), term: u64::MAX, previous: None };
     let size = layout.encode(service, instance, &writing)?.len();
     if size > MAX_WRITTEN_BYTES {
@@ -276,26 +275,26 @@ pub struct QueueEntryValue {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LockOrder {
-    /// Contenders queue, each with a key of its own: the one that was created first holds.
+    /// Contenders queue, each with its own key: the first created key holds the lock.
     #[default]
     Queue,
     /// There is one key, and the contender that creates it holds the lock. Waiting contenders have no key and no order:
-    /// each tries to create the key when it is gone. Each contender needs a lease of its own, which distinguishes its
-    /// key from another contender's ([`LeaseScope::PerKey`]).
+    /// each tries to create the key once it is gone. Each contender needs its own lease, which distinguishes its key
+    /// from another contender's ([`LeaseScope::PerKey`]).
     FirstToCreate,
 }
 
 /// Layout of locks and elections in etcd. The entry with the lowest creation revision in a queue is first.
 pub trait LockLayout: fmt::Debug + Send + Sync + 'static {
-    /// Its name, for options and messages.
+    /// Returns its name, for options and messages.
     fn name(&self) -> &'static str;
 
-    /// Rule by which a contender gets a lock. Default: contenders queue.
+    /// Returns the rule by which a contender gets a lock. Default: contenders queue.
     fn order(&self) -> LockOrder {
         LockOrder::Queue
     }
 
-    /// The leases that it can use.
+    /// Returns the leases that the layout can use.
     fn lease_scope(&self) -> LeaseScope;
 
     /// Returns `true` if shared and exclusive entries can be distinguished.
@@ -326,7 +325,7 @@ pub trait LockLayout: fmt::Debug + Send + Sync + 'static {
         None
     }
 
-    /// Returns the name whose queue contains a key of [`queues`](Self::queues). Default: `None`.
+    /// Returns the name of the lock with this key of [`queues`](Self::queues) in its queue. Default: `None`.
     fn lock_of(&self, _kind: QueueKind, _namespace: &Namespace, _key: &[u8]) -> Option<LockName> {
         None
     }
@@ -336,9 +335,9 @@ pub trait LockLayout: fmt::Debug + Send + Sync + 'static {
         None
     }
 
-    /// Returns the range of the marks of a queue, outside of the queue: a holder with a `lock_delay` has a mark there
+    /// Returns the range of the marks of a queue, outside of the queue. A holder with a `lock_delay` has a mark there,
     /// without a lease, which its release removes. `None`: the layout has no marks, and a `lock_delay` is refused.
-    /// Default: none.
+    /// Default: `None`.
     fn marks(&self, _kind: QueueKind, _name: &LockName) -> Option<KeyRange> {
         None
     }
@@ -349,8 +348,8 @@ pub trait LockLayout: fmt::Debug + Send + Sync + 'static {
         None
     }
 
-    /// Reads a mark, and returns the mode in which the lock was held. `None` if the key is not of this layout's shape.
-    /// Default: none.
+    /// Reads a mark, and returns the mode in which the lock was held. `None` if the key does not have this layout's
+    /// shape. Default: `None`.
     fn decode_mark(&self, _kind: QueueKind, _name: &LockName, _key: &[u8], _value: &[u8]) -> Option<LockMode> {
         None
     }
@@ -358,11 +357,11 @@ pub trait LockLayout: fmt::Debug + Send + Sync + 'static {
     /// Returns the value of a queue entry.
     fn encode(&self, kind: QueueKind, value: &QueueEntryValue) -> Vec<u8>;
 
-    /// Reads an entry in the queue of `name`; `None` if the key is not of this layout's shape.
+    /// Reads an entry in the queue of `name`; `None` if the key does not have this layout's shape.
     fn decode(&self, kind: QueueKind, name: &LockName, key: &[u8], value: &[u8]) -> Option<QueueEntryValue>;
 }
 
-/// Returns a key in `range` that is neither an instance nor a queue entry in any layout, to try out permissions.
+/// Returns a key in `range` that is neither an instance nor a queue entry in any layout, for trying permissions.
 pub(crate) fn trial_key(range: &KeyRange, nonce: u64) -> Vec<u8> {
     [range.bounds().0, format!(".doctor-{nonce:016x}").as_bytes()].concat()
 }

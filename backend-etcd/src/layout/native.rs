@@ -1,4 +1,4 @@
-//! enlist's own layout, version 1. It carries everything.
+//! enlist's own layout, version 1. It carries all parts of an instance.
 //!
 //! ```text
 //! enlist/services/{namespace}/{service}/{id}
@@ -14,8 +14,8 @@
 //! A holder or leader with a `lock_delay` has a key without a lease next to its queue entry, with the same suffix and
 //! the same value: under `enlist/lock-marks/{namespace}/{name}/` and `enlist/election-marks/{namespace}/{name}/`.
 //!
-//! Segments are percent-encoded so that `/`, `%` and control characters never appear raw, and every range ends in `/`:
-//! no name is the beginning of another's range. Absent fields take their defaults; unknown fields are kept.
+//! Segments are percent-encoded, so `/`, `%` and control characters never appear raw. Every range ends in `/`, so no
+//! name is a prefix of another's range. Absent fields take their defaults; unknown fields are kept.
 
 mod locks;
 mod value;
@@ -34,10 +34,10 @@ use super::{
 };
 use crate::watch::record::KeyRange;
 
-/// The version of values that this code writes.
+/// Version of the values that this code writes.
 const VERSION: u64 = 1;
 
-/// The prefix of all keys, unless another one is given.
+/// Default prefix of all keys.
 const DEFAULT_PREFIX: &str = "enlist";
 
 /// Usual number of bytes of a key.
@@ -46,14 +46,13 @@ const KEY_BYTES: usize = 96;
 /// Usual number of bytes of a value.
 const VALUE_BYTES: usize = 256;
 
-/// Maximum bytes of a value without the texts of the instance and the owner token: names of fields, numbers, the
-/// health.
+/// Maximum bytes of a value without the texts of the instance and the owner token: field names, numbers, the health.
 const FIELDS_BYTES: usize = 1024;
 
-/// An owner token of so many bytes fits into every value: JSON makes at most six of one.
+/// Maximum bytes of an owner token that fits into every value: JSON makes at most six bytes of one.
 const MAX_SHORT_OWNER: usize = (MAX_WRITTEN_BYTES - MAX_INSTANCE_BYTES - FIELDS_BYTES) / 6;
 
-/// Characters that are escaped within a segment. `.` alone and `..` are harmless: etcd's keys know no paths.
+/// Characters that are escaped within a segment. `.` and `..` are harmless: etcd's keys have no paths.
 const ESCAPED: &AsciiSet = &CONTROLS.add(b'/').add(b'%');
 
 /// enlist's own layout.
@@ -69,11 +68,11 @@ impl Default for Native {
 }
 
 impl Native {
-    /// The layout under another prefix. Slashes at its ends do not count.
+    /// Returns the layout with another prefix. Leading and trailing slashes are ignored.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidConfig`] if nothing is left: that would be the root of the whole store.
+    /// [`Error::InvalidConfig`] for an empty prefix, which would be the root of the whole store.
     pub fn with_prefix(prefix: &str) -> Result<Self, Error> {
         let prefix = prefix.trim_matches('/');
         if prefix.is_empty() || prefix.contains("//") || prefix.chars().any(char::is_control) {
@@ -97,14 +96,14 @@ impl Native {
         key
     }
 
-    /// Rest of `key` after the prefix of a service. Decoding is done for each of many keys, so it copies nothing.
+    /// Returns the rest of `key` after the prefix of a service. Copies nothing, because each of many keys is decoded.
     fn strip_service<'a>(&self, key: &'a [u8], service: &ServiceRef) -> Option<&'a [u8]> {
         let rest = key.strip_prefix(self.prefix.as_bytes())?.strip_prefix(b"/services/")?;
         let rest = strip(rest, service.namespace().as_str())?.strip_prefix(b"/")?;
         strip(rest, service.name().as_str())?.strip_prefix(b"/")
     }
 
-    /// Reads an instance; `like` is one that was read before, if there is one.
+    /// Reads an instance. `like` is one that was read before, if there is one.
     fn read(&self, like: Option<&Instance>, service: &ServiceRef, key: &[u8], value: &[u8]) -> Result<Decoded, Skip> {
         let segment = self.strip_service(key, service).ok_or(Skip::Foreign)?;
         let id = unescape(segment).and_then(|id| InstanceId::parse(id).ok()).ok_or(Skip::Foreign)?;
@@ -112,7 +111,7 @@ impl Native {
         if value.len() > MAX_VALUE_BYTES {
             return Err(malformed(format!("{} bytes", value.len())));
         }
-        // The error's text can quote the value, which is not to be logged; its place is enough.
+        // The error's text can quote the value, which must not be logged; the position is enough.
         let text = str::from_utf8(value).map_err(|_| malformed("no text".to_owned()))?;
         let Object(wire) = serde_json::from_str::<Object<ReadInstance<'_>>>(text).map_err(|error| {
             malformed(format!("no instance: {:?} error at column {}", error.classify(), error.column()))
@@ -122,7 +121,7 @@ impl Native {
         }
         let health = match wire.health {
             None => Health::Serving,
-            // A word of a later version: known to be something else than serving.
+            // A word of a later version: known not to mean serving.
             Some(word) => Health::from_word(&word.0).unwrap_or(Health::NotServing),
         };
         let instance = match like {
@@ -141,7 +140,7 @@ impl Native {
     }
 }
 
-/// Returns `true` if a segment is written as it is. Nearly all are, so it is looked at first.
+/// Returns `true` if a segment needs no escapes. Nearly all segments need none, so this is checked first.
 fn is_plain(segment: &[u8]) -> bool {
     segment.iter().all(|byte| matches!(byte, b' '..=b'~') && !matches!(byte, b'/' | b'%'))
 }
@@ -155,7 +154,7 @@ fn escape(key: &mut String, segment: &str) {
     }
 }
 
-/// The text of a segment, if it is one that `escape` writes.
+/// Returns the text of a segment, if `escape` could have written it.
 fn unescape(segment: &[u8]) -> Option<Cow<'_, str>> {
     if is_plain(segment) {
         return str::from_utf8(segment).ok().map(Cow::Borrowed);
@@ -165,7 +164,7 @@ fn unescape(segment: &[u8]) -> Option<Cow<'_, str>> {
     is_canonical.then_some(text)
 }
 
-/// Rest of `key` after the escaped `segment`; `None` if the key begins otherwise.
+/// Returns the rest of `key` after the escaped `segment`; `None` if the key begins otherwise.
 fn strip<'a>(key: &'a [u8], segment: &str) -> Option<&'a [u8]> {
     if is_plain(segment.as_bytes()) {
         return key.strip_prefix(segment.as_bytes());
@@ -248,8 +247,8 @@ impl Layout for Native {
         Ok(value)
     }
 
-    /// It carries everything, and what an instance may say takes no more than it was checked for: only a long owner
-    /// token can be too much.
+    /// All parts are carried, and the texts of an instance are within their checked limits: only a long owner token can
+    /// be too much.
     fn accepts(&self, service: &ServiceRef, instance: &Instance, owner: Option<&str>) -> Result<(), Error> {
         let short = owner.is_none_or(|owner| owner.len() <= MAX_SHORT_OWNER);
         if short { Ok(()) } else { accepts_written(self, service, instance, owner) }
@@ -394,7 +393,7 @@ mod tests {
         }
     }
 
-    /// Names with everything that is allowed: separators, escapes, dots, other scripts.
+    /// Names with all allowed characters: separators, escapes, dots, other scripts.
     fn names() -> impl Strategy<Value = String> {
         proptest::string::string_regex("[a-z/%.\\-_ ~äß世🚀]{1,12}").expect("a valid expression")
     }

@@ -1,5 +1,5 @@
-//! Structs that are read from JSON objects only. Derived code also takes an array for a struct, its elements for the
-//! fields in their order, which no writer means: Go refuses it.
+//! Structs that are read from JSON objects only. Derived code also accepts an array for a struct, with the fields in
+//! order. No writer produces that, and Go refuses it.
 
 use std::{fmt, marker::PhantomData};
 
@@ -8,7 +8,7 @@ use serde::{
     de::{MapAccess, Visitor, value::MapAccessDeserializer},
 };
 
-/// A struct that was read from an object. Every struct within another one needs it as well.
+/// Struct that was read from an object. Every nested struct needs this wrapper as well.
 #[derive(Debug)]
 pub(super) struct Object<T>(pub(super) T);
 

@@ -1,4 +1,4 @@
-//! Layouts whose keys are `{root}{service}/{id}`: the shape that most ecosystems share. A [`Dialect`] defines the rest,
+//! Layouts with keys of the form `{root}{service}/{id}`, which most ecosystems share. A [`Dialect`] defines the rest,
 //! and implements [`Layout`] through it.
 
 use std::fmt;
@@ -13,10 +13,10 @@ pub(super) trait Dialect: fmt::Debug + Send + Sync + Sized + 'static {
     const NAME: &'static str;
     const CARRIES: &'static [Part];
     const WEIGHT: u32 = DEFAULT_WEIGHT;
-    /// Names of metadata that it carries, if it carries no other.
+    /// Names of the carried metadata, if no other metadata is carried.
     const METADATA: &'static [&'static str] = &[];
 
-    /// Prefix of all keys of a namespace; without namespaces, of the default one.
+    /// Returns the prefix of all keys of a namespace; without namespaces, of the default one.
     fn root(&self) -> String;
 
     /// Returns the root of a namespace.
@@ -25,7 +25,7 @@ pub(super) trait Dialect: fmt::Debug + Send + Sync + Sized + 'static {
         Ok(self.root())
     }
 
-    /// Prefix of all keys of a service.
+    /// Returns the prefix of all keys of a service.
     fn prefix(&self, service: &ServiceRef) -> Result<String, Error> {
         Ok(format!("{}{}/", self.root_of(service.namespace())?, go::as_segment("service", service.name().as_str())?))
     }
@@ -35,12 +35,12 @@ pub(super) trait Dialect: fmt::Debug + Send + Sync + Sized + 'static {
         true
     }
 
-    /// Returns a key without the part that readers of the original library cut off.
+    /// Returns a key without the part that readers of the original library remove.
     fn trimmed<'a>(&self, key: &'a [u8]) -> &'a [u8] {
         key
     }
 
-    /// Returns the value of an instance. Except for its endpoints, it has only parts that the layout carries.
+    /// Returns the value of an instance. Apart from its endpoints it contains only parts that the layout carries.
     fn write(&self, service: &ServiceRef, instance: &Instance) -> Result<Vec<u8>, Error>;
 
     /// Returns the content of a value as text.
@@ -48,7 +48,7 @@ pub(super) trait Dialect: fmt::Debug + Send + Sync + Sized + 'static {
         String::from_utf8(value.to_vec()).ok()
     }
 
-    /// Returns the instance in a value, whose key ends in `id`.
+    /// Returns the instance in a value. Its key ends in `id`.
     fn read(&self, service: &ServiceRef, id: &str, value: &[u8]) -> Result<Instance, Skip>;
 }
 
@@ -117,7 +117,7 @@ fn split<'a>(dialect: &impl Dialect, namespace: &Namespace, key: &'a [u8]) -> Op
     let rest = std::str::from_utf8(dialect.trimmed(key).strip_prefix(root.as_bytes())?).ok()?;
     let (service, id) = rest.rsplit_once('/').filter(|(_, id)| !id.is_empty())?;
     let service = ServiceRef::new(namespace.clone(), ServiceName::parse(service).ok()?);
-    // A name that is refused has no keys.
+    // A refused name has no keys.
     dialect.prefix(&service).ok()?;
     Some((service.name().clone(), id))
 }

@@ -1,7 +1,7 @@
-//! JSON of any type as metadata, and back, without loss: a text under its name, any other value as JSON text under
-//! `{name}.json` ([`JSON_SUFFIX`]). That is as it was written, to the last digit and the order within it.
+//! Lossless conversion between JSON of any type and metadata. A text is stored under its name, any other value as JSON
+//! text under `{name}.json` ([`JSON_SUFFIX`]), as it was written, with all digits and in its order.
 //!
-//! Of two ways to say the same one is refused, so what is written is read again as it was.
+//! Of two equivalent forms one is refused, so written metadata is read again unchanged.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ const TWICE: &str = "metadata under a name and the same name with `.json`";
 const NOT_ALONE: &str = "metadata named `.json`, which stands for all metadata, beside another one";
 const NO_WHOLE: &str = "an object, or null, as metadata named `.json`, which belongs under the names in it,";
 
-/// A value in an object.
+/// Value in an object.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Field<'a> {
     Text(&'a str),
@@ -49,11 +49,11 @@ impl Serialize for Json<'_> {
     }
 }
 
-/// Returns metadata as the JSON that [`entries`] reads it from.
+/// Returns metadata as the JSON from which [`entries`] reads it.
 ///
 /// # Errors
 ///
-/// Says which metadata would not be read again as it is.
+/// The reason for which the metadata would not be read again unchanged.
 pub(super) fn json(metadata: &BTreeMap<String, String>) -> Result<Json<'_>, &'static str> {
     match metadata.get(JSON_SUFFIX) {
         None if metadata.is_empty() => Ok(Json::Null),
@@ -66,8 +66,8 @@ pub(super) fn json(metadata: &BTreeMap<String, String>) -> Result<Json<'_>, &'st
     }
 }
 
-/// Returns any JSON as metadata. What is no object, an empty one, and one that would be taken for such a value, is
-/// under `.json`.
+/// Returns any JSON as metadata. JSON that is no object, an empty object, and an object that would be mistaken for such
+/// a value, are stored under `.json`.
 pub(super) fn entries(json: &RawValue) -> Vec<(String, String)> {
     if json.get() == "null" {
         return Vec::new();
@@ -77,7 +77,7 @@ pub(super) fn entries(json: &RawValue) -> Vec<(String, String)> {
     if whole { vec![(JSON_SUFFIX.to_owned(), json.get().to_owned())] } else { entries_of(fields) }
 }
 
-/// Returns metadata as the fields that [`entries_of`] reads it from.
+/// Returns metadata as the fields from which [`entries_of`] reads it.
 ///
 /// # Errors
 ///
@@ -108,12 +108,12 @@ pub(super) fn entries_of<'a>(fields: impl IntoIterator<Item = (String, &'a RawVa
     fields.into_iter().map(entry).collect()
 }
 
-/// Returns `true` for a text whose name does not read as that of JSON.
+/// Returns `true` for a text under a name without the suffix of JSON.
 fn is_plain(name: &str, json: &RawValue) -> bool {
     !name.ends_with(JSON_SUFFIX) && text(json).is_some()
 }
 
-/// The text that JSON is; `None` also for half a surrogate pair, which no text of ours can hold.
+/// Returns the text in a JSON value. `None` also for half a surrogate pair, which no Rust text can contain.
 fn text(json: &RawValue) -> Option<String> {
     json.get().starts_with('"').then(|| serde_json::from_str(json.get()).ok()).flatten()
 }

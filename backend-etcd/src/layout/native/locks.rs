@@ -34,7 +34,7 @@ impl Native {
     }
 }
 
-/// Appends the name of a lock to what its namespace begins with.
+/// Appends the name of a lock to the prefix of its namespace.
 fn name_prefix(mut key: String, name: &LockName) -> String {
     escape(&mut key, name.name());
     key.push('/');
@@ -129,13 +129,13 @@ impl LockLayout for Native {
     }
 }
 
-/// Reads a queue entry, or a mark, from the last segment of its key and its value.
+/// Reads a queue entry or a mark, from the last segment of its key and its value.
 fn read_entry(kind: QueueKind, segment: &[u8], value: &[u8]) -> Option<QueueEntryValue> {
     let hex = |part: &[u8]| part.len() == 16 && part.iter().all(u8::is_ascii_hexdigit);
     if segment.len() != 33 || segment[16] != b'-' || !hex(&segment[..16]) || !hex(&segment[17..]) {
         return None;
     }
-    // A key of this shape is a queue entry whatever its value is. If it were ignored, a lock could be granted twice.
+    // A key of this shape is a queue entry, whatever its value. If it were ignored, a lock could be granted twice.
     Some(match kind {
         QueueKind::Lock => {
             let shared =
@@ -151,7 +151,7 @@ fn read_entry(kind: QueueKind, segment: &[u8], value: &[u8]) -> Option<QueueEntr
     })
 }
 
-/// Name of the holder, for an operator who reads the store.
+/// Returns the name of the holder, for operators who read the store.
 fn holder() -> String {
     static HOLDER: OnceLock<String> = OnceLock::new();
     HOLDER.get_or_init(this_process).clone()

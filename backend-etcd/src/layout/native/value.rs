@@ -9,11 +9,11 @@ use serde::{
 };
 use serde_json::Value;
 
-/// The fields of this version.
+/// Names of the fields of this version.
 pub(super) const KNOWN: [&str; 10] =
     ["v", "id", "endpoints", "weight", "version", "zone", "health", "metadata", "owner", "term"];
 
-/// Fields that are written.
+/// Written fields.
 #[derive(Serialize)]
 pub(super) struct WrittenInstance<'a> {
     pub(super) v: u64,
@@ -34,7 +34,7 @@ pub(super) struct WrittenInstance<'a> {
     pub(super) term: u64,
 }
 
-/// Value that replaces one with fields of a later version, which are kept.
+/// Value that replaces one with fields of a later version. Those fields are kept.
 #[derive(Serialize)]
 pub(super) struct Extended<'a> {
     #[serde(flatten)]
@@ -56,10 +56,10 @@ fn default_weight() -> u32 {
     DEFAULT_WEIGHT
 }
 
-/// Fields that are read of a value: without the unknown fields, and without copies.
+/// Fields that are read from a value, without unknown fields and without copies.
 #[derive(Deserialize)]
 pub(super) struct ReadInstance<'a> {
-    // Only its type matters: a newer version is read as far as it is understood.
+    // Only its type matters: a newer version is read as far as possible.
     #[serde(rename = "v")]
     pub(super) _v: u64,
     #[serde(borrow)]
@@ -80,7 +80,7 @@ pub(super) struct ReadInstance<'a> {
     pub(super) owner: Option<String>,
 }
 
-/// The entries of an object of texts, in its order.
+/// Entries of an object of texts, in its order.
 pub(super) struct Pairs<'a>(pub(super) Vec<(Text<'a>, Text<'a>)>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Pairs<'a> {
@@ -105,7 +105,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Pairs<'a> {
     }
 }
 
-/// Reads endpoints without a list of their texts.
+/// Reads endpoints without an intermediate list of texts.
 fn endpoints<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Endpoint>, D::Error> {
     struct Endpoints;
     impl<'de> Visitor<'de> for Endpoints {
@@ -116,7 +116,7 @@ fn endpoints<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Endpoint>
         }
 
         fn visit_seq<A: SeqAccess<'de>>(self, mut texts: A) -> Result<Vec<Endpoint>, A::Error> {
-            // Most have one.
+            // Most instances have one endpoint.
             let mut endpoints = Vec::with_capacity(1);
             while let Some(Text(text)) = texts.next_element()? {
                 endpoints.push(Endpoint::parse(text).map_err(de::Error::custom)?);
@@ -127,12 +127,12 @@ fn endpoints<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Endpoint>
     deserializer.deserialize_seq(Endpoints)
 }
 
-/// A text that borrows where it can, also within other types.
+/// Text that borrows if possible, also within other types.
 #[derive(Deserialize)]
 #[serde(transparent)]
 pub(super) struct Text<'a>(#[serde(borrow)] pub(super) Cow<'a, str>);
 
-/// The term that a JSON value is: one that is no natural number, or too large a one, becomes the nearest.
+/// Returns the term in a JSON value. Any other number becomes the nearest natural number in range.
 pub(super) fn saturating(term: &Value) -> u64 {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "such casts saturate")]
     term.as_u64().unwrap_or_else(|| term.as_f64().map_or(0, |term| term as u64))
