@@ -1,4 +1,4 @@
-//! Makes a client from its options.
+//! Creation of a client from its options.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,21 +22,21 @@ use crate::{
     watch::{context::WatchSettings, record::KeyRange},
 };
 
-/// Smallest interval between pings: etcd closes a connection with three that arrive within 5 s of the one before; a
-/// second is for the way.
+/// Minimum interval between pings. etcd closes a connection with three pings that each arrive within 5 s of the
+/// previous one; one second is a margin for the transport.
 const MIN_KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(6);
 
-/// Time for which the connection for watches is waited for when a client is made.
+/// Maximum time of the first request on the watch connection when a client is created.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
 
 impl EtcdBuilder {
-    /// Makes the client without connecting; the first request dials. It heals by itself, also from a start without
-    /// etcd.
+    /// Creates the client without connecting; the first request dials. The client recovers by itself, also from a start
+    /// without etcd.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidConfig`] for endpoints that are refused by [`endpoint_url`], or of which some are `http` and
-    /// some `https`, a prefix that is empty, timeouts, intervals or limits of zero, and pings that come too often.
+    /// [`Error::InvalidConfig`] for endpoints that [`endpoint_url`] refuses, for a mixture of `http` and `https`
+    /// endpoints, for an empty prefix, for timeouts, intervals or limits of zero, and for pings that are too frequent.
     pub fn build(self) -> Result<Etcd, Error> {
         self.check()?;
         let Self { endpoints, channel, credentials, tls, settings, layers, prefix, layout, lock_layout, .. } = self;
@@ -78,11 +78,11 @@ impl EtcdBuilder {
         Ok(Etcd { session })
     }
 
-    /// Makes the client and waits for one answer of etcd.
+    /// Creates the client and waits for one answer of etcd.
     ///
     /// # Errors
     ///
-    /// As [`build`](Self::build); [`Error::Unavailable`] with what was tried if no endpoint answers;
+    /// As [`build`](Self::build); [`Error::Unavailable`] with the failed attempts if no endpoint answers;
     /// [`Error::AuthFailed`] for a wrong user or password; [`Error::Closed`] outside a tokio runtime. A role without
     /// the right to read is no error here.
     ///
@@ -93,7 +93,7 @@ impl EtcdBuilder {
         let etcd = self.build()?;
         etcd.session.check_open()?;
         let conn = &etcd.session.conn;
-        // The other connection is about to be needed, and is dialled meanwhile; whether it answers shows then.
+        // The other connection will be needed soon, and is dialled concurrently. Its failure shows at its first use.
         let other = Arc::clone(conn);
         etcd.session.lifecycle.tasks.spawn_until_stopped("dial", async move {
             other.answers(&KeyRange::key(*b"\0"), DIAL_TIMEOUT).await;
@@ -104,7 +104,7 @@ impl EtcdBuilder {
         }
     }
 
-    /// Refuses timeouts, intervals and limits of zero, and pings that come too often.
+    /// Rejects timeouts, intervals and limits of zero, and pings that are too frequent.
     fn check(&self) -> Result<(), Error> {
         for (field, limit) in [
             ("connect_timeout", self.connect_timeout),

@@ -55,13 +55,13 @@ impl Etcd {
         Self::builder([endpoint]).connect().await
     }
 
-    /// Options for a client of these endpoints, the members of one cluster: `host[:port]` or URLs, as [`endpoint_url`]
-    /// reads them.
+    /// Creates options for a client of these endpoints, the members of one cluster. Each is `host[:port]` or a URL, see
+    /// [`endpoint_url`].
     pub fn builder<E: Into<String>>(endpoints: impl IntoIterator<Item = E>) -> EtcdBuilder {
         EtcdBuilder::new(endpoints.into_iter().map(Into::into).collect())
     }
 
-    /// Options from the environment: `ENLIST_ENDPOINTS` (comma-separated, as [`endpoint_url`] reads them, default
+    /// Creates options from the environment: `ENLIST_ENDPOINTS` (comma-separated, see [`endpoint_url`], default
     /// `http://127.0.0.1:2379`), `ENLIST_PREFIX`, `ENLIST_USER` with `ENLIST_PASSWORD_FILE` or `ENLIST_PASSWORD`,
     /// `ENLIST_CACERT`, and `ENLIST_CERT` with `ENLIST_KEY`.
     ///
@@ -72,8 +72,8 @@ impl Etcd {
         EtcdBuilder::from_variables(|name| env::var(name).ok().filter(|value| !value.is_empty()))
     }
 
-    /// Options for a client over a channel that the caller made, which has to look after its own connection: it is not
-    /// dialled again.
+    /// Creates options for a client over a channel that the caller made. The channel has to maintain its own
+    /// connection: it is not dialled again.
     pub fn from_channel(channel: Channel) -> EtcdBuilder {
         let mut builder = EtcdBuilder::new(Vec::new());
         builder.channel = Some(channel);
@@ -161,7 +161,7 @@ impl EtcdBuilder {
         Ok(builder)
     }
 
-    /// Authenticates as `user`. Tokens are renewed when they run out.
+    /// Authenticates as `user`. Tokens are renewed when they expire.
     pub fn user(mut self, user: impl Into<String>, password: impl Into<SecretString>) -> Self {
         self.credentials = Some(Credentials { user: user.into(), password: password.into() });
         self
@@ -173,7 +173,7 @@ impl EtcdBuilder {
         self
     }
 
-    /// Shows this certificate to etcd (PEM files, read again at every dial). Needs `https` endpoints.
+    /// Presents this certificate to etcd (PEM files, read again at every dial). Needs `https` endpoints.
     pub fn client_certificate(mut self, certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
         self.tls.get_or_insert_default().identity = Some((certificate.into(), key.into()));
         self
@@ -191,69 +191,69 @@ impl EtcdBuilder {
         self
     }
 
-    /// Uses another layout for instances. Default: [`Native`](crate::Native). One that panics fails the call, the
-    /// registration or the watch that needs it, and nothing else; a value whose reading panics is no instance.
+    /// Uses another layout for instances. Default: [`Native`](crate::Native). A panic of the layout fails the call, the
+    /// registration or the watch that needs it, and nothing else. A value whose reading panics counts as no instance.
     pub fn layout(mut self, layout: impl Layout) -> Self {
         self.layout = Some(Arc::new(layout));
         self
     }
 
-    /// Uses another layout for locks and elections. Default: [`Native`](crate::Native). One that panics fails the
-    /// acquisition that needs it, and nothing else; a key whose reading panics is in line.
+    /// Uses another layout for locks and elections. Default: [`Native`](crate::Native). A panic of the layout fails the
+    /// acquisition that needs it, and nothing else. A key whose reading panics counts as a queue entry.
     pub fn lock_layout(mut self, layout: impl LockLayout) -> Self {
         self.lock_layout = Some(Arc::new(layout));
         self
     }
 
-    /// Sets how long a dial may take. Default: 3 s.
+    /// Sets the maximum duration of a dial. Default: 3 s.
     pub fn connect_timeout(mut self, limit: Duration) -> Self {
         self.connect_timeout = limit;
         self
     }
 
-    /// Sets how long a request may take, dialling included. Default: 5 s. Renewals have shorter deadlines of their own.
+    /// Sets the maximum duration of a request, including the dial. Default: 5 s. Renewals have their own, shorter
+    /// deadlines.
     pub fn request_timeout(mut self, limit: Duration) -> Self {
         self.request_timeout = limit;
         self
     }
 
     /// Sets the time without traffic after which a connection is pinged, also while no request and no watch uses it. It
-    /// is what `DialKeepAliveTime` is in Go's client. Default: 10 s. At least 6 s, because etcd closes connections that
-    /// are pinged more often than every 5 s. Without effect on a channel that the caller made.
+    /// corresponds to `DialKeepAliveTime` in Go's client. Default: 10 s. The minimum is 6 s, because etcd closes
+    /// connections that are pinged more often than every 5 s. Without effect on a channel that the caller made.
     pub fn keep_alive_interval(mut self, interval: Duration) -> Self {
         self.keep_alive_interval = interval;
         self
     }
 
-    /// Sets the time after which a connection whose ping was not answered is given up. It is what
-    /// `DialKeepAliveTimeout` is in Go's client. Default: 5 s. Without effect on a channel that the caller made.
+    /// Sets the time after which an unanswered ping ends its connection. It corresponds to `DialKeepAliveTimeout` in
+    /// Go's client. Default: 5 s. Without effect on a channel that the caller made.
     pub fn keep_alive_timeout(mut self, limit: Duration) -> Self {
         self.keep_alive_timeout = limit;
         self
     }
 
-    /// Changes tonic's settings of each dial: a user agent, windows, TLS material that is in no file (of `https`
-    /// endpoints). `change` is called for every connection that is made, with the settings for that endpoint after TLS
-    /// and pings were applied; [`Endpoint::uri`] tells which it is. A [`local_address`](Endpoint::local_address) has no
-    /// effect, since tonic does not tell it. An error, a panic, and settings without TLS for an `https` endpoint count
-    /// as a failed dial, and the next endpoint is tried. It must not block: it runs where the session does.
-    /// [`connect_timeout`](Self::connect_timeout) bounds the dial whatever the settings say. Default: none. Without
-    /// effect on a channel that the caller made.
+    /// Changes tonic's settings of each dial: a user agent, windows, TLS material that is not in a file (for `https`
+    /// endpoints). `change` is called for every new connection, with the settings for its endpoint after TLS and pings
+    /// were applied; [`Endpoint::uri`] identifies the endpoint. A [`local_address`](Endpoint::local_address) has no
+    /// effect, since tonic has no accessor for it. An error, a panic, and settings without TLS for an `https` endpoint
+    /// count as a failed dial, and the next endpoint is tried. `change` must not block: it runs on the session's
+    /// runtime. [`connect_timeout`](Self::connect_timeout) bounds the dial, whatever the settings contain. Default:
+    /// none. Without effect on a channel that the caller made.
     pub fn settings(mut self, change: impl Fn(Endpoint) -> Result<Endpoint, BoxError> + Send + Sync + 'static) -> Self {
         self.settings = Some(DialSettings::new(change));
         self
     }
 
     /// Wraps the requests of the client in a tower layer: an interceptor ([`tonic::service::InterceptorLayer`]),
-    /// metrics, logs. It sees each request to etcd, streams of watches and renewals included, once for each time that
-    /// it is sent, whichever connection it goes over; dials are inside of it. A layer that is added later is around the
-    /// earlier ones.
+    /// metrics, logs. The layer receives each request to etcd, including watch streams and renewals, once for each time
+    /// that it is sent, whichever connection it uses. Dials are inside of it. A later layer wraps the earlier ones.
     ///
-    /// It is applied when the client is made, once for each of its two connections, and cloned for each request. It has
-    /// to keep the extensions of a request, and must not block. A request that it fails counts as one that may have
-    /// been done, unless its error is a [`Status`](tonic::Status) that says otherwise; a panic, also in the body of the
-    /// answer, fails that request and nothing else (not with `panic = "abort"`). One that adds time to renewals, which
-    /// have deadlines of a second or so, costs leases.
+    /// The layer is applied when the client is created, once for each of its two connections, and cloned for each
+    /// request. It must keep the extensions of a request, and must not block. A request that it fails counts as
+    /// possibly applied, unless its error is a [`Status`](tonic::Status) that excludes that. A panic, also in the body
+    /// of the answer, fails that request and nothing else (not with `panic = "abort"`). A layer that delays renewals,
+    /// which have deadlines of about a second, can cause the loss of leases.
     ///
     /// ```no_run
     /// # fn example() -> Result<(), enlist::Error> {
@@ -278,72 +278,75 @@ impl EtcdBuilder {
         self
     }
 
-    /// Sets the interval in which the cluster is asked for its members, whose advertised client URLs are dialled from
-    /// then on, and the endpoints after them: what `AutoSyncInterval` is in Go's client. So a client also finds members
-    /// that were added later. A connection is kept while it works. URLs with another scheme than the endpoints,
-    /// unspecified addresses, and loopback addresses unless an endpoint is one, are left out. Default: `None`, never,
-    /// because what members advertise is often out of reach, and some releases let only root list them (the endpoints
-    /// stay as they are then). Names in endpoints are resolved again at every dial either way. Without effect on a
-    /// channel that the caller made.
+    /// Sets the interval at which the client requests the members of the cluster. From then on it dials the client URLs
+    /// that they advertise, and the endpoints after them, so it also finds members that were added later. It
+    /// corresponds to `AutoSyncInterval` in Go's client. A connection is kept while it works. URLs with another scheme
+    /// than the endpoints, unspecified addresses, and loopback addresses unless an endpoint is one, are left out.
+    /// Default: `None`, never, because advertised URLs are often unreachable, and some releases permit only root to
+    /// list the members (the endpoints then stay as they are). Names in endpoints are resolved again at every dial in
+    /// any case. Without effect on a channel that the caller made.
     pub fn member_sync(mut self, interval: Option<Duration>) -> Self {
         self.member_sync = interval.map(|interval| interval.min(LONGEST));
         self
     }
 
-    /// Sets the interval in which each key of a watched range is compared with what etcd holds, in case a watch lost an
-    /// event. A range of a thousand keys or less is one request in that time, drawn from its second half; a larger one
-    /// is a request for each thousand, spread over the interval. They bring keys without values: some 100 bytes for
-    /// each instance, though etcd reads the values from its disk or cache. Default: 5 minutes; `None` never does.
+    /// Sets the interval in which each key of a watched range is compared with etcd, in case a watch lost an event. A
+    /// range of at most a thousand keys takes one request in that time, at a random moment of its second half. A larger
+    /// one takes one request for each thousand keys, spread over the interval. The responses contain keys without
+    /// values: about 100 bytes for each instance, though etcd reads the values from its disk or cache. Default: 5
+    /// minutes; `None` is never.
     pub fn audit(mut self, audit: Option<Duration>) -> Self {
         self.audit = audit.map(|audit| audit.min(LONGEST));
         self
     }
 
-    /// Sets how often the session asks how far the store is, by one read of one key, while it has watchers of services
-    /// or elections: what keeps the age of a healthy view ([`enlist::Freshness::age`]) below twice that. In etcd before
-    /// 3.4.25 and 3.5.8 a watch on which nothing happens cannot tell that it has got there while others write; it
-    /// relies on audits, and its age stays below twice their interval. Default: 5 s; `None` never does.
+    /// Sets the interval of the session's probes: reads of one key that return the store's revision, sent while there
+    /// are watchers of services or elections. They keep the age of a healthy view ([`enlist::Freshness::age`]) below
+    /// twice the interval. In etcd before 3.4.25 and 3.5.8 a watch without events cannot prove that it has reached that
+    /// revision while other keys are written. Such a watch relies on audits, and its age stays below twice their
+    /// interval. Default: 5 s; `None` is never.
     pub fn probe(mut self, probe: Option<Duration>) -> Self {
         self.probe = probe;
         self
     }
 
-    /// Lets a watch begin with what one member of etcd knows, if no linearizable list was answered within `after`, or
-    /// if it failed because etcd has no quorum: so instances are still found through a member that is cut off from the
-    /// others. Default: `None`, which waits for the quorum, because what one member knows may be out of date by any
-    /// time.
+    /// Permits a watch to begin with the state of one member of etcd, if no linearizable list was answered within
+    /// `after`, or if it failed because etcd has no quorum. Instances are then still found through a member that is cut
+    /// off from the others. Default: `None`, which waits for the quorum, because the state of one member may be
+    /// outdated by any time.
     ///
-    /// Such a picture is [`Freshness::Stale`](enlist::Freshness::Stale) and of the largest age there is, so a view with
-    /// a [`max_age`](enlist::DirectoryOptions::max_age) shows it and does not pick from it. It comes once for each
-    /// watch, and stays until the linearizable list succeeds, for which the watch goes on trying; then its reader gets
+    /// Such a snapshot is [`Freshness::Stale`](enlist::Freshness::Stale) with the largest possible age, so a view with
+    /// a [`max_age`](enlist::DirectoryOptions::max_age) shows it and does not pick from it. It is delivered once for
+    /// each watch, and stays until the linearizable list succeeds, which the watch keeps trying; then its reader gets
     /// the difference. `resolve`, registrations and locks always need the quorum. So does [`connect`](Self::connect):
-    /// use [`build`](Self::build). So does a [`user`](Self::user)'s first token: without one there is no such picture.
+    /// use [`build`](Self::build). So does a [`user`](Self::user)'s first token: without a token there is no such
+    /// snapshot.
     pub fn serializable_first_list(mut self, after: Option<Duration>) -> Self {
         self.serializable_first_list = after.map(|after| after.min(LONGEST));
         self
     }
 
-    /// Sets how many keys a range may have that is watched or listed: that of a service, of a namespace, of an
+    /// Sets the maximum number of keys of a range that is watched or listed: that of a service, of a namespace, of an
     /// election.
     ///
-    /// A range that is larger is not read: [`Error::RangeTooLarge`]. One that grows larger while it is watched keeps
-    /// its last known state, which is stale because of that error, and is looked at again once a minute. Its readers
-    /// get the difference once it is small enough. Default: [`DEFAULT_MAX_RANGE_KEYS`](crate::DEFAULT_MAX_RANGE_KEYS);
+    /// A larger range is not read: [`Error::RangeTooLarge`]. A range that exceeds the limit while it is watched keeps
+    /// its last known state, which is stale because of that error, and is listed again once a minute. Its readers get
+    /// the difference once it is small enough. Default: [`DEFAULT_MAX_RANGE_KEYS`](crate::DEFAULT_MAX_RANGE_KEYS);
     /// `None` is without a limit.
     pub fn max_range_keys(mut self, keys: Option<usize>) -> Self {
         self.limits.keys = keys;
         self
     }
 
-    /// Sets how many bytes a range may have that is watched or listed, as [`max_range_keys`](Self::max_range_keys) does
-    /// for keys. Keys and values count; while a range is listed again, there are two copies of it. Default:
+    /// Sets the maximum bytes of a range that is watched or listed, as [`max_range_keys`](Self::max_range_keys) does
+    /// for keys. Keys and values count. While a range is listed again, two copies of it exist. Default:
     /// [`DEFAULT_MAX_RANGE_BYTES`](crate::DEFAULT_MAX_RANGE_BYTES); `None` is without a limit.
     pub fn max_range_bytes(mut self, bytes: Option<usize>) -> Self {
         self.limits.bytes = bytes;
         self
     }
 
-    /// Sets where the session runs. Default: on a thread of its own.
+    /// Sets the runtime of the session. Default: on a thread of its own.
     pub fn runtime(mut self, runtime: SessionRuntime) -> Self {
         self.runtime = runtime;
         self
