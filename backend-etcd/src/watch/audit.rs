@@ -4,8 +4,8 @@
 //! of at most a thousand keys without their values: the revision of its last change identifies the value of a key. The
 //! number of keys and their newest change would not suffice: they are equal again after the next change.
 //!
-//! A change whose event has not arrived yet is no difference: the comparison waits until the watch has reached the
-//! revision of the page, or has been quiet for a while, and leaves out keys that changed in the meantime.
+//! A change without its event is not yet a difference: the comparison waits until the watch has reached the revision of
+//! the page, or has been quiet for a while, and leaves out keys that changed in the meantime.
 
 use std::{collections::HashSet, fmt, sync::Arc, time::Duration};
 
@@ -40,13 +40,13 @@ enum Verdict {
         wrong: usize,
         moved: usize,
     },
-    /// The store's history is not that of the replica.
+    /// The store's history differs from the history of the replica.
     WentBack,
     /// The page is of a lower revision than the replica was when it was requested.
     LowRead,
 }
 
-/// Compares the replica with a page. `moved` are the keys that the watch has reported since the request.
+/// Compares the replica with a page. `moved` contains the keys that the watch has reported since the request.
 fn verdict(page: &Page, replica: &Replica, moved: &HashSet<Arc<[u8]>>) -> Verdict {
     if page.revision < page.floor {
         return Verdict::LowRead;
@@ -130,14 +130,14 @@ pub(crate) enum Outcome {
     Compared(Option<Moment>),
     /// Number of keys that differ from etcd.
     Wrong(usize),
-    /// The store's history is not that of the replica.
+    /// The store's history differs from the history of the replica.
     WentBack,
     /// The store was at a lower revision than the replica before: it went back, or the read was stale.
     LowRead,
 }
 
 impl Audit {
-    /// Creates audits in which each key is compared once in `every`; `None` compares nothing.
+    /// Creates audits that compare each key once in `every`; `None` compares nothing.
     pub(crate) fn new(every: Option<Duration>) -> Self {
         let mut audit = Self {
             every: every.map(|every| every.min(LONGEST)),
@@ -186,7 +186,7 @@ impl Audit {
         }
     }
 
-    /// Notes that the watch has reported `key`.
+    /// Records that the watch has reported `key`.
     pub(crate) fn moved(&mut self, key: &Arc<[u8]>) {
         if !matches!(self.stage, Stage::Idle { .. }) && **key >= *self.next {
             self.moved.insert(Arc::clone(key));
@@ -325,7 +325,7 @@ mod tests {
     #[test]
     fn what_is_alike_or_newer_in_the_mirror_is_right() {
         assert_eq!(judge(&[("a", 3)], 9, &[("a", 3)], 3, &[]), Verdict::Right);
-        // The watch was faster than the answer: a new key, a changed one, one that is gone.
+        // The watch was ahead of the answer: a new key, a changed one, a deleted one.
         assert_eq!(judge(&[("a", 3)], 9, &[("a", 3), ("b", 10)], 10, &["b"]), Verdict::Right);
         assert_eq!(judge(&[("a", 3)], 9, &[("a", 10)], 10, &["a"]), Verdict::Right);
         assert_eq!(judge(&[("a", 3)], 9, &[], 10, &["a"]), Verdict::Right);
@@ -337,7 +337,7 @@ mod tests {
         assert_eq!(judge(&[("a", 8)], 9, &[("a", 5)], 5, &["a"]), moved);
         assert_eq!(judge(&[("a", 8)], 9, &[], 5, &["a"]), moved, "deleted before it was put again");
         assert_eq!(judge(&[], 9, &[("a", 5)], 5, &["a"]), moved, "put before it was deleted");
-        // With all that there was, the same is a change that was lost.
+        // Once all events have arrived, the same difference is a lost change.
         assert_eq!(judge(&[("a", 8)], 9, &[("a", 5)], 9, &["a"]), wrong(1));
         assert_eq!(judge(&[], 9, &[("a", 5)], 9, &["a"]), wrong(1));
     }
@@ -347,7 +347,7 @@ mod tests {
         assert_eq!(judge(&[("a", 3), ("b", 4)], 9, &[("a", 3)], 3, &[]), wrong(1));
         assert_eq!(judge(&[("a", 5)], 9, &[("a", 3)], 3, &[]), wrong(1));
         assert_eq!(judge(&[], 9, &[("a", 3), ("b", 4)], 4, &[]), wrong(2));
-        // Number and newest change are alike.
+        // Number of keys and newest change are equal.
         assert_eq!(judge(&[("a", 5), ("b", 6)], 9, &[("a", 3), ("b", 6)], 6, &[]), wrong(1));
     }
 

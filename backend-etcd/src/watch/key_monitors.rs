@@ -1,9 +1,9 @@
-//! Monitors of the session's own keys: registrations and contenders are notified by etcd, not by their lease, when
-//! their key is deleted or changed.
+//! Monitors of the session's own keys. etcd's watches, not the leases, notify registrations and contenders when their
+//! key is deleted or changed.
 //!
-//! A few keys of a service have a watch each, which starts at the known revision and needs no list. More keys share the
-//! watch of their service, and those of very many services the watch of the namespace, so that ten thousand keys need a
-//! handful of watches. A shared watch passes each difference to the monitor of its key.
+//! The first keys of a service each have a watch, which starts at the known revision and needs no list. Further keys
+//! share the watch of their service, and those of very many services share the watch of the namespace. So ten thousand
+//! keys need few watches. A shared watch passes each difference to the monitor of its key.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -27,7 +27,7 @@ use crate::{
     },
 };
 
-/// Number of keys of a service that have a watch of their own.
+/// Maximum number of keys of a service with their own watches.
 const FEW: usize = 8;
 
 /// Number of watches from which on all services share the watch of their namespace.
@@ -180,7 +180,7 @@ struct SharedWatch {
     tasks: TaskOwner,
     /// Number of groups.
     count: Arc<AtomicUsize>,
-    /// Of the watch of a single key.
+    /// Counts the watch of a single key.
     _single: Option<Single>,
 }
 
@@ -189,8 +189,8 @@ struct Inner {
     monitors: HashMap<Arc<[u8]>, (u64, watch::Sender<Seen>)>,
     /// Number of monitors so far.
     made: u64,
-    /// Keys that wait for a replica as new as their write. A key that was deleted before the first one is in no
-    /// difference.
+    /// Keys that wait for a replica as new as their write. A key that was deleted before the first replica appears in
+    /// no difference.
     waiting: BTreeSet<(Revision, Arc<[u8]>)>,
     latest: Option<Replica>,
     unobservable: bool,
@@ -229,7 +229,7 @@ impl Inner {
         }
     }
 
-    /// Takes the keys whose write the replica has reached.
+    /// Takes the keys with writes that the replica has reached.
     fn due(&mut self) -> BTreeSet<(Revision, Arc<[u8]>)> {
         let now = self.latest.as_ref().map(|replica| replica.revision).unwrap_or_default();
         let later = self.waiting.split_off(&(now.next(), [][..].into()));
@@ -319,7 +319,7 @@ pub(crate) struct KeyMonitors {
     count: Arc<AtomicUsize>,
 }
 
-/// Number of own keys of each service that have a watch of their own.
+/// Number of own keys of each service with their own watches.
 type Singles = Mutex<HashMap<ServiceRef, usize>>;
 
 /// Counts as one of [`Singles`] until it is dropped.
@@ -359,7 +359,7 @@ enum Share {
     Namespace,
 }
 
-/// Returns the watch of the next own key, if `single` keys of its service have a watch of their own and the session has
+/// Returns the watch of the next own key. `single` keys of its service have their own watches, and the session has
 /// `watches` in all.
 fn share(single: usize, watches: usize) -> Share {
     match (single, watches) {
@@ -409,7 +409,7 @@ impl KeyMonitors {
         Ok(group.monitor(&key, Some(Epoch::default())))
     }
 
-    /// The watch of the next own key of `service`. One of its own counts from then on.
+    /// Returns the watch of the next own key of `service`. If it is a separate one, it counts from then on.
     fn share(&self, service: &ServiceRef, sharing: Sharing) -> (Share, Option<Single>) {
         let mut all = self.single.locked();
         let of_service = all.get(service).copied().unwrap_or_default();
@@ -478,7 +478,7 @@ mod tests {
         assert!(gone(other, 3));
     }
 
-    /// A process that registers under ever other services.
+    /// A process that registers instances of ever new services.
     #[tokio::test(start_paused = true)]
     async fn what_is_kept_of_a_service_goes_with_its_last_registration() {
         let fake = enlist_testkit::FakeEtcd::start();
@@ -516,7 +516,7 @@ mod tests {
             let service = ServiceRef::parse(format!("svc{number}")).unwrap();
             let registering = etcd.register(&service, instance.unwrap(), RegisterOptions::new());
             registrations.push(enlist_testkit::soon("registered", registering).await.unwrap());
-            // One after the other, for each to find the watches of those before.
+            // One after the other, so that each finds the existing watches.
             tokio::time::sleep(UNWATCHED * 2).await;
         }
         let key_monitors = &etcd.session.registration.key_monitors;

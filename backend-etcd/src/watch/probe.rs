@@ -22,7 +22,7 @@ use tokio::{
 
 use crate::{client::connection::Connection, error::Failure, watch::record::KeyRange};
 
-/// Maximum number of keys that are tried for one probe: a role may permit some views of a session and not others.
+/// Maximum number of keys that are tried for one probe: a role may permit only some views of a session.
 const MAX_KEYS_TRIED: usize = 4;
 
 /// Result of a linearizable read: after it was sent, the store was at this revision.
@@ -51,13 +51,13 @@ struct ProbeState {
 
 #[derive(Debug, Default)]
 struct Views {
-    /// Number of views that begin at each key. One of these keys is read: the permission to watch it includes the one
-    /// to read it.
+    /// Number of views for each first key. A probe reads one of these keys: the permission to watch it includes the
+    /// permission to read it.
     keys: BTreeMap<Vec<u8>, usize>,
     tasks: Option<TaskOwner>,
 }
 
-/// Demand for probes, for as long as it is held.
+/// Demand for probes. It exists until it is dropped.
 pub(crate) struct Probed {
     key: Vec<u8>,
     shared: Arc<ProbeState>,
@@ -85,7 +85,7 @@ impl Drop for Probed {
 }
 
 impl Probes {
-    /// Probes at this interval; none without it.
+    /// Creates probes at this interval; `None` is without probes.
     pub(crate) fn new(every: Option<Duration>, conn: &Arc<Connection>, runtime: Handle) -> Self {
         let shared = ProbeState { views: Mutex::default(), latest: watch::Sender::new(None), opened: Notify::new() };
         Self { every: every.map(|every| every.min(LONGEST)), conn: Arc::clone(conn), runtime, shared: Arc::new(shared) }
@@ -132,9 +132,9 @@ pub(crate) struct ProbeReader {
 }
 
 impl ProbeReader {
-    /// Returns the next probe; the latest, if there were several. Dropping the future loses nothing.
+    /// Returns the next probe, or the latest of several. Dropping the future loses nothing.
     pub(crate) async fn next(&mut self) -> Probe {
-        // The sender lives as long as this.
+        // The sender lives as long as `self`.
         while self.latest.changed().await.is_ok() {
             if let Some(probe) = *self.latest.borrow_and_update() {
                 return probe;
@@ -151,7 +151,7 @@ impl ProbeReader {
 
 async fn probe(shared: Arc<ProbeState>, conn: Arc<Connection>, every: Duration) {
     let mut key = Vec::new();
-    // The first views have just been listed, which is a proof of freshness as well.
+    // The first views have just been listed, which is a proof of freshness, too.
     let mut due = Instant::now() + every;
     loop {
         tokio::time::sleep_until(due).await;
@@ -173,7 +173,7 @@ async fn probe(shared: Arc<ProbeState>, conn: Arc<Connection>, every: Duration) 
             }
         }
         shared.opened.notify_one();
-        // Jittered, so that processes that started together do not stay in step.
+        // Jittered, to spread processes that started together.
         due = begun + every.mul_f64(0.9) + jitter(every / 10);
     }
 }

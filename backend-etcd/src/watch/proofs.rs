@@ -6,7 +6,7 @@ use enlist::{Moment, Revision};
 
 use crate::{defects::Defect, watch::probe::Probe};
 
-/// Maximum number of probes that wait for the watch to reach them. With more, the reported age is too large until the
+/// Maximum number of probes that wait for the watch to reach them. Beyond it, the reported age is too large until the
 /// watch has caught up.
 const MAX_PENDING: usize = 64;
 
@@ -21,7 +21,7 @@ pub(crate) enum Said {
     Behind,
 }
 
-/// Probes that the replica of one range has not reached, and the revision that detects a probe of another history.
+/// Probes ahead of the replica of one range, and the revision that detects a probe of another history.
 #[derive(Debug)]
 pub(crate) struct Proofs {
     /// The replica was at this revision at this moment. A later read cannot be of an earlier revision.
@@ -53,8 +53,7 @@ impl Proofs {
         Said::Ahead
     }
 
-    /// Notes that the replica is at `revision`. Returns the time at which the newest probe that it reaches with that
-    /// was sent.
+    /// Records that the replica is at `revision`. Returns the time of sending of the newest probe reached with that.
     pub(crate) fn reach(&mut self, revision: Revision) -> Option<Moment> {
         let count = self.pending.partition_point(|probe| probe.revision <= revision);
         self.pending.drain(..count).next_back().map(|probe| probe.sent)

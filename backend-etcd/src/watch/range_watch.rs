@@ -39,7 +39,7 @@ pub(crate) struct RangeWatch {
 pub(crate) struct Hub {
     context: WatchContext,
     running: Mutex<HashMap<KeyRange, Weak<RangeWatch>>>,
-    /// Ranges whose watch continues for a while without readers.
+    /// Ranges watched for a limited time without readers.
     lingering: Arc<Mutex<HashSet<KeyRange>>>,
 }
 
@@ -58,7 +58,7 @@ impl Hub {
         self.context.lifecycle()
     }
 
-    /// Reader of `range` that keeps its range watch and the session alive. Probes keep its age low.
+    /// Returns a reader of `range` that keeps its range watch and the session alive. Probes keep its age low.
     pub(crate) fn view(self: &Arc<Self>, range: &KeyRange) -> Result<Subscriber<Replica>, Error> {
         let watch = self.running(range)?;
         let probed = self.context.probes.hold(range)?;
@@ -66,7 +66,7 @@ impl Hub {
         Ok(publisher.reader(Arc::new((watch, probed, Arc::clone(self)))))
     }
 
-    /// Reader of `range` without probes, for callers that do not need the age.
+    /// Returns a reader of `range` without probes, for callers that do not need the age.
     pub(crate) fn follow(self: &Arc<Self>, range: &KeyRange) -> Result<Subscriber<Replica>, Error> {
         let watch = self.running(range)?;
         let publisher = Arc::clone(&watch.publisher);
@@ -84,7 +84,8 @@ impl Hub {
         Ok(watch)
     }
 
-    /// Keeps the range watch of `range`, if there is one, for a while after its last reader, but not the session.
+    /// Keeps the range watch of `range`, if there is one, for a limited time after its last reader. Does not keep the
+    /// session.
     pub(crate) fn linger(&self, range: &KeyRange) {
         let tasks = &self.context.lifecycle().tasks;
         let running = self.running.locked();
@@ -97,7 +98,7 @@ impl Hub {
             return;
         }
         let (range, stop) = (range.clone(), tasks.stop_signal());
-        // A session that has ended rejects the task, and then nothing lingers.
+        // A session that has ended rejects the task, and no range watch lingers.
         let _ = tasks.spawn("linger", async move {
             stop.run_until_cancelled(tokio::time::sleep(LINGER)).await;
             lingering.locked().remove(&range);
@@ -105,7 +106,7 @@ impl Hub {
         });
     }
 
-    /// Reader of one key that begins with its `known` state at `revision`, without a list. Not shared.
+    /// Returns an unshared reader of one key. It begins with the `known` state at `revision`, without a list.
     pub(crate) fn follow_key(
         self: &Arc<Self>,
         key: &[u8],

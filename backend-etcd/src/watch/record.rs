@@ -15,7 +15,7 @@ pub(crate) struct Record {
     pub(crate) lease: Option<LeaseId>,
 }
 
-/// Without the value, which may hold an owner token.
+/// Omits the value, which may contain an owner token.
 impl fmt::Debug for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { key, value, created, modified, lease } = self;
@@ -33,7 +33,7 @@ fn revision(number: i64) -> Revision {
     Revision::new(u64::try_from(number).unwrap_or(0))
 }
 
-/// Takes the value over: lists are long.
+/// Moves the value, because lists are long.
 impl From<PbKeyValue> for Record {
     fn from(pair: PbKeyValue) -> Self {
         Self {

@@ -1,4 +1,4 @@
-//! A local copy of a range of keys, brought up to date by lists and watch events. Plain data, no I/O.
+//! A local copy of a key range, kept current by lists and watch events. Plain data, no I/O.
 
 use std::{ops::Bound, sync::Arc};
 
@@ -8,13 +8,13 @@ use imbl::{OrdMap, ordmap::DiffItem};
 
 use crate::{client::limits::size, defects::Defect, watch::record::Record};
 
-/// Number of deleted keys that are remembered.
+/// Maximum number of recorded deleted keys.
 const MAX_TOMBSTONES: usize = 4096;
 
-/// Maximum bytes of deleted keys and their values that are remembered.
+/// Maximum bytes of recorded deleted keys and their values.
 const MAX_TOMBSTONE_BYTES: usize = 16 << 20;
 
-/// A range of keys at one revision. Cheap to clone; clones share their structure.
+/// Key range at one revision. Cheap to clone; clones share their structure.
 #[derive(Clone, Debug)]
 pub(crate) struct Replica {
     pub(crate) revision: Revision,
@@ -22,25 +22,25 @@ pub(crate) struct Replica {
     records: OrdMap<Arc<[u8]>, Arc<Record>>,
     /// Bytes of the keys and values of `records`.
     bytes: usize,
-    /// Last content of deleted keys. Readers that have an older replica distinguish departures from deaths by it.
+    /// Last content of deleted keys. With it, readers of an older replica distinguish departures from crashes.
     tombstones: OrdMap<Arc<[u8]>, Arc<Record>>,
     tombstone_bytes: usize,
-    /// Number of lists that repaired a difference found by an audit. The watch reported no deletion of the keys that
-    /// are missing in them.
+    /// Number of lists that repaired a difference found by an audit. For keys that disappeared in such a list, the
+    /// watch reported no deletion.
     repairs: u64,
-    /// Counts the changes of `records`. There is one writer, and readers have clones, so equal counts are equal
+    /// Number of changes of `records`. There is one writer, and readers have clones, so equal numbers mean equal
     /// records.
     changes: u64,
 }
 
 impl PartialEq for Replica {
     fn eq(&self, other: &Self) -> bool {
-        // Readers wait for changes of keys. A revision that moved without them is no news.
+        // Readers wait for changes of keys. A higher revision alone does not wake them.
         self.epoch == other.epoch && self.changes == other.changes
     }
 }
 
-/// One event of a watch, stripped to what is needed.
+/// Event of a watch, reduced to the necessary parts.
 #[derive(Clone, Debug)]
 pub(crate) enum KeyEvent {
     Put(Record),
@@ -89,7 +89,7 @@ impl Replica {
         self.records.get(key).map(|record| &**record)
     }
 
-    /// Last content of a deleted key, if that is remembered.
+    /// Returns the last content of a deleted key, if it is recorded.
     pub(crate) fn tombstone(&self, key: &[u8]) -> Option<&Record> {
         self.tombstones.get(key).map(|record| &**record)
     }
@@ -102,30 +102,30 @@ impl Replica {
         self.records.len()
     }
 
-    /// Bytes of its keys and values.
+    /// Returns the bytes of its keys and values.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// The records from `from` to `upto`, or to the end.
+    /// Returns the records from `from` to `upto`, or to the end.
     pub(crate) fn between(&self, from: &[u8], upto: Option<&[u8]>) -> impl Iterator<Item = &Record> {
         let bounds: (Bound<&[u8]>, Bound<&[u8]>) =
             (Bound::Included(from), upto.map_or(Bound::Unbounded, Bound::Included));
         self.records.range::<_, [u8]>(bounds).map(|(_, record)| &**record)
     }
 
-    /// Notes that the next list repairs what an audit found.
+    /// Records that the next list repairs a difference found by an audit.
     pub(crate) fn note_repair(&mut self) {
         self.repairs += 1;
     }
 
-    /// Returns `true` if keys that are missing since `older` are known to be deleted: the store did not go back, and no
-    /// audit found that they are missing.
+    /// Returns `true` if keys that have disappeared since `older` are known to be deleted: the store did not go back,
+    /// and no audit found them missing.
     pub(crate) fn has_deleted_since(&self, older: &Self) -> bool {
         self.epoch == older.epoch && self.repairs == older.repairs
     }
 
-    /// Replaces the content by a list, touching only what differs, so that differences stay cheap.
+    /// Replaces the content by a list, changing only differing records, so that differences stay cheap.
     pub(crate) fn relist(&mut self, records: Vec<Record>, revision: Revision, epoch: Epoch) {
         let mut gone = self.records.clone();
         for record in records {
@@ -155,7 +155,7 @@ impl Replica {
         Some(removed)
     }
 
-    /// Remembers what a deleted key held last.
+    /// Records the last content of a deleted key.
     fn add_tombstone(&mut self, last: Arc<Record>) {
         if self.tombstones.len() >= MAX_TOMBSTONES || self.tombstone_bytes + size(&last) > MAX_TOMBSTONE_BYTES {
             (self.tombstones, self.tombstone_bytes) = (OrdMap::new(), 0);
@@ -169,13 +169,13 @@ impl Replica {
         self.tombstone_bytes -= self.tombstones.remove(key).map_or(0, |last| size(&last));
     }
 
-    /// Applies events in order. An event that is not newer than what is known of its key is a repetition and is
-    /// dropped. Returns how many were.
+    /// Applies events in order. An event that is not newer than the known state of its key is a repetition and is
+    /// dropped. Returns the number of dropped events.
     pub(crate) fn apply(&mut self, events: Vec<KeyEvent>) -> usize {
         let mut dropped = 0;
         for event in events {
             let revision = event.revision();
-            // One revision may change many keys, so equal is new unless the key itself is as new.
+            // One revision may change many keys, so an equal revision is new unless the key itself has it already.
             if revision < self.revision {
                 dropped += 1;
                 continue;
@@ -206,7 +206,7 @@ impl Replica {
         dropped
     }
 
-    /// Returns the differences from `older`, or everything where there is none.
+    /// Returns the differences from `older`; without `older`, all records.
     pub(crate) fn differences<'a>(&'a self, older: Option<&'a Self>) -> Vec<Difference<'a>> {
         let Some(older) = older else {
             return self.records().map(Difference::Present).collect();

@@ -1,4 +1,4 @@
-//! One open watch. A silent watch is requested to show its progress, because a dead peer sends nothing.
+//! One open watch. It requests the progress of a silent watch, because a dead peer sends nothing.
 //!
 //! Fragments are not requested: etcd would measure the growing message after each event, which took 26 s for the 50,000
 //! keys of one revoked lease, and less than one second without. A message above the limit ends the watch, and its task
@@ -31,12 +31,12 @@ const ANSWER: Duration = Duration::from_secs(2);
 pub(crate) enum StreamEnd {
     /// The stream ended or broke.
     Broken(Failure),
-    /// It gives no sign of life. Its member may still answer other requests.
+    /// The watch gives no sign of life. Its member may still answer other requests.
     Silent { member_answers: bool },
 }
 
 impl StreamEnd {
-    /// Converts it into the failure of a request.
+    /// Converts the end into the failure of a request.
     pub(crate) fn into_failure(self) -> Failure {
         match self {
             Self::Broken(failure) => failure,
@@ -51,7 +51,7 @@ pub(crate) struct OpenWatch {
     requests: WatchRequestSender,
     messages: WatchResponseStream,
     connection: Dialled,
-    /// Notified to request the progress of the watch.
+    /// Signal to request the progress of the watch.
     progress: Arc<Notify>,
 }
 
@@ -102,7 +102,8 @@ impl OpenWatch {
         let mut answer = None;
         loop {
             tokio::select! {
-                // A task that was busy finds a message and the end of the limit at once. The message counts.
+                // After a busy period, a message and the end of the limit are ready at once. The message takes
+                // precedence.
                 biased;
                 heard = self.message() => return heard,
                 answers = &mut asking, if answer.is_none() => answer = Some(answers),
@@ -111,7 +112,7 @@ impl OpenWatch {
         }
     }
 
-    /// Waits for the next message, for any time.
+    /// Waits for the next message, without a limit.
     ///
     /// Dropping the future loses no message.
     pub(crate) async fn message(&mut self) -> Result<WatchResponse, StreamEnd> {
@@ -146,7 +147,7 @@ mod tests {
     /// The task of the watch did not poll it for as long as its limit.
     #[tokio::test(start_paused = true)]
     async fn a_message_that_waits_comes_before_the_limit() {
-        // Without an order, each attempt fails with a probability of a half.
+        // Without a fixed order, each attempt would fail with a probability of one half.
         for _ in 0..20 {
             let fake = FakeEtcd::start();
             let etcd = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller).build().unwrap();

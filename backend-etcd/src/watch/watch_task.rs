@@ -56,10 +56,10 @@ mod state;
 /// Delay before the next attempt after a failure that an operator has to repair, such as a missing permission.
 const PERMANENT_ERROR_RETRY: Duration = Duration::from_secs(10);
 
-/// Delay before a range is listed again that was too large: a list up to a limit of bytes is expensive.
+/// Delay before a range that was too large is listed again: a list up to a limit of bytes is expensive.
 const OVERSIZED_RETRY: Duration = Duration::from_secs(60);
 
-/// Start of the watch of a key whose content is known.
+/// Start of a watch of a key with known content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Begin {
     /// At the known revision. etcd serves it within 100 ms, as every watch that starts in the past.
@@ -87,11 +87,11 @@ pub(crate) struct WatchTask {
     opened: bool,
     /// Start of the first watch.
     begin: Begin,
-    /// Number of messages in a row without news.
+    /// Number of consecutive messages without new events.
     repeats: u32,
-    /// Number of watches in a row that gave no sign of life.
+    /// Number of consecutive watches without a sign of life.
     silences: u32,
-    /// Revision whose changes may not arrive over a watch. They are known from a list and not requested again.
+    /// Revision of changes that a watch may not report. They are known from a list and are not requested again.
     skipped: Option<Revision>,
     /// The range exceeded its limits when it was last listed.
     oversized: bool,
@@ -106,7 +106,7 @@ struct LiveWatch {
     stream: OpenWatch,
     /// Time at which it was requested.
     requested: Moment,
-    /// The store as seen before that.
+    /// State of the store's revision before the request.
     store: Seen,
     opened_after: OpenedAfter,
     /// Revision at which it starts. The changes of this revision itself are known.
@@ -244,7 +244,7 @@ impl WatchTask {
         OVERSIZED_RETRY
     }
 
-    /// Notes that etcd served a step: the next failure is the first one.
+    /// Records that etcd served a step: the next failure is the first one.
     fn succeeded(&mut self) {
         self.backoff.reset();
         self.token_refreshed = false;
@@ -308,7 +308,7 @@ impl WatchTask {
         let (progress, connection) = (live.stream.progress(), live.stream.connection().clone());
         loop {
             let message = {
-                // One wait for all steps of an audit in between: they are no sign of life of the watch.
+                // One wait for all steps of an audit in between, because they are no sign of life of the watch.
                 let mut reading = std::pin::pin!(live.stream.next(&conn, &counters, &range));
                 loop {
                     tokio::select! {
@@ -335,7 +335,7 @@ impl WatchTask {
         }
     }
 
-    /// Notes that etcd has accepted the watch.
+    /// Records that etcd has accepted the watch.
     fn note_open(&mut self, live: &LiveWatch) {
         if let Some(probes) = &self.probes {
             if live.stream.connection().answers_in_order().is_none() {

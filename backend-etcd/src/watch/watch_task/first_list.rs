@@ -1,8 +1,9 @@
 //! The first list of a range while etcd has no quorum: that of one member, if the user has asked for it.
 //!
-//! The list was correct at its revision, so decisions by revision stay correct. But the member may be behind by any
-//! time. Therefore its list is published once, as stale and with the largest age, and the first linearizable list stays
-//! due. That list continues from the replica: readers get the difference, and a store behind the replica has gone back.
+//! The list was correct at its revision, so decisions by revision stay correct. But the member may lag behind by any
+//! time. Therefore its list is published once, as stale and with the largest age, and the first linearizable list is
+//! still pending. That list continues from the replica: readers get the difference, and a store behind the replica has
+//! gone back.
 
 use std::{sync::Arc, time::Duration};
 

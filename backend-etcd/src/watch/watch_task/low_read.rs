@@ -31,7 +31,7 @@ impl From<LowRead> for WatchEnd {
 }
 
 impl LowRead {
-    /// Finds out by a write why a read was of a lower revision than `known`.
+    /// Determines by a write the cause of a read of a lower revision than `known`.
     pub(super) async fn judge(conn: &Arc<Connection>, known: Revision) -> Self {
         Self::of(known, revision_by_a_write(conn).await)
     }

@@ -18,11 +18,11 @@ use crate::{
     },
 };
 
-/// Number of messages in a row without news after which the watch moves to another member.
+/// Number of consecutive messages without new events after which the watch moves to another member.
 const MAX_REPEATS: u32 = 3;
 
 impl WatchTask {
-    /// Notes a sign of life of the watch, or its absence.
+    /// Records a sign of life of the watch, or its absence.
     pub(super) fn received(
         &mut self,
         message: Result<WatchResponse, StreamEnd>,
@@ -40,7 +40,7 @@ impl WatchTask {
             }
             Err(StreamEnd::Silent { member_answers }) => {
                 self.silences += 1;
-                // A member that answers may have lost this one watch only.
+                // A member that answers may have lost only this watch.
                 if !member_answers || self.silences >= MAX_SILENCES {
                     self.conn.data.give_up(connection);
                 }

@@ -49,7 +49,7 @@ pub(super) enum WatchEnd {
     Oversized(Error),
     /// This number of watches in a row gave no sign of life. The last one failed with this.
     Silent(u32, Failure),
-    /// A restore was noticed since the watch was opened, so its revisions may be of the lost history.
+    /// A restore was noticed since the watch was opened, so its revisions may belong to the lost history.
     Outdated,
     /// A request failed, or the stream ended.
     Broken(Failure),
