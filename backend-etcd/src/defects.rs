@@ -1,18 +1,18 @@
-//! Deliberate mistakes, one at a time on request: the simulation has to find each of them. Without the feature
-//! `defects` there are none, and the compiler removes the questions for them.
+//! Deliberate defects, at most one at a time, which the simulation has to find. Without the feature `defects` there are
+//! none, and the compiler removes the checks for them.
 
-/// A mistake that the simulation has to find.
+/// Defect that the simulation has to find.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 #[cfg_attr(not(feature = "defects"), expect(unreachable_pub, reason = "public with the feature only"))]
 pub enum Defect {
-    /// A watch goes on one revision later than where it ended.
+    /// A watch resumes one revision later than where it ended.
     WatchFromTooLate,
-    /// A watch whose history is gone goes on without a list.
+    /// A watch continues without a list after its history was compacted.
     NoListAfterCompaction,
-    /// A list does not remove what is gone.
+    /// A list does not remove keys that are gone.
     ListKeepsTheGone,
-    /// A list is published as being of the revision that it replaces.
+    /// A list is published with the revision of the state that it replaces.
     ListWithoutRevision,
     /// Every message of a watch counts as a proof of freshness.
     MessagesProve,
@@ -20,27 +20,27 @@ pub enum Defect {
     ProbesProveAtOnce,
     /// Deletions that a watch reports are ignored.
     DeletionsIgnored,
-    /// A watch that broke is left alone.
+    /// A broken watch is not opened again.
     BrokenWatchForgotten,
-    /// A silent watch is never found out.
+    /// A silent watch is not detected.
     SilenceTolerated,
     /// A waiting contender takes its turn without proof that its entry exists.
     TurnUnconfirmed,
     /// A contender ignores the entries before its own.
     QueueIgnored,
-    /// A reader does not wait for writers before it.
+    /// A shared contender does not wait for exclusive ones before it.
     ReadersIgnoreWriters,
-    /// A contender whose caller is gone stays in the queue.
+    /// A contender stays in the queue after its caller has gone.
     CallerGoneStays,
-    /// The validity of a lock is twice what its lease was granted for.
+    /// The lock validity is twice the TTL of the lease.
     ValidTwiceAsLong,
     /// A holder does not notice that its entry was deleted.
     HolderDeaf,
     /// A release that etcd does not answer counts as done.
     ReleaseUnconfirmed,
-    /// A reader hands its lock over although other readers hold it.
+    /// A shared holder hands its lock over although there are other shared holders.
     ReaderHandsOver,
-    /// An entry whose creation may still be applied is forgotten.
+    /// An entry that may still be created is not swept.
     LatePlaceForgotten,
     /// All entries of a session in a queue have the same suffix.
     NumbersShared,
@@ -50,11 +50,11 @@ pub enum Defect {
     LeasesLeaked,
     /// A registration does not notice that its key is gone.
     RegistrationDeaf,
-    /// A change of an instance that is registered is not written.
+    /// A change of a registered instance is not written.
     UpdatesIgnored,
     /// A removal counts as done once it was tried.
     RemovalUnconfirmed,
-    /// A creation whose answer was lost counts as not done once its key was found absent.
+    /// A creation without an answer counts as not applied once its key was found absent.
     LateCreationForgotten,
     /// A write that a transaction refused counts as done.
     RefusalsIgnored,
@@ -92,18 +92,18 @@ impl Defect {
         Self::RefusalsIgnored,
     ];
 
-    /// Makes this mistake from now on, in the whole process, and no other.
+    /// Turns this defect on for the whole process, and all others off.
     pub fn turn_on(self) {
         PRESENT.store(self as usize + 1, std::sync::atomic::Ordering::SeqCst);
     }
 
-    /// Returns `true` if this mistake is to be made.
+    /// Returns `true` if this defect is turned on.
     pub(crate) fn is_on(self) -> bool {
         PRESENT.load(std::sync::atomic::Ordering::Relaxed) == self as usize + 1
     }
 }
 
-/// The one that is turned on, counted from 1.
+/// The defect that is turned on, counted from 1.
 #[cfg(feature = "defects")]
 static PRESENT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
 

@@ -28,25 +28,24 @@ impl fmt::Debug for Etcd {
 }
 
 impl Etcd {
-    /// Layout of instances in etcd.
+    /// Returns the layout of instances in etcd.
     pub fn layout(&self) -> &dyn Layout {
         &*self.session.registration.layout
     }
 
-    /// Layout of locks and elections in etcd.
+    /// Returns the layout of locks and elections in etcd.
     pub fn lock_layout(&self) -> &dyn LockLayout {
         &*self.session.lock.lock_layout
     }
 
-    /// Counts of events so far: renewals, losses, resumed watches, audits and more.
+    /// Returns counts of events so far: renewals, losses, resumed watches, audits and more.
     pub fn counters(&self) -> &Counters {
         &self.session.counters
     }
 
     /// Ends the session in order: its tasks stop and its leases are revoked, which removes its instances and locks at
-    /// once. Before that, instances on [given leases](enlist::LeaseChoice::Given) are removed as
-    /// [`Registration::deregister`] does it, as far as etcd confirms that within 3 s. Later calls fail with
-    /// [`Error::Closed`](enlist::Error::Closed).
+    /// once. Before that, instances on [given leases](enlist::LeaseChoice::Given) are removed as by
+    /// [`Registration::deregister`], for at most 3 s. Later calls fail with [`Error::Closed`](enlist::Error::Closed).
     ///
     /// [`Registration::deregister`]: enlist::Registration::deregister
     ///
@@ -56,7 +55,7 @@ impl Etcd {
     ///
     /// # Cancel safety
     ///
-    /// The session ends all the same; leases that were not revoked yet run out.
+    /// The session ends nevertheless; leases that were not revoked yet expire.
     pub async fn close(&self) -> Result<(), StopError> {
         self.session.close(CLOSE_TIMEOUT).await
     }

@@ -1,4 +1,4 @@
-//! The etcd backend of `enlist`: registrations that come back, watches without gaps, locks with fencing tokens.
+//! The etcd backend of `enlist`: registrations that recover, watches without gaps, locks with fencing tokens.
 //!
 //! ```no_run
 //! use enlist::{Endpoint, Instance, InstanceId, RegisterOptions, Registry, ServiceRef};

@@ -1,4 +1,4 @@
-//! Each endpoint by itself: it can be reached, or not, and etcd answers there, or not.
+//! Examination of each endpoint by itself: connection, and answer of etcd.
 
 use std::{path::Path, time::Duration};
 
@@ -13,10 +13,11 @@ use crate::{
     error::answers::{self, Answer, answer},
 };
 
-/// A read that every member answers by itself, also one without a leader, and that shows whether the user is accepted.
+/// Key of the read that every member answers by itself, also one without a leader. Its answer shows the acceptance of
+/// the user.
 pub(super) const KEY: &str = "\0";
 
-/// Ports of URLs that name none.
+/// Default ports of URLs.
 const HTTP_PORT: u16 = 80;
 const HTTPS_PORT: u16 = 443;
 
@@ -98,7 +99,7 @@ impl Asking {
         Err(Unanswered { fault: answers::plain_fault(over_tls), cause })
     }
 
-    /// Asks a member that answers by itself for a read that needs the others as well.
+    /// Sends a read that needs the other members to a member that answers by itself.
     async fn served(&self, mut client: Client) -> Result<Accepted, Unanswered> {
         let read = GetOptions::new().with_count_only();
         let cause = match tokio::time::timeout(self.limit, client.get(KEY, Some(read))).await {

@@ -1,5 +1,4 @@
-//! Examination of an etcd: what this library needs of it, piece by piece. The `doctor` of the `enlist` command prints
-//! it.
+//! Examination of an etcd for the needs of this library. The `doctor` of the `enlist` command prints it.
 //!
 //! ```no_run
 //! use enlist::{Error, Namespace};
@@ -17,7 +16,7 @@
 //! # }
 //! ```
 //!
-//! Read `endpoints` next, which asks each endpoint by itself; the other checks use one that answers.
+//! Read `endpoints` next, which examines each endpoint by itself. The other checks use one that answers.
 
 mod endpoints;
 mod finding;
@@ -41,7 +40,7 @@ use crate::{
     watch::record::KeyRange,
 };
 
-/// Number of reads that the latency is the median of.
+/// Number of reads of which the median is the latency.
 const READS: usize = 10;
 
 /// TTL of the leases that keep the keys of a trial, in seconds.
@@ -58,8 +57,9 @@ const WITH_USER: [Check; 7] =
 type Asked<T> = Result<Result<T, etcd_client::Error>, Elapsed>;
 
 impl EtcdBuilder {
-    /// Examines etcd with these options, and reports each finding as soon as there is one: each endpoint, TLS, user and
-    /// version, what registrations and locks do below the keys of `namespace`, alarms, and the time that reads take.
+    /// Examines etcd with these options, and reports each finding as soon as it exists: on each endpoint, TLS, the
+    /// user, the version, the requests of registrations and locks below the keys of `namespace`, alarms, and the
+    /// duration of reads.
     ///
     /// Each request has the [`request_timeout`](Self::request_timeout). A key without meaning is put below the keys of
     /// the layouts, under a lease of 10 s that is revoked at once. [Settings](Self::settings), [layers](Self::layer)
@@ -79,7 +79,7 @@ impl EtcdBuilder {
         namespace: &Namespace,
         mut report: impl FnMut(Finding) -> Result<(), E>,
     ) -> Result<(), E> {
-        // Refuses what every client refuses, such as a password in a URL.
+        // Rejects options that every client rejects, such as a password in a URL.
         let etcd = self.clone().build()?;
         let urls = self.urls()?;
         let limit = self.limit();
@@ -143,7 +143,8 @@ fn skip<E>(reason: SkipReason, report: &mut impl FnMut(Finding) -> Result<(), E>
     WITH_USER.into_iter().try_for_each(|check| report(Finding::Skipped { check, reason }))
 }
 
-/// Returns the finding on encryption, of these answering endpoints and of those that get a password in clear text.
+/// Returns the finding on encryption. `answering` are the endpoints that answer; `clear_text` get a password
+/// unencrypted.
 fn transport(answering: Vec<String>, clear_text: Vec<String>) -> Finding {
     if !clear_text.is_empty() {
         return Finding::ClearTextPassword { urls: clear_text };
@@ -171,8 +172,8 @@ fn not_accepted(error: &etcd_client::Error) -> Finding {
     Finding::NotAccepted { fault: answer(error).auth_fault(), cause: answers::text(error) }
 }
 
-/// Ranges that permissions are tried below: where the layouts keep the namespace's services, or one of them, and a
-/// lock.
+/// Returns the ranges below which permissions are tried: that of the namespace's services, or of one of them, and that
+/// of a lock.
 fn ranges(etcd: &Etcd, namespace: &Namespace) -> Result<[KeyRange; 2], Error> {
     let services = match etcd.layout().services_range(namespace) {
         Some(range) => range,
@@ -253,7 +254,7 @@ impl Examination {
         report(finding(Check::Write, verdict(&written)))?;
         let watched = self.watch(&key).await;
         report(finding(Check::Watch, watched))?;
-        // Takes the key along; where it fails, both run out.
+        // Deletes the key, too. If it fails, both expire.
         let _ = tokio::time::timeout(limit, self.client.lease_revoke(lease.id())).await;
         Ok(())
     }
@@ -282,7 +283,7 @@ impl Examination {
                     Finding::Alarm
                 }
             }
-            // Alarms may be kept from users that are not root.
+            // Alarms may be hidden from users other than root.
             Ok(Err(error)) => Finding::AlarmsUnknown { cause: Some(answers::text(&error)) },
             Err(_) => Finding::AlarmsUnknown { cause: None },
         }

@@ -1,4 +1,5 @@
-//! Finding instances: the `Resolver` of the backend, watchers of services, and raw values. Begin with `watcher.rs`.
+//! Discovery of instances: the `Resolver` of the backend, watchers of services, and raw values. Begin with
+//! `watcher.rs`.
 
 pub(crate) mod context;
 pub(crate) mod raw;

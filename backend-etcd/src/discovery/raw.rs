@@ -88,7 +88,7 @@ impl RawWatcher for EtcdPrefixWatcher {
     }
 }
 
-/// The layout of one key, whose value is what a cell holds. No instance can be read from it, so it has neither owners
+/// Layout of one key with the content of a cell as its value. No instance can be read from it, so it has neither owners
 /// nor terms.
 #[derive(Debug)]
 struct OneKey {

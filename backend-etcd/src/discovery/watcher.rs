@@ -159,7 +159,7 @@ impl Watcher for EtcdWatcher {
                 None => snapshot.as_added(),
                 Some(seen) => snapshot.diff(seen),
             };
-            // A change of a key that is no instance is not reported.
+            // A change of a key that is not an instance is not reported.
             let new_history = self.seen.as_ref().is_none_or(|seen| seen.epoch() != snapshot.epoch());
             if new_history || !events.is_empty() || self.live != freshness.is_live() {
                 self.live = freshness.is_live();
@@ -184,7 +184,7 @@ pub(crate) struct Projection {
     /// In layouts with one key per lease: the keys of one instance, by its endpoints, oldest first.
     keys_by_endpoint: BTreeMap<String, KeysOfInstance>,
     snapshot: Option<SnapshotBuilder>,
-    /// Deleted instances whose leases tell the cause.
+    /// Deleted instances whose leases decide between a removal and a loss.
     undecided: Undecided,
     interner: Interner,
     /// Entry that was decoded last. The next one is likely to be similar.
@@ -270,7 +270,7 @@ impl Projection {
             return Some((id, DeletionCause::Removed));
         }
         let is_same = before.is_some_and(|before| match last {
-            // The watch told of the deletion.
+            // The watch reported the deletion.
             Some(_) => before.epoch == replica.epoch,
             None => replica.has_deleted_since(before),
         });
@@ -345,7 +345,7 @@ impl Projection {
     }
 }
 
-/// Returns the text by which keys of a layout with one key per lease are one instance: its endpoints.
+/// Returns the text that identifies an instance in a layout with one key per lease: its endpoints.
 fn endpoints_text(entry: &Entry) -> String {
     let endpoints = entry.instance().endpoints().iter().map(ToString::to_string);
     endpoints.collect::<Vec<_>>().join(" ")

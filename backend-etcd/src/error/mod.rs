@@ -3,6 +3,8 @@
 //! Codes are ambiguous (`OutOfRange` has four meanings, `Unknown` is a dead connection), so a failure is classified by
 //! code, text and source together. The texts are those of etcd's `api/v3rpc/rpctypes/error.go`; the others were
 //! measured with etcd-client 0.21.1 on etcd 3.4.23 and 3.5.
+//!
+//! Read this file first, from [`Failure`] to [`classify`]; `answers.rs` is for diagnoses only.
 
 pub(crate) mod answers;
 

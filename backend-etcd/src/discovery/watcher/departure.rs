@@ -1,8 +1,8 @@
 //! Departures without a mark: the key had no lease, or it was deleted although its lease is alive.
 //!
-//! A watch reports a deletion without its cause. When a lease ends, all its keys are deleted, so a lease that is still
-//! alive proves that the instance was removed. The lease is read only where the cause matters: when a service has
-//! become empty, and a view would keep the instances that it lost.
+//! A watch reports a deletion without its cause. The end of a lease deletes all its keys, so a lease that is still
+//! alive proves that the instance was removed. The lease is read only if the cause matters: when a service has become
+//! empty, and a view would keep the instances that it lost.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -29,8 +29,7 @@ const MAX_LEASES: usize = 16;
 /// gone.
 const LEASE_READ_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Delay before a lease that is alive is read again: one member can report a revocation before another one has applied
-/// it.
+/// Delay before a live lease is read again: one member can report a revocation before another one has applied it.
 const REVOCATION_LAG: Duration = Duration::from_millis(100);
 
 /// Cause of a deletion.
@@ -60,11 +59,11 @@ impl DeletionCause {
 pub(super) enum History {
     /// The newer replica continues the older one.
     Same,
-    /// The store went back in between, which loses keys without deleting them.
+    /// The store went back in between, so keys are missing without a deletion.
     Restored,
 }
 
-/// Deleted instances whose leases tell the cause.
+/// Deleted instances whose leases decide between a removal and a loss.
 #[derive(Debug, Default)]
 pub(super) struct Undecided {
     gone: VecDeque<(Moment, InstanceId, LeaseId)>,
@@ -94,14 +93,14 @@ impl Undecided {
         leases
     }
 
-    /// Takes out all, and returns the instances that were removed: their last lease is one of `alive`.
+    /// Takes all entries, and returns the instances that were removed: their last lease is one of `alive`.
     pub(super) fn decide(&mut self, alive: &[LeaseId]) -> Vec<InstanceId> {
         let mut seen = HashSet::new();
         let latest = self.gone.drain(..).rev().filter(|(_, id, _)| seen.insert(id.clone()));
         latest.filter(|(.., lease)| alive.contains(lease)).map(|(_, id, _)| id).collect()
     }
 
-    /// Takes out all: an instance was lost in another way.
+    /// Drops all entries, because an instance was lost in another way.
     pub(super) fn forget(&mut self) {
         self.gone.clear();
     }
@@ -143,7 +142,7 @@ async fn is_alive(conn: &Connection, lease: LeaseId) -> bool {
         if again {
             tokio::time::sleep(REVOCATION_LAG).await;
         }
-        // etcd may keep a lease that has run out for a while.
+        // etcd may keep an expired lease for a while.
         let alive = matches!(conn.time_to_live(lease).await, Ok(Some((remaining, _))) if !remaining.is_zero());
         if !alive {
             return false;
