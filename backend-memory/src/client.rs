@@ -1,4 +1,4 @@
-//! The two handles users hold: the store, with faults on demand, and a client, which stands for a process.
+//! The two handles of users: the store, with faults on demand, and a client, which represents a process.
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,7 +23,8 @@ const REMOVAL_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A store in memory. Clones share it.
 ///
-/// Its methods are the faults that an operator or a broken network can cause. Programs use a [`client`](Self::client).
+/// Its methods produce the faults that an operator or a broken network can cause. Programs use a
+/// [`client`](Self::client).
 #[derive(Clone, Debug)]
 pub struct MemoryStore {
     hub: Arc<Hub>,
@@ -36,19 +37,19 @@ impl Default for MemoryStore {
 }
 
 impl MemoryStore {
-    /// An empty store.
+    /// Creates an empty store.
     pub fn new() -> Self {
         Self { hub: Hub::new(None) }
     }
 
-    /// An empty store with a deliberate defect.
+    /// Creates an empty store with a deliberate defect.
     #[cfg(feature = "defects")]
     #[doc(hidden)]
     pub fn with_defect(defect: Defect) -> Self {
         Self { hub: Hub::new(Some(defect)) }
     }
 
-    /// Another client, as if another process had connected: its own leases, its own link.
+    /// Creates another client, as if another process had connected, with its own leases and its own link.
     pub fn client(&self) -> MemoryClient {
         let inner = Inner {
             link: Link::new(Arc::clone(&self.hub)),
@@ -61,12 +62,12 @@ impl MemoryStore {
         MemoryClient { inner: Arc::new(inner) }
     }
 
-    /// The store's revision.
+    /// Returns the store's revision.
     pub fn revision(&self) -> Revision {
         self.hub.with(|store, _| store.revision())
     }
 
-    /// The leases that are alive.
+    /// Returns the live leases.
     pub fn leases(&self) -> Vec<LeaseId> {
         self.hub.with(|store, _| store.leases().collect())
     }
@@ -76,18 +77,18 @@ impl MemoryStore {
         self.hub.with(|store, _| store.revoke(lease))
     }
 
-    /// The lease that keeps an instance.
+    /// Returns the lease of an instance.
     pub fn lease_of(&self, service: &ServiceRef, id: &InstanceId) -> Option<LeaseId> {
         self.hub.with(|store, _| store.get(&Key::instance(service, id))?.lease)
     }
 
-    /// The lease that keeps the holder of a lock, or the leader of an election.
+    /// Returns the lease of the holder of a lock, or of the leader of an election.
     pub fn lease_of_holder(&self, name: &LockName) -> Option<LeaseId> {
         let key = self.holder(name)?;
         self.hub.with(|store, _| store.get(&key)?.lease)
     }
 
-    /// The lease of the last contender in the queue of a lock.
+    /// Returns the lease of the last contender in the queue of a lock.
     pub fn lease_of_waiter(&self, name: &LockName) -> Option<LeaseId> {
         self.hub.with(|store, _| {
             let line = Group::line(Kind::Lock, name);
@@ -107,7 +108,7 @@ impl MemoryStore {
         self.hub.with(|store, _| store.delete(&key, |_| true).is_ok())
     }
 
-    /// Number of queue entries for a lock and for leadership of that name, holders included.
+    /// Returns the number of queue entries of the lock and of the election `name`, including holders.
     pub fn in_line(&self, name: &LockName) -> usize {
         let count = |kind| self.hub.with(|store, _| store.range(&Group::line(kind, name)).count());
         count(Kind::Lock) + count(Kind::Election)
@@ -118,7 +119,7 @@ impl MemoryStore {
         self.hub.with(|store, _| store.compact(store.revision()));
     }
 
-    /// Removes all data, leases and the revision included, as a store with a new disk does.
+    /// Removes all data, including leases and the revision, as a new disk of the store does.
     pub fn wipe(&self) {
         self.hub.with(|store, _| store.wipe());
     }
@@ -150,12 +151,12 @@ pub(crate) struct Inner {
     pub(crate) leases: Leases,
     pub(crate) key_claims: KeyClaims<Key>,
     pub(crate) observations: Observations<Key>,
-    /// Registrations whose leases are not this client's to revoke.
+    /// Registrations with leases that this client does not revoke. They are removed one by one when it is closed.
     pub(crate) departures: Departures,
 }
 
 impl Inner {
-    /// Refuses calls after the end, and calls from outside a runtime, where waiting would panic.
+    /// Rejects calls after the end, and calls from outside a runtime, where waiting would panic.
     pub(crate) fn check_open(&self) -> Result<(), Error> {
         tokio::runtime::Handle::try_current().map_err(|_| Error::Closed)?;
         let closed = self.departures.has_begun() || self.tasks.stop_signal().is_cancelled();
@@ -174,12 +175,12 @@ impl MemoryClient {
         self.inner.link.set_connectivity(Connectivity::Up);
     }
 
-    /// Makes every request take this long.
+    /// Delays every request by this time.
     pub fn delay(&self, delay: Duration) {
         self.inner.link.set_delay(delay);
     }
 
-    /// Ends the session as a crash would: nothing is removed, and the leases run out.
+    /// Ends the session as a crash does: nothing is removed, and the leases run out.
     ///
     /// # Errors
     ///
@@ -187,12 +188,12 @@ impl MemoryClient {
     ///
     /// # Cancel safety
     ///
-    /// The session ends all the same.
+    /// The session ends nevertheless.
     pub async fn crash(&self) -> Result<(), enlist::StopError> {
         self.inner.tasks.stop(CLOSE_TIMEOUT).await
     }
 
-    /// Ends the session in order: its leases are revoked, and with them its instances and locks. Before that, instances
+    /// Ends the session in order: its leases are revoked, which removes its instances and locks. Before that, instances
     /// on [given leases](enlist::LeaseChoice::Given) are removed, as far as the store answers within 3 s. Later calls
     /// fail with [`Error::Closed`].
     ///
@@ -202,7 +203,7 @@ impl MemoryClient {
     ///
     /// # Cancel safety
     ///
-    /// The session ends all the same; leases that were not revoked yet run out.
+    /// The session ends nevertheless; leases that were not revoked yet run out.
     pub async fn close(&self) -> Result<(), enlist::StopError> {
         // The tasks stop also if this future is dropped.
         let _stop = self.inner.tasks.stop_signal().drop_guard();
@@ -212,7 +213,7 @@ impl MemoryClient {
         let stopped = self.inner.tasks.stop(CLOSE_TIMEOUT).await;
         // Without abandoned leases, some of which a task may have learned about only when it ended.
         for lease in leases.iter().filter(|lease| !lease.is_abandoned()) {
-            // Without a connection they run out.
+            // Without a connection the lease runs out.
             let _ = self.inner.link.ask(|store, _| store.revoke(lease.id())).await;
         }
         stopped
@@ -228,7 +229,7 @@ impl Key {
         Self { group: Group::service(service), member: id.as_str().into() }
     }
 
-    /// The instance's id.
+    /// Returns the instance's id.
     pub(crate) fn id(&self) -> InstanceId {
         InstanceId::parse(&self.member).expect("instance keys are made from ids")
     }
@@ -245,7 +246,7 @@ impl Group {
 }
 
 impl Record {
-    /// The entry a view holds for it, if it is an instance.
+    /// Returns the entry in a view, if the value is an instance.
     pub(crate) fn entry(&self) -> Option<Entry> {
         match &self.value {
             Value::Instance { instance, .. } => Some(Entry::new((**instance).clone(), self.created, self.modified)),

@@ -1,37 +1,37 @@
-//! Deliberate defects. They exist to show that the conformance suite notices each of them; without the feature
-//! `defects` there is no way to switch one on.
+//! Deliberate defects, to show that the conformance suite detects each of them. Without the feature `defects` none can
+//! be switched on.
 
-/// One way in which a backend could be wrong.
+/// Deliberate defect of a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Defect {
-    /// Registration overwrites whatever has the id.
+    /// A registration overwrites an existing key with its id.
     OverwritesForeignKeys,
     /// A lost lease is not noticed.
     NeverReregisters,
-    /// An update forgets the lease.
+    /// An update detaches the instance from its lease.
     UpdateLosesTheLease,
     /// Deregistration deletes without a guard.
     DeletesUnguarded,
-    /// Dropping a registration leaves the instance.
+    /// Dropping a registration does not remove the instance.
     DropLeavesTheInstance,
     /// An outage empties the view.
     OutageEmptiesTheView,
-    /// After compaction the watch goes on from now and misses what happened between.
+    /// After compaction the watch continues from the present revision, and misses the changes before it.
     SkipsOverCompaction,
     /// A wiped store is not noticed by watches.
     BlindToWipes,
-    /// A watch on which nothing happens is not proven right again.
+    /// A watch without changes is not proven current again.
     AgesWhileHealthy,
-    /// A service also shows what belongs to services whose name begins alike.
+    /// A service also shows instances of services with its name as a prefix.
     PrefixLeaks,
-    /// A lock is granted without regard to the line.
+    /// A lock is granted without regard to the queue.
     GrantsToAnyone,
-    /// A lock's tokens are all the same.
+    /// All tokens of a lock are equal.
     ConstantTokens,
-    /// A holder does not notice that its key was taken away.
+    /// A holder does not notice the deletion of its key.
     BlindToLoss,
-    /// A holder notices two seconds late that its key was taken away.
+    /// A holder notices the deletion of its key two seconds late.
     NoticesLossLate,
     /// A lock is granted at once after a crash, whatever the lock delay.
     IgnoresLockDelay,

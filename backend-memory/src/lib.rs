@@ -1,7 +1,8 @@
-//! The in-memory backend of `enlist`: the semantics of the real one, faults on demand, no server.
+//! The in-memory backend of `enlist`: the semantics of the etcd backend, faults on demand, no server.
 //!
-//! [`MemoryStore`] is the store, and has the faults; [`MemoryStore::client`] is a process that uses it. Under a paused
-//! tokio clock a test that spans hours takes milliseconds. It passes the same conformance suite as `enlist-etcd`.
+//! [`MemoryStore`] is the store, with the faults. [`MemoryStore::client`] represents a process that uses it. Under a
+//! paused tokio clock a test that spans hours takes milliseconds. The backend passes the same conformance suite as
+//! `enlist-etcd`.
 //!
 //! ```
 //! use enlist::{Endpoint, Instance, InstanceId, RegisterOptions, Registry, Resolver, ServiceRef};
@@ -23,15 +24,15 @@
 //!
 //! # Under a paused clock
 //!
-//! Let time pass with `tokio::time::sleep`, which stops at each timer that is due in between and lets the tasks behind
-//! it run. `tokio::time::advance` jumps to the end: leases that ran out are gone at once, but what tasks report, such
-//! as the state of a registration or the freshness of a view, is as before until they have run, for instance during a
+//! Let time pass with `tokio::time::sleep`. It stops at each timer that is due in between, and lets the waiting tasks
+//! run. `tokio::time::advance` jumps to the end: expired leases are gone at once, but the reports of tasks, such as the
+//! state of a registration or the freshness of a view, stay unchanged until these tasks have run, for instance during a
 //! sleep of a second.
 //!
-//! # Where it differs from etcd
+//! # Differences from etcd
 //!
-//! A cut link refuses at once instead of timing out, so no write ever has an unknown outcome here. A wipe is always
-//! noticed by watches. TTLs from 1 s are granted as asked; etcd has a floor of 2 s.
+//! A cut link rejects requests at once instead of timing out, so no write has an unknown outcome. Watches always notice
+//! a wipe. TTLs from 1 s are granted as requested; etcd's minimum is 2 s.
 //!
 //! # Features
 //!

@@ -1,7 +1,7 @@
 //! A small reference model of the store, and a state-machine test that compares the two over random histories.
 //!
-//! The model keeps the obvious: who holds which key, when each lease ends, and everything that ever happened. It knows
-//! nothing of indexes, compaction of structures or shared clocks.
+//! The model stores the obvious state: the holder of each key, the end of each lease, and all events. It has no
+//! indexes, no compaction of structures and no shared clocks.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -26,25 +26,25 @@ enum Step {
     Revoke {
         lease: usize,
     },
-    /// Creates, or replaces under the right guard, an instance key; `lease` picks one that was ever granted.
+    /// Creates an instance key, or replaces it under the right guard. `lease` selects one of all granted leases.
     Put {
         key: u8,
         lease: Option<usize>,
         weight: u32,
     },
-    /// A write under a guard that cannot hold.
+    /// Writes under a guard that cannot hold.
     PutStale {
         key: u8,
     },
     Delete {
         key: u8,
     },
-    /// Gets in line for the lock.
+    /// Joins the queue of the lock.
     Stand {
         lease: usize,
         shared: bool,
     },
-    /// Leaves the line.
+    /// Leaves the queue.
     Leave {
         place: usize,
     },
@@ -60,20 +60,20 @@ struct ModelKey {
     lease: Option<LeaseId>,
     created: u64,
     modified: u64,
-    /// The weight of an instance; the mode of a place.
+    /// Weight of an instance, or mode of a queue entry.
     content: u32,
 }
 
-/// The reference: time in seconds since the start.
+/// Reference model. Times are seconds since the start.
 #[derive(Clone, Debug)]
 struct Model {
     now: u64,
     revision: u64,
     granted: Vec<LeaseId>,
-    /// Lease to (TTL, end).
+    /// TTL and end of each lease.
     leases: BTreeMap<LeaseId, (u64, u64)>,
     instances: BTreeMap<u8, ModelKey>,
-    /// Places by the number they were created under.
+    /// Queue entries by the numbers in their keys.
     places: BTreeMap<u64, ModelKey>,
     stood: u64,
     compacted: u64,
@@ -208,7 +208,7 @@ impl ReferenceStateMachine for Reference {
     }
 }
 
-/// The store under test, and a follower that rebuilds its content from changes alone.
+/// Store under test, and a follower that rebuilds its content from changes alone.
 struct Subject {
     store: Store,
     start: Instant,
@@ -271,7 +271,8 @@ impl Subject {
         self.stood += 1;
     }
 
-    /// Follows the changes since the last look, or starts over if they are gone; then both pictures must agree.
+    /// Applies the changes since the last call, or starts over if they were compacted. Then the follower must equal the
+    /// store.
     fn follow(&mut self) {
         let same_store = self.store.incarnation() == self.incarnation;
         let changes = same_store.then(|| self.store.changes_after(self.seen)).flatten();
@@ -369,11 +370,11 @@ impl StateMachineTest for StoreTest {
             }
             Step::Wipe => {
                 subject.store.wipe();
-                // Tokens start over with the store; that is why a wipe is a loss.
+                // Tokens start over with the store, so a wipe is a loss.
                 subject.last_token = FencingToken::default();
             }
         }
-        // Not after every step, so that following spans compactions and wipes.
+        // Not after every step, so that the follower has to cross compactions and wipes.
         if subject.store.revision().get().is_multiple_of(3) {
             subject.follow();
         }
@@ -403,7 +404,7 @@ impl StateMachineTest for StoreTest {
     }
 }
 
-/// The line is the model's, and whoever holds keeps everybody else of the other mode out.
+/// The queue equals the model's, and a holder excludes holders of the other mode.
 fn check_line(subject: &Subject, model: &Model) {
     let line = line();
     let places: Vec<QueueEntry> = subject

@@ -1,8 +1,8 @@
 //! The store itself: plain synchronous data. Revisions, leases on the clock, history, compaction.
 //!
-//! It behaves as etcd does where the traits can tell: every change has a revision, a lease takes all its keys away at
-//! one revision, history can be compacted, and a wiped store starts over at revision 1. [`crate::watch::hub`] makes it
-//! shared.
+//! It behaves like etcd as far as the traits can observe it: every change has a revision, the end of a lease removes
+//! all its keys at one revision, history can be compacted, and a wiped store starts over at revision 1.
+//! [`crate::watch::hub`] shares it between clients.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -23,11 +23,11 @@ pub(crate) enum Kind {
     /// Marks of holders with a `lock_delay` that did not release.
     LockMark,
     ElectionMark,
-    /// Keys of the user's own.
+    /// Raw keys of users.
     Raw,
 }
 
-/// The keys of one service, lock or election.
+/// Keys of one service, lock or election.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Group {
     pub(crate) kind: Kind,
@@ -49,7 +49,7 @@ pub(crate) enum Value {
 }
 
 impl Value {
-    /// Returns `true` if both came of one write, or of one wish.
+    /// Returns `true` if both values are from the same write, or from the same desired state.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Instance { instance: one, .. }, Self::Instance { instance: other, .. }) => Arc::ptr_eq(one, other),
@@ -84,26 +84,26 @@ pub(crate) struct Record {
     pub(crate) lease: Option<LeaseId>,
 }
 
-/// Reason for the absence of a key that did not go with its lease.
+/// Reason for the absence of a key that was not removed by the end of its lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Departure {
-    /// It was removed by its owner.
+    /// Its owner removed it.
     InOrder,
     /// Another client deleted it.
     ByHand,
 }
 
-/// A change of one key; without a record it was deleted, or went with its lease.
+/// Change of one key. Without a record the key was deleted, or removed by the end of its lease.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct KeyChange {
     pub(crate) revision: Revision,
     pub(crate) key: Key,
     pub(crate) record: Option<Record>,
-    /// Set where it was deleted.
+    /// Set if the key was deleted.
     pub(crate) departure: Option<Departure>,
 }
 
-/// Reason for which a write was not made. Nothing changed.
+/// Reason for a refused write. Nothing changed.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Refusal {
     /// The guard does not hold; this is the current record.
@@ -122,7 +122,7 @@ struct Lease {
 #[derive(Debug)]
 pub(crate) struct Store {
     revision: Revision,
-    /// Counts the wipes.
+    /// Number of wipes.
     incarnation: u64,
     records: BTreeMap<Key, Record>,
     leases: BTreeMap<LeaseId, Lease>,
@@ -158,25 +158,25 @@ impl Store {
         self.records.get(key)
     }
 
-    /// The keys of `group`, in order.
+    /// Returns the keys of `group`, in order.
     pub(crate) fn range<'a>(&'a self, group: &'a Group) -> impl Iterator<Item = (&'a Key, &'a Record)> {
         let first = Key { group: group.clone(), member: "".into() };
         self.records.range(first..).take_while(move |(key, _)| key.group == *group)
     }
 
-    /// The names of `kind` in `namespace` that have a key, in order.
+    /// Returns the names of `kind` in `namespace` that have a key, in order.
     pub(crate) fn names(&self, kind: Kind, namespace: &Namespace) -> BTreeSet<Arc<str>> {
         let matching = |key: &&Key| key.group.kind == kind && key.group.namespace == *namespace;
         self.records.keys().filter(matching).map(|key| Arc::clone(&key.group.name)).collect()
     }
 
-    /// The changes after `seen`, oldest first; `None` if some of them have been compacted away.
+    /// Returns the changes after `seen`, oldest first; `None` if some of them have been compacted.
     pub(crate) fn changes_after(&self, seen: Revision) -> Option<impl Iterator<Item = &KeyChange>> {
         let from = self.history.partition_point(|change| change.revision <= seen);
         (seen >= self.compacted).then(|| self.history.range(from..))
     }
 
-    /// Writes `key` if its present revision of change is `guard`; `None` stands for an absent key.
+    /// Writes `key` if its last change was at the revision `guard`; `None` requires an absent key.
     pub(crate) fn put(
         &mut self,
         key: &Key,
@@ -216,7 +216,7 @@ impl Store {
                 let record = record.clone();
                 self.detach(key, record.lease);
                 self.revision = self.revision.next();
-                // Leases whose time is up have ended, so that of this one is alive.
+                // Expired leases have been ended before, so the lease of this key is alive.
                 self.erase(key, Some(Departure::ByHand));
                 Ok(record)
             }
@@ -238,7 +238,7 @@ impl Store {
         Some(lease.ttl)
     }
 
-    /// Remaining time of a lease, and the time that it was granted for.
+    /// Returns the remaining time and the granted TTL of a lease.
     pub(crate) fn time_to_live(&self, id: LeaseId, now: Instant) -> Option<(Duration, Duration)> {
         let lease = self.leases.get(&id)?;
         Some((lease.deadline.saturating_duration_since(now), lease.ttl))
@@ -276,7 +276,7 @@ impl Store {
         self.leases.keys().copied()
     }
 
-    /// Forgets the history up to and including `revision`.
+    /// Discards the history up to and including `revision`.
     pub(crate) fn compact(&mut self, revision: Revision) {
         self.compacted = self.compacted.max(revision.min(self.revision));
         while self.history.front().is_some_and(|change| change.revision <= self.compacted) {
@@ -284,7 +284,7 @@ impl Store {
         }
     }
 
-    /// Loses everything, leases and revision included, as a store with a new disk does.
+    /// Discards everything, including leases and the revision, as a new disk does.
     pub(crate) fn wipe(&mut self) {
         *self = Self { incarnation: self.incarnation + 1, next_lease: self.next_lease, ..Self::default() };
     }

@@ -1,4 +1,4 @@
-//! Keys and values of the user's own. They are kept by the task of [`crate::registration::registry`], and watched as in
+//! Raw keys and values of users. The task of [`crate::registration::registry`] keeps them, and they are watched as in
 //! [`crate::discovery::watcher`].
 
 use std::{fmt::Write, sync::Arc};
@@ -48,7 +48,7 @@ fn group() -> Group {
     Group { kind: Kind::Raw, namespace: Namespace::default(), name: "".into() }
 }
 
-/// The name of a raw key in its group. Such names are in the order of the keys, and begin alike if those do.
+/// Returns the name of a raw key in its group. Names have the order and the common prefixes of their keys.
 fn hex(key: &[u8]) -> Arc<str> {
     let mut text = String::with_capacity(key.len() * 2);
     for byte in key {
@@ -57,7 +57,7 @@ fn hex(key: &[u8]) -> Arc<str> {
     text.into()
 }
 
-/// The key of a [`hex`] name.
+/// Returns the key with a [`hex`] name.
 fn unhex(name: &str) -> Vec<u8> {
     let digits: Vec<u8> =
         name.chars().filter_map(|digit| digit.to_digit(16)).filter_map(|d| d.try_into().ok()).collect();
@@ -70,7 +70,7 @@ fn entry(key: &Key, record: &Record) -> Option<RawEntry> {
     Some(entry.with_lease(record.lease))
 }
 
-/// The keys under a prefix, as a watch builds them.
+/// State of a watch of a prefix: the keys under it.
 struct PrefixState {
     group: Group,
     /// In hexadecimal digits.
@@ -107,7 +107,7 @@ impl WatchedState for PrefixState {
                 None => snapshot.remove(&unhex(&change.key.member)),
             }
         }
-        // A change of other keys is no news.
+        // A change of other keys is not published.
         if touched {
             snapshot.advance(store.revision(), snapshot.snapshot().epoch());
         }

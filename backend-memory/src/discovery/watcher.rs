@@ -1,4 +1,4 @@
-//! Watching: a task per watch that follows the store's history into a feed.
+//! Watching: one task per watch, which publishes the store's changes to its reader.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,7 +15,7 @@ use crate::{
     watch::hub::{Link, down, up},
 };
 
-/// Interval at which a quiet watch proves that its picture is right.
+/// Interval at which a watch without changes proves that its state is current.
 const PROOF: Duration = Duration::from_secs(1);
 
 #[async_trait]
@@ -37,8 +37,8 @@ impl Resolver for MemoryClient {
     }
 }
 
-/// Returns the entries of a service; with [`Defect::PrefixLeaks`] also those of services whose names begin with its
-/// name.
+/// Returns the entries of a service. With [`Defect::PrefixLeaks`], also returns those of services with its name as a
+/// prefix.
 fn entries(store: &Store, group: &Group, defect: Option<Defect>) -> Vec<Arc<Entry>> {
     let mut groups = vec![group.clone()];
     if defect == Some(Defect::PrefixLeaks) {
@@ -49,11 +49,11 @@ fn entries(store: &Store, group: &Group, defect: Option<Defect>) -> Vec<Arc<Entr
     groups.iter().flat_map(|group| store.range(group)).filter_map(|(_, record)| record.entry()).map(Arc::new).collect()
 }
 
-/// State that a watch builds out of the store.
+/// State that a watch derives from the store.
 pub(crate) trait WatchedState: Send + 'static {
     type Value: Clone + PartialEq + Send + Sync + 'static;
 
-    /// Starts over from what the store holds.
+    /// Starts over from the content of the store.
     fn relist(&mut self, store: &Store, epoch: Epoch) -> Self::Value;
 
     /// Applies changes, oldest first.
@@ -133,7 +133,7 @@ impl<S: WatchedState> Follower<S> {
         }
     }
 
-    /// Publishes the state of the store, from the changes after `seen` where the history still has them.
+    /// Publishes the state of the store, derived from the changes after `seen` if the history still contains them.
     fn catch_up(&mut self, store: &Store, seen: Option<Revision>, epoch: Epoch, now: Moment) {
         let skips = self.link.hub().has(Defect::SkipsOverCompaction);
         let value = match (seen, seen.and_then(|seen| store.changes_after(seen))) {

@@ -37,7 +37,7 @@ pub(super) struct Contender {
     changes: Changes,
 }
 
-/// A queue entry that this task has put into the store.
+/// Queue entry that this task has created in the store.
 pub(super) struct Queued {
     pub(super) key: Key,
     token: FencingToken,
@@ -60,7 +60,7 @@ pub(super) fn token(record: &Record) -> FencingToken {
 /// Position of an entry in the store.
 enum Position {
     Holder,
-    /// It is the turn of the entry once the delay for the holders that left these marks is over.
+    /// The entry has its turn, but the delay for the holders that left these marks is running.
     Delayed(Vec<Key>),
     Behind(Key),
     Absent,
@@ -194,7 +194,7 @@ impl Contender {
         Value::QueueEntry { mode: options.mode, text: wanted.text().to_owned() }
     }
 
-    /// Creates an entry. If the caller waits, repeats this until the store answers.
+    /// Creates an entry. While the caller waits, repeats this until the store answers.
     async fn join_once_reachable(&mut self) -> Result<Queued, Error> {
         let mut backoff = BackoffPolicy::default().start();
         loop {
@@ -267,8 +267,8 @@ impl Contender {
         self.client.link.ask(read).await
     }
 
-    /// Removes the entry, and its mark unless the lock was lost, until the store confirms it or the lease cannot be
-    /// alive any more.
+    /// Removes the entry, and its mark unless the lock was lost, until the store confirms the removal or the lease must
+    /// have expired.
     async fn remove(&self, entry: &Queued, reason: LeaveReason) -> Released {
         let begun = Moment::now();
         let mut backoff = BackoffPolicy::default().start();
@@ -278,7 +278,7 @@ impl Contender {
                 let removed = store.delete(&entry.key, |record| token(record) == entry.token);
                 // The mark of a lost lock stays: the caller may not have noticed the loss yet.
                 if removed.is_ok() && reason != LeaveReason::LockLost {
-                    // Without a `lock_delay` there is none.
+                    // Without a `lock_delay` there is no mark.
                     let _ = store.delete(&self.mark(entry), |_| true);
                 }
                 removed
@@ -299,7 +299,7 @@ impl Contender {
     }
 }
 
-/// Returns `true` if the lease of the entry at `key` is gone, so that its holder did not release.
+/// Returns `true` if the lease of the entry at `key` is gone: its holder did not release.
 fn lease_expired(store: &Store, key: &Key) -> bool {
     !store.leases().any(|id| key.member.starts_with(&format!("{id}-")))
 }

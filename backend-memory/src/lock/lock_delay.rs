@@ -1,7 +1,6 @@
-//! The mark that a holder with a `lock_delay` leaves behind if it does not release, and the wait of the next holder.
+//! The mark that a holder with a `lock_delay` leaves without a release, and the wait of the next holder.
 //!
-//! It is present in both backends on purpose: here it is one synchronous step in the store, in `enlist-etcd` a
-//! protocol.
+//! Both backends implement it on purpose: here it is one synchronous step in the store, in `enlist-etcd` a protocol.
 
 use std::sync::Arc;
 
@@ -31,7 +30,7 @@ impl Contender {
         Key { group: Group::line(kind, &self.acquisition.name), member: Arc::clone(&entry.key.member) }
     }
 
-    /// With a `lock_delay`, marks the entry as that of a holder and removes the marks `left` by holders before it.
+    /// With a `lock_delay`, marks the entry as the holder's, and removes the marks `left` by earlier holders.
     pub(super) fn put_mark(&self, store: &mut Store, entry: &Queued, left: &[Key]) {
         if self.acquisition.options.lock_delay.is_zero() {
             return;
@@ -44,8 +43,8 @@ impl Contender {
         let _ = store.put(&self.mark(entry), None, self.value(), None);
     }
 
-    /// Returns the marks of holders that did not release and that exclude `entry`, which is the first. They expire once
-    /// the delay has passed, so the delay continues if this contender gives up.
+    /// Returns the marks of holders that did not release and that exclude `entry`, which is the first. The marks expire
+    /// with the delay, so the delay continues if this contender gives up.
     pub(super) fn left_behind(&self, store: &mut Store, now: Instant, entry: &Queued) -> Vec<Key> {
         let options = &self.acquisition.options;
         if options.lock_delay.is_zero() {
@@ -69,7 +68,7 @@ impl Contender {
         left.into_iter().map(|(key, _)| key).collect()
     }
 
-    /// Waits for the delay, then takes the lock and removes the marks `left` by holders before `entry`.
+    /// Waits for the delay, then takes the lock and removes the marks `left` by earlier holders.
     pub(super) async fn wait_out(&mut self, entry: &Queued, left: &[Key]) -> Result<Turn, Error> {
         let mut lease = entry.lease_states();
         let lost = async { while !matches!(lease_changed(&mut lease).await, LeaseState::Lost) {} };

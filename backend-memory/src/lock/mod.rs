@@ -1,8 +1,7 @@
 //! Locks and elections: a queue of entries in the store, judged by [`enlist::backend::queue_position`].
 //!
-//! A task of the session acts for each acquisition. Its order of steps is [`enlist::backend::contender`];
-//! `contender.rs` is the part that touches the store. Compare the folder of the same name in `enlist-etcd`. Read
-//! `lock.rs` first.
+//! Each acquisition has a task of the session. Its order of steps is [`enlist::backend::contender`]; `contender.rs`
+//! contains the requests to the store. Compare the folder of the same name in `enlist-etcd`. Read `lock.rs` first.
 
 mod contender;
 mod election;

@@ -1,7 +1,7 @@
-//! Task of one registration: compares the desired state with the store's, for ever.
+//! Task of one registration: compares the desired state with the store's, without end.
 //!
-//! The flow is that of [`enlist::backend::registration_flow`], the decisions are those of
-//! [`enlist::backend::reconcile`]. This file does the requests and the waits.
+//! The flow is that of [`enlist::backend::registration_flow`], and [`enlist::backend::reconcile`] decides. This file
+//! contains the requests and the waits.
 
 use std::{
     sync::Arc,
@@ -45,9 +45,9 @@ pub(super) struct RegistrationTask {
     entitlement: Entitlement,
     /// Value of the last write.
     stored: Option<Value>,
-    /// The revision of that write.
+    /// Revision of that write.
     written: Revision,
-    /// Another registration of this client had the key since.
+    /// Another registration of this client has held the key since.
     gave_way: bool,
 }
 
@@ -96,12 +96,12 @@ impl RegistrationTask {
         Found { created, modified, lease, owner, term, own: self.is_own(record) }
     }
 
-    /// Forgets what was written: it was replaced, so its absence is no eviction.
+    /// Drops the stored write: it was replaced, so its absence is no eviction.
     fn disown(&mut self) {
         (self.mine, self.stored) = (None, None);
     }
 
-    /// Returns `true` if this registration wrote exactly this.
+    /// Returns `true` if this registration wrote exactly this record.
     fn is_own(&self, record: &Record) -> bool {
         let stored = self.stored.as_ref().is_some_and(|stored| stored.is_same(&record.value));
         stored && self.mine.is_some_and(|mine| record.lease == Some(mine.lease))
@@ -158,7 +158,7 @@ impl RegistrationTask {
         }
     }
 
-    /// Notes that the store does not know the lease. A given one is never replaced.
+    /// Records that the store does not know the lease. A given lease is never replaced.
     fn lease_lost(&mut self, lease: &Lease) -> Error {
         if !matches!(self.options.lease, LeaseChoice::Given(_)) {
             lease.condemn();
@@ -167,13 +167,13 @@ impl RegistrationTask {
         Error::LeaseLost
     }
 
-    /// Finds out why the key is gone: an operator deleted it, if its lease is still there, and no other registration
-    /// had the key in between or removed it.
+    /// Determines the cause of the key's absence. An operator deleted it if its lease still exists and no other
+    /// registration had the key in between or removed it.
     async fn confirm_eviction(&mut self, lease: &Lease) -> Result<StepOutcome<Found>, Error> {
         let (key, written) = (&self.key, self.written);
         let look = |store: &mut Store, now| {
             let next = store.changes_after(written).and_then(|mut changes| changes.find(|change| change.key == *key));
-            // A history that was compacted away counts as empty.
+            // A compacted history counts as empty.
             let replaced = next.is_some_and(|next| next.record.is_some() || next.departure == Some(Departure::InOrder));
             (replaced, store.time_to_live(lease.id(), now).is_some())
         };
@@ -187,7 +187,7 @@ impl RegistrationTask {
         }
     }
 
-    /// Returns `true` if the key is still as this registration wrote it, as far as can be seen; if so, it is
+    /// Returns `true` if the key is as this registration wrote it, as far as can be seen. If so, reports it as
     /// registered.
     fn is_intact(&self) -> bool {
         if self.defect(Defect::NeverReregisters) || self.client.link.check().is_err() {
@@ -201,14 +201,15 @@ impl RegistrationTask {
         intact.is_some()
     }
 
-    /// Leaves the lease to run out, if it keeps no other instance.
+    /// Leaves the lease to run out, if it keeps no other instance alive.
     fn leave_lease(&self) {
         if let (Some(lease), LeaseChoice::Own) = (&self.lease, self.options.lease) {
             lease.abandon();
         }
     }
 
-    /// Returns `true` if what a predecessor with an equal owner left would have been taken over, had there been time.
+    /// Returns `true` if the registration was about to take over the key of a predecessor with an equal owner when it
+    /// was stopped.
     fn may_have_a_leftover(&self) -> bool {
         self.driver.goal() == Goal::Absent && !self.entitlement.is_stored()
     }
@@ -322,7 +323,7 @@ impl RegistrationSteps for RegistrationTask {
                     LeaseState::Alive { .. } => if !self.is_intact() { return Waited::Due },
                 },
                 () = self.changes.next() => if !self.is_intact() { return Waited::Due },
-                // A healed link: what happened meanwhile was not seen.
+                // After the link was restored: changes during the interruption were not seen.
                 _ = link.changed() => if !self.is_intact() { return Waited::Due },
             }
         }
@@ -370,7 +371,7 @@ impl RegistrationSteps for RegistrationTask {
             () = self.driver.changed() => {}
             () = claim.superseded() => return Waited::Superseded,
             () = self.changes.next(), if waits => {}
-            // A healed link is worth another try at once.
+            // A restored link is a reason for another attempt at once.
             () = up(&mut link), if away => {}
         }
         Waited::Due

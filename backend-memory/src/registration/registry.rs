@@ -78,7 +78,7 @@ impl Registry for MemoryClient {
 }
 
 impl MemoryClient {
-    /// Starts the task behind a registration of an instance, or of what `raw` holds.
+    /// Starts the task of a registration, of an instance or of the content of `raw`.
     pub(crate) fn begin(
         &self,
         service: &ServiceRef,

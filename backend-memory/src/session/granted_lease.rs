@@ -1,4 +1,4 @@
-//! Lease of a user, over one of the client's. It is renewed and revoked by its task, see `lease_task.rs`.
+//! Lease that a user requested, built on one of the client's. Its task renews and revokes it, see `lease_task.rs`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,7 +10,7 @@ use enlist::{
 
 use crate::{client::Inner, session::lease::Lease};
 
-/// Lease of a user. Dropping it revokes the lease.
+/// Lease that a user requested. Dropping it revokes the lease.
 #[derive(Debug)]
 pub(crate) struct GrantedLease {
     lease: Arc<Lease>,

@@ -1,5 +1,4 @@
-//! One lease and its use by a key. What grants it and hands it out is in `leases.rs`, what renews it in
-//! `lease_task.rs`.
+//! One lease and its use by a key. `leases.rs` grants it and hands it out, `lease_task.rs` renews it.
 
 use std::{
     sync::{
@@ -70,7 +69,7 @@ impl KeptLease {
         self.condemned.load(Ordering::Acquire) || matches!(*self.state.borrow(), LeaseState::Lost)
     }
 
-    /// Notes that the store does not know the lease. It is handed out no more.
+    /// Records that the store does not know the lease. It is no longer handed out.
     pub(crate) fn condemn(&self) {
         self.condemned.store(true, Ordering::Release);
     }

@@ -1,6 +1,6 @@
 //! Task of one lease: renews it, and revokes it at the end. Compare `enlist-etcd`'s file of the same name, which also
-//! grants the lease and revokes retired leases. The two tasks stay separate, because a write of unknown outcome does
-//! not exist here.
+//! grants the lease and revokes retired leases. The two tasks stay separate, because writes of unknown outcome do not
+//! occur here.
 
 use std::time::Duration;
 
@@ -60,7 +60,7 @@ impl LeaseTask {
         }
     }
 
-    /// Revokes the lease once the store answers. At the end of its TTL it has run out.
+    /// Revokes the lease once the store answers. After its TTL the lease has expired without a revocation.
     async fn revoke(&self) {
         let mut link = self.link.watch();
         let revoking = async {

@@ -22,7 +22,7 @@ use crate::{
 #[derive(Debug, Default)]
 struct Granted {
     shared: LeasePools<KeptLease>,
-    /// All that were granted and may be alive, for the end of the session.
+    /// All granted leases that may be alive, for the end of the session.
     all: Vec<Weak<KeptLease>>,
 }
 
@@ -32,7 +32,7 @@ pub(crate) struct Leases {
     granted: Mutex<Granted>,
 }
 
-/// A request for a lease, sent at `sent`.
+/// Request for a lease, sent at `sent`.
 struct Request<'a> {
     link: &'a Link,
     tasks: &'a TaskOwner,
@@ -76,7 +76,7 @@ impl Leases {
         }
         let request = Request { link, tasks, terms, sent: Moment::now() };
         let granted = link.ask(|store, now| {
-            // Of a thousand concurrent requests the first makes the lease of all.
+            // The first of many concurrent requests grants the lease for all of them.
             let usable = self.granted().shared.share(key);
             if let Some(lease) = usable {
                 return Ok(lease);

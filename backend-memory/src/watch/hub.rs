@@ -27,7 +27,7 @@ impl Hub {
         Arc::new(Self { store: Mutex::default(), changes: watch::Sender::new(0), defect })
     }
 
-    /// Runs `act` on the store as it is now, with due leases expired, and wakes the waiting if anything changed.
+    /// Runs `act` on the present store, with due leases expired, and wakes waiting tasks if the store changed.
     pub(crate) fn with<T>(&self, act: impl FnOnce(&mut Store, Instant) -> T) -> T {
         let mut store = self.store.locked();
         let before = (store.incarnation(), store.revision());
