@@ -280,7 +280,7 @@ impl Failover {
         };
         let ended = dialling.clone().await;
         ended.unwrap_or_else(|_| {
-            // The runtime of the dial is gone. The next call finds out by itself.
+            // The runtime of the dial is gone. The next call detects that by itself.
             let mut pinned = self.pinned();
             if matches!(&pinned.link, Link::Dialling(other) if other.ptr_eq(&dialling)) {
                 pinned.link = Link::Down;

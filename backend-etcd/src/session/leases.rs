@@ -84,7 +84,7 @@ impl Leases {
     /// Returns a lease that is shared by all keys of this session with the same purpose and terms. Without a usable
     /// lease, all callers wait for one grant and receive its outcome.
     ///
-    /// Dropping the future has no effect; the grant goes on.
+    /// Dropping the future has no effect; the grant continues.
     pub(crate) async fn shared(&self, purpose: LeasePurpose, terms: LeaseTerms) -> Result<Arc<Lease>, Failure> {
         let key: LeasePoolKey = (purpose, terms);
         loop {

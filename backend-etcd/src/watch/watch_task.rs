@@ -405,7 +405,7 @@ impl WatchTask {
     }
 }
 
-/// Waits for the next probe, or for ever without a reader of probes.
+/// Waits for the next probe. Never returns without a reader of probes.
 async fn next(probes: &mut Option<ProbeReader>) -> Probe {
     match probes {
         Some(probes) => probes.next().await,
