@@ -41,7 +41,7 @@ use crate::{
 /// interval between two dials of a member.
 const REST: Duration = Duration::from_secs(1);
 
-/// Header with which a member without a leader refuses a request. The client adds it to all requests.
+/// Header that makes a member without a leader refuse a request. The client adds it to all requests.
 const REQUIRES_LEADER: &str = "hasleader";
 
 /// Failure of an established connection.
@@ -137,7 +137,7 @@ enum Link {
 }
 
 impl Pinned {
-    /// Records a connection to the member at `at` of `members`. The present members may be others by now.
+    /// Records a connection to the member at `at` of `members`. The pinned members may have changed since.
     fn up(&mut self, members: &Members, at: usize, channel: Channel) -> (Dialled, Channel) {
         self.generation += 1;
         let url = members.url(at);
@@ -151,7 +151,7 @@ impl Pinned {
         matches!(&self.link, Link::Up(current, _) if current.generation == connection.generation)
     }
 
-    /// Drops the connection. The member at `next` is dialled next.
+    /// Gives the connection up. The member at `next` is dialled next.
     fn leave(&mut self, connection: &Dialled, next: usize) {
         connection.given_up.cancel();
         self.link = Link::Down;
@@ -176,8 +176,8 @@ impl Pinned {
         self.members = Arc::new(members);
     }
 
-    /// Drops the connection, because its member refused to serve, if there is another one to dial. Returns `true` if
-    /// so.
+    /// Gives the connection up, because its member refused to serve, if there is another one to dial. Returns `true`
+    /// if so.
     fn refused(&mut self, connection: &Dialled) -> bool {
         let Some(at) = self.at.checked_rem(self.refused.len()) else {
             return false;

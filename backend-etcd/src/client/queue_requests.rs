@@ -34,7 +34,7 @@ impl OwnEntry {
         TxnOp::put(&self.key[..], &self.value[..], Some(self.leased()))
     }
 
-    /// Writes the entry again and keeps its value: a late repetition must not undo a proclamation.
+    /// Writes the entry again and keeps its value: a late write must not undo a proclamation.
     fn rewrite(&self) -> TxnOp {
         TxnOp::put(&self.key[..], "", Some(self.leased().with_ignore_value()))
     }
