@@ -26,7 +26,8 @@ pub trait Registry: fmt::Debug + Send + Sync + 'static {
     ///
     /// Returns once the guarded transaction is acknowledged, see [`Start`]. From then on the instance is restored after
     /// a lost lease, a deleted key, a restart or a wipe of the store, automatically and without a limit on attempts.
-    /// The registration never deletes or overwrites a key of another client.
+    /// The registration deletes or overwrites no key of another client, except one with an equal owner token, or any
+    /// one with [`OnConflict::TakeOver`](crate::OnConflict::TakeOver).
     ///
     /// # Errors
     ///
