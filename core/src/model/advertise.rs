@@ -38,7 +38,7 @@ pub fn advertise(local: SocketAddr) -> Result<(Endpoint, Chosen), Error> {
 fn choose(
     local: SocketAddr,
     override_: Option<&str>,
-    outward: impl FnOnce(bool) -> Option<IpAddr>,
+    outward: impl FnOnce(Family) -> Option<IpAddr>,
 ) -> Result<(Endpoint, Chosen), Error> {
     if let Some(text) = override_.filter(|text| !text.is_empty()) {
         let bare = text.trim_start_matches('[').trim_end_matches(']');
@@ -51,20 +51,31 @@ fn choose(
     if !local.ip().is_unspecified() {
         return Ok((local.try_into()?, Chosen::Listener));
     }
-    let ip = outward(local.is_ipv6()).ok_or_else(|| Error::InvalidAddress {
+    let family = if local.is_ipv6() { Family::DualStack } else { Family::V4 };
+    let ip = outward(family).ok_or_else(|| Error::InvalidAddress {
         input: local.to_string(),
         reason: "no interface routes outwards; set ENLIST_ADVERTISE",
     })?;
     Ok((Endpoint::new(ip.to_string(), local.port())?, Chosen::Route))
 }
 
-/// The local address from which the kernel would send to a documentation address (RFC 5737, RFC 3849). Connecting a UDP
+/// Address families over which a listener is reachable.
+#[derive(Clone, Copy, Debug)]
+enum Family {
+    V4,
+    DualStack,
+}
+
+/// Returns the local address from which the kernel would send to a documentation address (RFC 5737, RFC 3849). Connecting a UDP
 /// socket sends nothing.
-fn outward_address(ipv6: bool) -> Option<IpAddr> {
+fn outward_address(family: Family) -> Option<IpAddr> {
     let v4 = || route((Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::new(192, 0, 2, 1).into()));
     let v6 = || route((Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into()));
     // A dual-stack listener is reachable over IPv4 as well, which more networks route.
-    if ipv6 { v4().or_else(v6) } else { v4() }
+    match family {
+        Family::V4 => v4(),
+        Family::DualStack => v4().or_else(v6),
+    }
 }
 
 fn route((from, to): (IpAddr, IpAddr)) -> Option<IpAddr> {
