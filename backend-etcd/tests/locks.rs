@@ -188,7 +188,7 @@ async fn a_queue_entry_from_frozen_connections_is_removed() {
 }
 
 /// Waits until `count` keys are below `prefix`.
-async fn in_line(server: &EtcdServer, prefix: &str, count: usize) {
+async fn wait_for_queue(server: &EtcdServer, prefix: &str, count: usize) {
     let raw = raw(server).await;
     eventually(&format!("{count} are in line"), || async {
         let options = GetOptions::new().with_prefix().with_count_only();
@@ -212,7 +212,7 @@ async fn a_local_handover_takes_one_transaction() {
     let etcd = Etcd::connect(server.url()).await.unwrap();
     let first = acquire(&etcd).await;
     let mut next = contend(&etcd, name(), short());
-    in_line(&server, LINE, 2).await;
+    wait_for_queue(&server, LINE, 2).await;
     let mut events = raw(&server).await.watch(LINE, Some(WatchOptions::new().with_prefix())).await.unwrap();
     assert_eq!(soon("released", first.release()).await.unwrap(), Released::Released);
     let next = next.done("its turn").await;
@@ -248,7 +248,7 @@ async fn keys_of_locks_are_used_again() {
         assert_eq!(soon("released", acquire(&etcd).await.release()).await.unwrap(), Released::Released);
     }
     let (held, other) = (acquire(&etcd).await, contend(&etcd, name(), short()));
-    in_line(&server, LINE, 2).await;
+    wait_for_queue(&server, LINE, 2).await;
     let (mut keys, mut seen) = (BTreeSet::new(), 0);
     while seen < 42 {
         let message = soon("the events", events.message()).await.unwrap().unwrap();
@@ -266,9 +266,9 @@ async fn all_readers_behind_a_local_writer_proceed() {
     let etcd = Etcd::connect(server.url()).await.unwrap();
     let writer = acquire(&etcd).await;
     let readers: Vec<_> = (0..5).map(|_| contend(&etcd, name(), short().shared())).collect();
-    in_line(&server, LINE, 6).await;
+    wait_for_queue(&server, LINE, 6).await;
     let mut last = contend(&etcd, name(), short());
-    in_line(&server, LINE, 7).await;
+    wait_for_queue(&server, LINE, 7).await;
     soon("released", writer.release()).await.unwrap();
     let mut guards = Vec::new();
     for mut reader in readers {
@@ -399,11 +399,11 @@ async fn etcdctl_lock_and_ours_queue_behind_each_other() {
     let job = LockName::parse("nightly").unwrap();
     let ours = soon("acquired", etcd.acquire(&job, short())).await.unwrap();
     let mut theirs = Etcdctl::start(&server, &["lock", "nightly"]);
-    in_line(&server, "nightly/", 2).await;
+    wait_for_queue(&server, "nightly/", 2).await;
     let mut next = contend(&etcd, job.clone(), short());
-    in_line(&server, "nightly/", 3).await;
+    wait_for_queue(&server, "nightly/", 3).await;
     let mut last = Etcdctl::start(&server, &["lock", "nightly"]);
-    in_line(&server, "nightly/", 4).await;
+    wait_for_queue(&server, "nightly/", 4).await;
     assert!(theirs.is_silent());
     next.assert_running();
     assert!(etcd.try_acquire(&job, short()).await.unwrap().is_none());
@@ -419,7 +419,7 @@ async fn etcdctl_lock_and_ours_queue_behind_each_other() {
     assert!(last.line().await.starts_with("nightly/"));
     // A holder is killed: its lease expires after etcdctl's TTL of 10 s.
     let mut next = contend(&etcd, job, short());
-    in_line(&server, "nightly/", 2).await;
+    wait_for_queue(&server, "nightly/", 2).await;
     signal(&last.child, "-KILL");
     assert!(next.done("its turn").await.is_held());
 }
@@ -439,7 +439,7 @@ async fn etcdctl_elect_and_ours_queue_behind_each_other() {
     assert_eq!(listener.line().await, "still ours");
 
     let mut theirs = Etcdctl::start(&server, &["elect", "office", "theirs"]);
-    in_line(&server, "office/", 2).await;
+    wait_for_queue(&server, "office/", 2).await;
     assert!(theirs.is_silent());
     soon("resigned", ours.resign()).await.unwrap();
     assert!(theirs.line().await.starts_with("office/"));
@@ -648,11 +648,11 @@ async fn contest(contenders: u16) -> (f64, f64) {
             _ => drop(waiting.spawn(contender)),
         }
     }
-    in_line(&server, LINE, contenders + 1).await;
+    wait_for_queue(&server, LINE, contenders + 1).await;
     cancelled.abort_all();
     doomed.shutdown_background();
     let (killed, stayed) = (contenders / 10, waiting.len());
-    in_line(&server, LINE, 1 + contenders - contenders / 10).await;
+    wait_for_queue(&server, LINE, 1 + contenders - contenders / 10).await;
     soon("released", first.release()).await.unwrap();
     let all = async { while waiting.join_next().await.transpose().unwrap().is_some() {} };
     tokio::time::timeout(Duration::from_secs(120), all).await.expect("each gets its turn");
@@ -660,7 +660,7 @@ async fn contest(contenders: u16) -> (f64, f64) {
     assert!(granted.is_sorted(), "first come, first served");
     let once: BTreeSet<_> = granted.iter().collect();
     assert_eq!((granted.len(), once.len()), (stayed, stayed), "{killed} were killed and as many cancelled");
-    in_line(&server, LINE, 0).await;
+    wait_for_queue(&server, LINE, 0).await;
     let (requests, events) = work(&server).await;
     drop(sessions);
     holder.close().await.unwrap();

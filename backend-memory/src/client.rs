@@ -109,7 +109,7 @@ impl MemoryStore {
     }
 
     /// Returns the number of queue entries of the lock and of the election `name`, including holders.
-    pub fn in_line(&self, name: &LockName) -> usize {
+    pub fn queue_length(&self, name: &LockName) -> usize {
         let count = |kind| self.hub.with(|store, _| store.range(&Group::line(kind, name)).count());
         count(Kind::Lock) + count(Kind::Election)
     }

@@ -100,7 +100,7 @@ async fn an_attempt_fails_when_its_link_is_cut() {
     assert!(matches!(tried, Err(Error::Unavailable(_))), "{tried:?}");
     client.heal();
     eventually("no entry is left", || async {
-        let left = store.in_line(&name);
+        let left = store.queue_length(&name);
         if left == 0 { Ok(()) } else { Err(left) }
     })
     .await;
@@ -115,7 +115,7 @@ async fn a_deadline_in_an_outage_names_its_cause() {
     let waiting = second.acquire(&name, LockOptions::new().deadline(10 * DELAY));
     let releasing = async {
         eventually("two are in line", || async {
-            let now = store.in_line(&name);
+            let now = store.queue_length(&name);
             if now == 2 { Ok(()) } else { Err(now) }
         })
         .await;

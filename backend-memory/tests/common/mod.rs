@@ -80,7 +80,7 @@ impl Harness for MemoryHarness {
     }
 
     async fn queue_length(&self, name: &LockName) -> usize {
-        self.store.in_line(name)
+        self.store.queue_length(name)
     }
 
     async fn compact(&self) {
