@@ -40,9 +40,9 @@ fn instance() -> Instance {
 
 /// All output: errors with their sources, configurations, logs.
 #[derive(Clone, Default)]
-struct Told(Arc<Mutex<Vec<u8>>>);
+struct Captured(Arc<Mutex<Vec<u8>>>);
 
-impl Told {
+impl Captured {
     fn note(&self, what: &impl Debug) {
         write!(self.clone(), "{what:?} {what:#?}").unwrap();
     }
@@ -66,7 +66,7 @@ impl Told {
     }
 }
 
-impl Write for Told {
+impl Write for Captured {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         self.0.lock().unwrap().write(bytes)
     }
@@ -99,7 +99,7 @@ fn as_user(server: &EtcdServer, user: &str) -> EtcdBuilder {
 
 #[tokio::test]
 async fn refusals_name_their_cause_and_no_secret() {
-    let told = Told::default();
+    let told = Captured::default();
     let logs = told.clone();
     let subscriber = tracing_subscriber::fmt()
         .with_max_level(tracing_subscriber::filter::LevelFilter::DEBUG)
@@ -304,7 +304,7 @@ async fn mutual_tls_from_files_works_and_explains_failures() {
     let _a = etcd.register(&service(), instance(), RegisterOptions::new()).await.unwrap();
     assert_eq!(etcd.resolve(&service()).await.unwrap().len(), 1);
 
-    let told = Told::default();
+    let told = Captured::default();
     let failure = |builder: EtcdBuilder| {
         let told = told.clone();
         async move { told.error(&builder.connect().await.unwrap_err()).to_lowercase() }

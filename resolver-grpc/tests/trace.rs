@@ -104,9 +104,9 @@ fn failed(code: &str, description: &str) -> (Option<String>, Option<String>, Opt
 #[derive(Clone)]
 struct Attach<S>(S);
 
-struct LayoutFeature<'a>(&'a http::HeaderMap);
+struct ReceivedHeaders<'a>(&'a http::HeaderMap);
 
-impl Extractor for LayoutFeature<'_> {
+impl Extractor for ReceivedHeaders<'_> {
     fn get(&self, key: &str) -> Option<&str> {
         self.0.get(key)?.to_str().ok()
     }
@@ -126,7 +126,7 @@ impl<S: Service<http::Request<B>>, B> Service<http::Request<B>> for Attach<S> {
     }
 
     fn call(&mut self, request: http::Request<B>) -> S::Future {
-        let context = TraceContextPropagator::new().extract(&LayoutFeature(request.headers()));
+        let context = TraceContextPropagator::new().extract(&ReceivedHeaders(request.headers()));
         let _attached = context.attach();
         self.0.call(request)
     }
