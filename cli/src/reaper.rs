@@ -18,7 +18,7 @@ use rustix::{
 use crate::{exit, process_group::has_members, signals};
 
 /// Time between SIGTERM and SIGKILL after the starting process has ended.
-const GRACE: Duration = Duration::from_millis(200);
+const MAX_KILL_DELAY: Duration = Duration::from_millis(200);
 
 /// Interval of checks for the end of the group.
 const GROUP_END_POLL: Duration = Duration::from_millis(10);
@@ -61,7 +61,7 @@ pub(crate) fn run() -> u8 {
             Err(RecvTimeoutError::Timeout) if now() >= deadline => break,
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => {
-                end_gently(group, deadline.min(now().saturating_add(GRACE)));
+                end_gently(group, deadline.min(now().saturating_add(MAX_KILL_DELAY)));
                 break;
             }
         }

@@ -138,7 +138,7 @@ fn test(extent: Extent, etcd: &Etcd, programs: Option<&PathBuf>) -> Result<Count
         Extent::Conformance => command.args(["--test", "conformance"]),
         Extent::Everything | Extent::Upgrade => command.args(["--package", "enlist-cli"]),
     };
-    // What names another etcd, or an `etcdctl` of another one, is for other commands.
+    // These variables name another etcd, or the `etcdctl` of another one.
     for variable in ["ENLIST_TEST_ETCD", "ENLIST_TEST_PROVIDER", "ENLIST_ETCDCTL_BIN"] {
         command.env_remove(variable);
     }

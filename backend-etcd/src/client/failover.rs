@@ -39,7 +39,7 @@ use crate::{
 
 /// Time for which a member that refused to serve is avoided if there is another one. If all refuse, it is the minimum
 /// interval between two dials of a member.
-const REST: Duration = Duration::from_secs(1);
+const REFUSED_MEMBER_DELAY: Duration = Duration::from_secs(1);
 
 /// Header that makes a member without a leader refuse a request. The client adds it to all requests.
 const REQUIRES_LEADER: &str = "hasleader";
@@ -197,7 +197,9 @@ impl Pinned {
 /// time to time, because its address may be a load balancer with several members behind it.
 fn after_refusal(at: usize, refused: &[Option<Duration>]) -> Option<usize> {
     let count = refused.len();
-    (1..=count).map(|step| (at + step) % count).find(|member| refused[*member].is_none_or(|ago| ago >= REST))
+    (1..=count)
+        .map(|step| (at + step) % count)
+        .find(|member| refused[*member].is_none_or(|ago| ago >= REFUSED_MEMBER_DELAY))
 }
 
 impl Failover {
@@ -371,7 +373,8 @@ mod tests {
     fn pinned(hosts: &[&str], at: usize) -> Pinned {
         let urls = urls(hosts);
         let refused = vec![None; urls.len()];
-        let members = Arc::new(Members::Urls { urls, tls: None, settings: None, connect_timeout: REST });
+        let members =
+            Arc::new(Members::Urls { urls, tls: None, settings: None, connect_timeout: REFUSED_MEMBER_DELAY });
         Pinned { members, at, generation: 0, link: Link::Down, refused }
     }
 
@@ -396,14 +399,15 @@ mod tests {
         assert_eq!(hosts(&pinned.members), ["c", "b", "a"]);
         assert_eq!(pinned.at, 1);
         assert!(matches!(pinned.refused[..], [None, Some(_), None]));
-        let taken = Members::Urls { urls: urls(&["d"]), tls: None, settings: None, connect_timeout: REST };
+        let taken =
+            Members::Urls { urls: urls(&["d"]), tls: None, settings: None, connect_timeout: REFUSED_MEMBER_DELAY };
         pinned.take_over(taken);
         assert_eq!((pinned.at, pinned.refused.len()), (0, 1), "its member is not among them");
     }
 
     #[test]
     fn after_a_refusal_comes_a_member_that_did_not_just_refuse() {
-        let (just, before) = (Some(REST / 2), Some(REST));
+        let (just, before) = (Some(REFUSED_MEMBER_DELAY / 2), Some(REFUSED_MEMBER_DELAY));
         assert_eq!(after_refusal(0, &[None, None, None]), Some(1));
         assert_eq!(after_refusal(2, &[None, None, None]), Some(0));
         assert_eq!(after_refusal(0, &[just, just, before]), Some(2));

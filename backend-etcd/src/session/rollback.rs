@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Pause between two checks, which bounds the cost of a member that lags.
-const PAUSE: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Checks the revision of the store whenever it may have gone back, until the session ends.
 pub(crate) async fn notice_rollbacks(conn: Arc<Connection>, leases: Weak<Leases>) {
@@ -31,7 +31,7 @@ pub(crate) async fn notice_rollbacks(conn: Arc<Connection>, leases: Weak<Leases>
             let Some(leases) = leases.upgrade() else { return };
             leases.store_went_back(noted, now);
         }
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(CHECK_INTERVAL).await;
     }
 }
 

@@ -23,13 +23,13 @@ use crate::{
 };
 
 /// Time until differences are compared again, so that events can arrive over the watch. It doubles each time.
-const GRACE: Duration = Duration::from_secs(2);
+const EVENT_ARRIVAL_DELAY: Duration = Duration::from_secs(2);
 
 /// Number of comparisons with a quiet watch before a difference counts.
 const LOOKS: u32 = 4;
 
 /// Minimum delay of the audit after a reconnection or a failed audit; the maximum is twice as long.
-const SOON: Duration = Duration::from_secs(2);
+const EARLY_AUDIT_DELAY: Duration = Duration::from_secs(2);
 
 /// Result of a comparison.
 #[derive(Debug, PartialEq, Eq)]
@@ -170,7 +170,7 @@ impl Audit {
     /// Starts over at the beginning of the range soon, because an event may have been missed.
     pub(crate) fn soon(&mut self) {
         if let (Some(every), Stage::Idle { due }) = (self.every, &mut self.stage) {
-            let wait = SOON.min(every / 2);
+            let wait = EARLY_AUDIT_DELAY.min(every / 2);
             let soon = Instant::now() + wait + jitter(wait);
             *due = Some(due.map_or(soon, |due| due.min(soon)));
             (self.next, self.begun) = (Vec::new(), None);
@@ -254,7 +254,7 @@ impl Audit {
                 Outcome::LowRead
             }
             Verdict::Differs { .. } if may_arrive(&page, replica, look, activity) => {
-                let due = Instant::now() + GRACE * 2u32.pow(look.min(LOOKS) - 1);
+                let due = Instant::now() + EVENT_ARRIVAL_DELAY * 2u32.pow(look.min(LOOKS) - 1);
                 self.stage = Stage::Comparing { page, look, due, at: replica.revision };
                 Outcome::Pending
             }

@@ -28,10 +28,10 @@ use crate::{
 };
 
 /// Maximum number of keys of a service with their own watches.
-const FEW: usize = 8;
+const MAX_OWN_WATCHES: usize = 8;
 
 /// Number of watches from which on all services share the watch of their namespace.
-const MANY: usize = 64;
+const MAX_SINGLE_MONITORS: usize = 64;
 
 /// Latest state of a key, as reported by a watch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -363,8 +363,8 @@ enum Share {
 /// `watches` in all.
 fn share(single: usize, watches: usize) -> Share {
     match (single, watches) {
-        (_, MANY..) => Share::Namespace,
-        (..FEW, _) => Share::Own,
+        (_, MAX_SINGLE_MONITORS..) => Share::Namespace,
+        (..MAX_OWN_WATCHES, _) => Share::Own,
         _ => Share::Service,
     }
 }
@@ -486,7 +486,7 @@ mod tests {
         for round in 0..20 {
             let mut registrations = Vec::new();
             // So many that some have a watch of their own, and some share one.
-            for number in 0..FEW + 2 {
+            for number in 0..MAX_OWN_WATCHES + 2 {
                 let id = InstanceId::parse(format!("i{number}")).unwrap();
                 let instance = Instance::new(id, [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap();
                 let service = ServiceRef::parse(format!("svc{round}")).unwrap();
@@ -496,7 +496,7 @@ mod tests {
             tokio::time::sleep(UNWATCHED * 4).await;
             let key_monitors = &etcd.session.registration.key_monitors;
             assert_eq!(key_monitors.single.lock().unwrap().len(), 1, "services in round {round}");
-            assert_eq!(key_monitors.count.load(Ordering::Relaxed), FEW + 1, "watches in round {round}");
+            assert_eq!(key_monitors.count.load(Ordering::Relaxed), MAX_OWN_WATCHES + 1, "watches in round {round}");
             for registration in registrations {
                 enlist_testkit::soon("deregistered", registration.deregister()).await.unwrap();
             }
@@ -511,7 +511,7 @@ mod tests {
         let fake = enlist_testkit::FakeEtcd::start();
         let etcd = crate::Etcd::from_channel(fake.channel()).runtime(crate::SessionRuntime::Caller).build().unwrap();
         let mut registrations = Vec::new();
-        for number in 0..MANY + 20 {
+        for number in 0..MAX_SINGLE_MONITORS + 20 {
             let instance = Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("10.0.0.1:80").unwrap()]);
             let service = ServiceRef::parse(format!("svc{number}")).unwrap();
             let registering = etcd.register(&service, instance.unwrap(), RegisterOptions::new());
@@ -520,7 +520,7 @@ mod tests {
             tokio::time::sleep(UNWATCHED * 2).await;
         }
         let key_monitors = &etcd.session.registration.key_monitors;
-        assert_eq!(key_monitors.count.load(Ordering::Relaxed), MANY + 1);
+        assert_eq!(key_monitors.count.load(Ordering::Relaxed), MAX_SINGLE_MONITORS + 1);
         let shared: Vec<_> = key_monitors.shared.lock().unwrap().keys().cloned().collect();
         assert_eq!(shared, [KeyRange::prefix("enlist/services/default/")]);
     }
@@ -528,7 +528,7 @@ mod tests {
     #[test]
     fn many_own_keys_are_few_watches() {
         assert_eq!(share(0, 0), Share::Own);
-        assert_eq!(share(FEW, FEW), Share::Service);
-        assert_eq!(share(0, MANY), Share::Namespace);
+        assert_eq!(share(MAX_OWN_WATCHES, MAX_OWN_WATCHES), Share::Service);
+        assert_eq!(share(0, MAX_SINGLE_MONITORS), Share::Namespace);
     }
 }
