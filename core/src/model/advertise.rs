@@ -66,8 +66,8 @@ enum Family {
     DualStack,
 }
 
-/// Returns the local address from which the kernel would send to a documentation address (RFC 5737, RFC 3849). Connecting a UDP
-/// socket sends nothing.
+/// Returns the local address from which the kernel would send to a documentation address (RFC 5737, RFC 3849).
+/// Connecting a UDP socket sends nothing.
 fn outward_address(family: Family) -> Option<IpAddr> {
     let v4 = || route((Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::new(192, 0, 2, 1).into()));
     let v6 = || route((Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into()));
