@@ -11,7 +11,7 @@
 use std::{error::Error, io, sync::Arc, time::Duration};
 
 use enlist::{
-    Directory, Instance, Policy, Pool, RegisterOptions, Registration, Retry, ServiceRef, TaskOwner, advertise,
+    Directory, Instance, PickPolicy, Pool, RegisterOptions, Registration, Retry, ServiceRef, TaskOwner, advertise,
 };
 use enlist_examples::{Backend, Store};
 use tokio::{
@@ -39,7 +39,7 @@ async fn main() -> Result {
     let view = Directory::new(store.client().await? as Arc<dyn enlist::Resolver>).view(&service);
     let pool = Pool::new(view, |entry| Ok(Bar(entry.instance().endpoints()[0].authority().to_owned())))?;
     let retry = Retry::new(|_: &io::Error| true).attempts(3).deadline(Duration::from_secs(3)).wait_for_ready();
-    let call = || pool.call(Policy::RoundRobin, &retry, |bar| async move { bar.call().await });
+    let call = || pool.call(PickPolicy::RoundRobin, &retry, |bar| async move { bar.call().await });
 
     // There is no instance yet, so the call waits.
     let (answer, good) = tokio::join!(call(), start(&*server, &tasks, &service, Server::Answering));

@@ -10,7 +10,7 @@
 use std::{collections::BTreeMap, error::Error, sync::Arc, time::Duration};
 
 use enlist::{
-    Directory, Endpoint, Event, Instance, InstanceId, LeaseChoice, LockName, LockOptions, Policy, RegisterOptions,
+    Directory, Endpoint, Event, Instance, InstanceId, LeaseChoice, LockName, LockOptions, PickPolicy, RegisterOptions,
     Registration, ServiceRef, Watcher,
 };
 use enlist_examples::{Backend, Store, flag};
@@ -41,8 +41,8 @@ async fn main() -> Result {
     show_picks(&view)?;
 
     println!("3. greeter-2 changes its weight to 0 in place; the others take over.");
-    two.update(|draft| {
-        draft.weight(0);
+    two.update(|update| {
+        update.weight(0);
     })
     .await?;
     print_change(&mut *watcher).await?;
@@ -116,7 +116,7 @@ async fn stay(watcher: &mut dyn Watcher) -> Result {
 }
 
 fn show_picks(view: &enlist::ServiceView) -> Result {
-    let mut picker = view.picker(Policy::Weighted);
+    let mut picker = view.picker(PickPolicy::Weighted);
     let mut picks = BTreeMap::new();
     for _ in 0..1000 {
         *picks.entry(picker.pick()?.instance().id().to_string()).or_insert(0) += 1;

@@ -47,7 +47,7 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
 /// Fills the caches, and then requests the usual share of calls.
 async fn warm_up(instance: InstanceHandle) -> Result<(), enlist::Error> {
     tokio::time::sleep(Duration::from_millis(300)).await;
-    let revision = instance.update(|draft| _ = draft.weight(100)).await?;
+    let revision = instance.update(|update| _ = update.weight(100)).await?;
     println!("warm: full weight since revision {revision}");
     Ok(())
 }

@@ -6,7 +6,7 @@
 
 use std::{error::Error, sync::Arc};
 
-use enlist::{Directory, Endpoint, Instance, InstanceId, Policy, RegisterOptions, Registry, ServiceRef};
+use enlist::{Directory, Endpoint, Instance, InstanceId, PickPolicy, RegisterOptions, Registry, ServiceRef};
 use enlist_memory::MemoryStore;
 
 #[tokio::main]
@@ -22,7 +22,7 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     println!("known at revision {}: {:?}", view.ready().await?.revision(), view.snapshot());
 
     // Each task has a picker of its own. A pick takes no lock and sends nothing.
-    let mut picker = view.picker(Policy::RoundRobin);
+    let mut picker = view.picker(PickPolicy::RoundRobin);
     println!("picked {}", picker.pick()?.instance().endpoints()[0]);
 
     client.cut();

@@ -1,12 +1,12 @@
 //! The client of etcd. It is configured and connected in `builder`; the traits are implemented in
-//! `registration/registry.rs`, `discovery/watcher.rs`, `lock/mod.rs` and `lock/election.rs`.
+//! `registration/registry.rs`, `discovery/watcher.rs`, `lock/mod.rs`, `lock/election.rs` and `config/values.rs`.
 
 use std::{fmt, sync::Arc, time::Duration};
 
 use enlist::{Counters, StopError};
 
 use crate::{
-    layout::{Layout, LockLayout},
+    layout::{Layout, LockLayout, config::ConfigLayout},
     session::Session,
 };
 
@@ -36,6 +36,11 @@ impl Etcd {
     /// Returns the layout of locks and elections in etcd.
     pub fn lock_layout(&self) -> &dyn LockLayout {
         &*self.session.lock.lock_layout
+    }
+
+    /// Returns the layout of configuration in etcd.
+    pub fn config_layout(&self) -> &ConfigLayout {
+        &self.session.config.layout
     }
 
     /// Returns counts of events so far: renewals, losses, resumed watches, audits and more.

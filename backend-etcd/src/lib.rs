@@ -27,16 +27,18 @@
 //! | `session` | runtime, tasks and leases of a client; see the table in `session/mod.rs` |
 //! | `watch` | one range watch per key range, its replica and audits; monitors of own keys |
 //! | `registration` | `Registry`, and one task per registration |
-//! | `discovery` | `Resolver`, watchers of services, raw values |
-//! | `lock` | `Lock` and `Election`, and one task per contender |
+//! | `config` | `Config`, its watchers and transactions |
+//! | `discovery` | `Resolver`, watchers of services and of lists of services, raw values |
+//! | `lock` | `Lock`, `Election` and `Queues`, and one task per contender |
 //! | [`layout`] | keys and values; nothing else joins or splits keys |
 //! | `error` | the errors of etcd and its client, as causes for the caller |
 //! | [`diagnose`] | examination of an etcd, for operators |
-//! | `defects` | deliberate defects, which the simulation has to find |
+//! | `deliberate_defects` | deliberate defects, which the simulation has to find |
 
 mod builder;
 mod client;
-mod defects;
+mod config;
+mod deliberate_defects;
 pub mod diagnose;
 mod discovery;
 mod error;
@@ -48,7 +50,7 @@ mod session;
 mod watch;
 
 #[cfg(feature = "defects")]
-pub use self::defects::Defect;
+pub use self::deliberate_defects::DeliberateDefect;
 pub use self::{
     builder::{
         DEFAULT_CONNECT_TIMEOUT, DEFAULT_KEEP_ALIVE_INTERVAL, DEFAULT_KEEP_ALIVE_TIMEOUT, DEFAULT_PROBE,
@@ -62,6 +64,7 @@ pub use self::{
     discovery::watcher::Payload,
     etcd::Etcd,
     layout::{
+        config::ConfigLayout,
         dubbo::Dubbo,
         etcd_concurrency::EtcdConcurrency,
         etcd_naming::EtcdNaming,
@@ -75,7 +78,7 @@ pub use self::{
         kratos::Kratos,
         native::Native,
     },
-    lock::{LockQueue, QueuedContender, lock_condition},
+    lock::{PermitContender, SemaphoreQueue, lock_condition},
     session::lifecycle::SessionRuntime,
     watch::record::KeyRange,
 };

@@ -81,8 +81,8 @@ async fn auth_is_switched_on_under_running_clients() {
     assert_eq!(soon("a list", late.next()).await.unwrap().snapshot.len(), 2);
     let refused = soon("an answer", unknown.resolve(&service())).await.unwrap_err();
     assert!(matches!(refused, Error::AuthFailed(_)), "{refused:?}");
-    let update = b.update(|draft| {
-        draft.weight(3);
+    let update = b.update(|update| {
+        update.weight(3);
     });
     let refused = soon("an answer", update).await.unwrap_err();
     assert!(matches!(refused, Error::AuthFailed(_)), "{refused:?}");
@@ -125,8 +125,8 @@ async fn end_connections(proxy: &Proxy) {
 
 /// Changes an instance and sees the change.
 async fn works(registration: &Registration, watcher: &mut Box<dyn Watcher>, weight: u32) {
-    let update = registration.update(move |draft| {
-        draft.weight(weight);
+    let update = registration.update(move |update| {
+        update.weight(weight);
     });
     soon("stored", update).await.unwrap();
     shows(watcher, registration.instance().id().as_str(), weight).await;

@@ -29,13 +29,13 @@ struct Missing {
 async fn oracle(url: String, prefix: &'static str) -> (Arc<Mutex<Missing>>, TaskOwner) {
     let missing = Arc::new(Mutex::new(Missing::default()));
     let tasks = TaskOwner::new();
-    let told = Arc::clone(&missing);
+    let recorded = Arc::clone(&missing);
     let mut raw = etcd_client::Client::connect([url], None).await.unwrap();
     let mut stream = raw.watch(prefix, Some(etcd_client::WatchOptions::new().with_prefix())).await.unwrap();
     let stop = tasks.stop_signal();
     let reading = async move {
         while let Ok(Some(message)) = stream.message().await {
-            let mut missing = told.lock().await;
+            let mut missing = recorded.lock().await;
             for event in message.events() {
                 let key = event.kv().unwrap().key().to_vec();
                 if event.event_type() == etcd_client::EventType::Delete {
@@ -184,8 +184,8 @@ async fn a_minority_member_is_left_for_a_quorum() {
         cluster.heal();
         cluster.isolate(isolated);
         registration
-            .update(move |draft| {
-                draft.weight(weight);
+            .update(move |update| {
+                update.weight(weight);
             })
             .await
             .unwrap();

@@ -2,9 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
-mod common;
+#[path = "support/harness.rs"]
+mod harness;
 
-use common::EtcdHarness;
+use harness::EtcdHarness;
 
 enlist_testkit::conformance!(
     #[tokio::test]

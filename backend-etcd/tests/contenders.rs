@@ -7,11 +7,14 @@ use std::time::Duration;
 
 use enlist::{
     Deregistered, Election, Endpoint, Error, Instance, InstanceId, Leadership, Lock, LockGuard, LockName, LockOptions,
-    RegisterOptions, Registry, ServiceRef, Start,
+    RegisterOptions, Registry, Released, ServiceRef, Start,
 };
 use enlist_etcd::{Etcd, EtcdConcurrency, SessionRuntime};
 use enlist_testkit::{BackgroundTask, FakeEtcd, Minority, Misbehavior, Requests, eventually, soon};
 use tokio::{task::JoinSet, time::Instant};
+
+/// Delay of a transaction, beyond the deadline of its caller.
+const LATE: Duration = Duration::from_secs(20);
 
 /// Delay after which a caller gives up early.
 const IMPATIENT: Duration = Duration::from_millis(100);
@@ -71,7 +74,7 @@ async fn a_thousand_give_up(etcd: &Etcd, options: &LockOptions) -> usize {
 }
 
 #[tokio::test(start_paused = true)]
-async fn abandoned_acquisitions_cost_no_transaction_and_no_task() {
+async fn abandoned_acquisitions_leave_no_work() {
     // Without a lease, with one from before the silence, and with a lease per caller.
     for (own, known) in [(false, false), (false, true), (true, false)] {
         let fake = FakeEtcd::start();
@@ -110,7 +113,7 @@ async fn a_deadline_during_an_outage_names_its_cause() {
     assert!(cause.contains("no answer within 5 s"), "{cause}");
     fake.thaw();
     let _holder = acquire(&etcd).await;
-    assert_eq!(late().await, None, "it is in line, and waits for its turn");
+    assert_eq!(late().await, None, "it is in the queue, and waits for its turn");
 }
 
 #[tokio::test(start_paused = true)]
@@ -218,20 +221,17 @@ async fn a_departure_before_the_watch_is_noticed() {
     let fake = FakeEtcd::start();
     let (one, two) = (client(&fake), client(&fake));
     let holder = watched_holder(&fake, &one).await;
-    let place = fake.under(b"enlist/locks/").remove(0).0;
+    let entry = fake.under(b"enlist/locks/").remove(0).0;
     fake.reset_requests();
     fake.misbehave(Misbehavior::LateWatch(Duration::from_secs(1)));
     let mut next = contend(&two);
     watch_asked_for(&fake).await;
-    fake.delete(&place);
+    fake.delete(&entry);
     let begun = Instant::now();
     assert!(next.done("its turn").await.is_held());
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     assert!(!holder.is_held());
 }
-
-/// Delay of a transaction, beyond the deadline of its caller.
-const LATE: Duration = Duration::from_secs(20);
 
 async fn led_by(etcd: &Etcd) -> Option<String> {
     soon("the leader", etcd.leader(&name())).await.unwrap().map(|leader| leader.value)
@@ -269,7 +269,7 @@ async fn a_late_confirmation_does_not_revert_a_proclamation() {
         let two = two.clone();
         BackgroundTask::run(async move { two.campaign(&name(), "two", LockOptions::new()).await.unwrap() })
     };
-    eventually("both are in line, and each key is watched", || async {
+    eventually("both are in the queue, and each key is watched", || async {
         let now = (fake.under(b"enlist/elections/").len(), fake.requests().watches);
         if now == (2, 3) { Ok(()) } else { Err(now) }
     })
@@ -310,9 +310,9 @@ async fn a_removal_without_permission_retries_slowly() {
     let Requests { denied, .. } = fake.requests();
     assert!((30..=65).contains(&denied), "{denied} requests in ten minutes");
     fake.permit_access();
-    eventually("nobody is in line", || async {
-        let places = fake.under(b"enlist/locks/");
-        if places.is_empty() { Ok(()) } else { Err(places) }
+    eventually("the queue is empty", || async {
+        let entries = fake.under(b"enlist/locks/");
+        if entries.is_empty() { Ok(()) } else { Err(entries) }
     })
     .await;
 }
@@ -337,7 +337,7 @@ async fn a_release_removes_the_mark_of_its_holder() {
         let (etcd, delayed) = (etcd.clone(), delayed.clone());
         BackgroundTask::run(async move { etcd.acquire(&name(), delayed).await.unwrap() })
     };
-    eventually("two are in line", || async {
+    eventually("two are in the queue", || async {
         let now = fake.under(b"enlist/locks/").len();
         if now == 2 { Ok(()) } else { Err(now) }
     })
@@ -351,7 +351,7 @@ async fn a_release_removes_the_mark_of_its_holder() {
     let guard = soon("acquired", etcd.acquire(&name(), delayed)).await.unwrap();
     guard.release().await.unwrap();
     let Requests { txns, ranges, .. } = fake.requests();
-    assert_eq!((txns, ranges), (3, 0), "to get in line, to mark the holder, to leave");
+    assert_eq!((txns, ranges), (3, 0), "to join the queue, to mark the holder, to leave");
 }
 
 /// The acquisition is given up while it joins the queue or while its holder is marked, and that transaction is applied
@@ -410,7 +410,7 @@ async fn a_deadline_at_the_turn_names_its_cause() {
             let (etcd, options) = (second.clone(), options.deadline(deadline));
             BackgroundTask::run(async move { etcd.acquire(&name(), options).await })
         };
-        eventually("two are in line", || async {
+        eventually("two are in the queue", || async {
             let now = fake.under(b"enlist/locks/").len();
             if now == 2 { Ok(()) } else { Err(now) }
         })
@@ -443,15 +443,15 @@ async fn a_shared_holder_keeps_its_mark_beside_others() {
         BackgroundTask::run(async move { etcd.acquire(&name(), options).await.unwrap() })
     };
     let mut slow = acquiring(&second, 20);
-    eventually("two are in line", || async {
+    eventually("two are in the queue", || async {
         let now = fake.under(b"enlist/locks/").len();
         if now == 2 { Ok(()) } else { Err(now) }
     })
     .await;
     fake.delete(&entry);
     soon("lost", lost.lost()).await;
-    // Gives its task time to end.
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    // Answered at the end of its task, which gives the suffix back.
+    assert_eq!(soon("the end of its task", lost.release()).await.unwrap(), Released::AlreadyLost);
     let mut quick = acquiring(&first, 5);
     let _quick = quick.done("its delay has passed").await;
     let _slow = slow.done("its delay has passed").await;

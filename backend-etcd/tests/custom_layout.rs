@@ -87,7 +87,7 @@ async fn a_custom_layout_serves_like_any_other() {
     assert_eq!(raw.get("apps/shop/a", None).await.unwrap().kvs()[0].value(), b"10.0.0.1:80");
     assert_eq!(etcd.resolve(&service).await.unwrap().entries().next().unwrap().instance(), &instance);
     assert_eq!(etcd.services(&Namespace::default()).await.unwrap(), [ServiceName::parse("shop").unwrap()]);
-    let refused = registration.update(|draft| _ = draft.weight(7)).await;
+    let refused = registration.update(|update| _ = update.weight(7)).await;
     assert!(matches!(refused, Err(Error::Unsupported { .. })), "{refused:?}");
     assert_eq!(soon("deregistered", registration.deregister()).await.unwrap(), Deregistered::Removed);
 }

@@ -48,6 +48,13 @@ enum Operation {
     },
 }
 
+/// Request that a deletion is part of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Scope {
+    Alone,
+    InTransaction,
+}
+
 /// State on which the choices depend. It is the same on both sides, otherwise the run has failed before.
 struct Generator {
     random: fastrand::Rng,
@@ -137,11 +144,11 @@ impl Generator {
 
     /// Returns a deletion. Within a transaction its range has an end: etcd does not detect that an open range overlaps
     /// a put.
-    fn delete(&mut self, alone: bool) -> (String, DeleteOptions) {
+    fn delete(&mut self, scope: Scope) -> (String, DeleteOptions) {
         let mut options = DeleteOptions::new();
         options = match self.random.u8(..10) {
             0 => options.with_prefix(),
-            1 if alone => options.with_from_key(),
+            1 if scope == Scope::Alone => options.with_from_key(),
             2 => {
                 let (one, other) = (self.key(), self.key());
                 return (one.clone().min(other.clone()), options.with_range(one.max(other)));
@@ -151,7 +158,11 @@ impl Generator {
         if self.random.u8(..3) == 0 {
             options = options.with_prev_key();
         }
-        (if alone { self.any_key() } else { self.key() }, options)
+        let key = match scope {
+            Scope::Alone => self.any_key(),
+            Scope::InTransaction => self.key(),
+        };
+        (key, options)
     }
 
     fn compare(&mut self) -> Compare {
@@ -176,7 +187,7 @@ impl Generator {
                 TxnOp::get(key, Some(options))
             }
             1 => {
-                let (key, options) = this.delete(false);
+                let (key, options) = this.delete(Scope::InTransaction);
                 TxnOp::delete(key, Some(options))
             }
             _ => {
@@ -207,7 +218,7 @@ impl Generator {
                 Operation::Get(key, options)
             }
             50..58 => {
-                let (key, options) = self.delete(true);
+                let (key, options) = self.delete(Scope::Alone);
                 Operation::Delete(key, options)
             }
             58..82 => Operation::Txn(self.txn()),
@@ -281,7 +292,7 @@ fn refusal(error: &Error) -> String {
 }
 
 /// Returns the events of a watch as text, with all fields of each change.
-fn told(events: &[Event], compacted: i64) -> String {
+fn text_of(events: &[Event], compacted: i64) -> String {
     let mut text = String::new();
     for event in events {
         let (pair, deletion) = (event.kv().unwrap(), event.event_type() == EventType::Delete);
@@ -303,7 +314,7 @@ async fn read(mut watch: WatchStream, until: i64, compacted: i64) -> String {
         }
         events.extend(message.events().iter().cloned());
         if events.last().and_then(Event::kv).is_some_and(|pair| pair.mod_revision() >= until) {
-            return told(&events, compacted);
+            return text_of(&events, compacted);
         }
     }
 }

@@ -278,8 +278,8 @@ async fn a_view_survives_a_forgotten_deletion() {
     view.assert_current();
     assert_eq!((view.count(Counter::WatchRelists), view.count(Counter::AuditRepairs)), (1, 0));
     put(&view.fake, "b", 2);
-    let told = next(&mut control).await;
-    assert_eq!(revisions(&told), [view.fake.revision()], "a raw watch never hears of the deletion");
+    let message = next(&mut control).await;
+    assert_eq!(revisions(&message), [view.fake.revision()], "a raw watch never hears of the deletion");
 }
 
 /// The deletion follows the registration immediately, before its key is watched.
@@ -511,7 +511,7 @@ async fn a_stale_former_value_is_no_successor() {
     let etcd = client(&fake.link());
     let registration = register(&etcd, "i", options).await;
     fake.set_defect(EtcdDefect::StaleReads);
-    soon("updated", registration.update(|draft| _ = draft.weight(7))).await.unwrap();
+    soon("updated", registration.update(|update| _ = update.weight(7))).await.unwrap();
     let (before, reads) = (fake.revision(), fake.requests().ranges);
     tokio::time::sleep(Duration::from_secs(30)).await;
     assert!(fake.requests().ranges > reads + 10, "it is compared");

@@ -15,15 +15,14 @@ use std::{
     time::Duration,
 };
 
-use enlist::backend::MutexExt as _;
 use enlist::{
     Counter, Error, LeaseChoice, Lock, LockName, LockOptions, RegisterOptions, Registration, Registry, Resolver,
-    ServiceRef, TaskOwner, Watcher,
+    ServiceRef, TaskOwner, Watcher, backend::MutexExt as _,
 };
 use enlist_etcd::{Etcd, EtcdBuilder, Requests};
 use enlist_testkit::{Direction, EtcdServer, Mode, Proxy, eventually, soon};
 use futures::future::join_all;
-use support::{TTL, beside, instance, pass, register_with, server};
+use support::{TTL, in_background, instance, pass, register_with, server};
 use tokio::task::JoinSet;
 use tonic::{
     Code, Status,
@@ -32,6 +31,14 @@ use tonic::{
     transport::{Channel, Endpoint, Server, server::TcpIncoming},
 };
 use tower::{BoxError, Service, ServiceExt, layer::layer_fn, service_fn};
+
+const REFUSALS: [Refusal; 5] = [
+    Refusal::Status(Code::Unavailable, "etcdserver: rpc not supported for learner"),
+    Refusal::Status(Code::Unavailable, "etcdserver: server stopped"),
+    Refusal::Status(Code::ResourceExhausted, "etcdserver: too many requests"),
+    Refusal::Http(503),
+    Refusal::Http(429),
+];
 
 /// Number of watches, and of instances, of one client.
 const MANY: usize = 200;
@@ -176,14 +183,6 @@ enum Refusal {
     Http(u16),
 }
 
-const REFUSALS: [Refusal; 5] = [
-    Refusal::Status(Code::Unavailable, "etcdserver: rpc not supported for learner"),
-    Refusal::Status(Code::Unavailable, "etcdserver: server stopped"),
-    Refusal::Status(Code::ResourceExhausted, "etcdserver: too many requests"),
-    Refusal::Http(503),
-    Refusal::Http(429),
-];
-
 /// Behaviour of a gate, with the number of its refusals and the requests that it forwarded.
 #[derive(Debug, Default)]
 struct Orders {
@@ -212,7 +211,7 @@ impl Gate {
         let tasks = TaskOwner::new();
         let routes = Routes::from(axum::Router::new().fallback_service(forward));
         let serve = Server::builder().add_routes(routes).serve_with_incoming(incoming);
-        beside(&tasks, async move { serve.await.unwrap() });
+        in_background(&tasks, async move { serve.await.unwrap() });
         Self { url, orders, _tasks: tasks }
     }
 
@@ -333,7 +332,7 @@ async fn refusing_members_are_dialled_at_a_slow_pace() {
 /// Idle connections on which responses no longer arrive. The control is a client with the defaults, which notices it
 /// after fifteen seconds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn pings_and_their_deadline_are_as_asked_for() {
+async fn pings_follow_their_options() {
     let server = server().await;
     let ways = [Proxy::start(server.address()).await.unwrap(), Proxy::start(server.address()).await.unwrap()];
     let [quick, default] = &ways;

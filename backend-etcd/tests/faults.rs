@@ -131,8 +131,8 @@ async fn a_client_built_before_etcd_starts_recovers() {
     server.kill().await;
     let etcd = Etcd::builder([server.url()]).build().unwrap();
     let failed = Etcd::builder([server.url()]).connect().await.unwrap_err();
-    let told = format!("{failed}: {}", std::error::Error::source(&failed).unwrap());
-    assert!(told.contains(&server.address().to_string()), "the message names what was tried: {told}");
+    let message = format!("{failed}: {}", std::error::Error::source(&failed).unwrap());
+    assert!(message.contains(&server.address().to_string()), "the message names what was tried: {message}");
     let options = RegisterOptions::new().start(enlist::Start::Background);
     let _a = register(&etcd, "a", options).await;
     let mut watcher = etcd.watch(&service()).await.unwrap();

@@ -19,7 +19,7 @@ use std::{
 use enlist::{Counter, Lock, LockName, LockOptions, Moment, RegisterOptions, RegistrationState, Resolver, TaskOwner};
 use enlist_etcd::Etcd;
 use enlist_testkit::{EtcdServer, Provider, ServerOptions, eventually, soon};
-use support::{TTL, beside, listed, register, register_with, service};
+use support::{TTL, in_background, listed, register, register_with, service};
 use tokio::net::{TcpListener, TcpStream};
 
 /// Variable with the directory that the preloaded library reads.
@@ -46,8 +46,8 @@ fn on_a_host_of_its_own<F: Future<Output = ()>>(test: &str, body: impl FnOnce(Ho
     child.args(["--exact", test, "--nocapture"]).env("LD_PRELOAD", path("interpose.so")).env(HOST, directory.path());
     child.env("ENLIST_TEST_CLOCKS", path("clocks")).env("ENLIST_TEST_ADDRESS", path("address"));
     let output = child.output().unwrap();
-    let told = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
-    assert!(output.status.success() && told.contains("1 passed"), "{told}");
+    let printed = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+    assert!(output.status.success() && printed.contains("1 passed"), "{printed}");
 }
 
 struct Host(PathBuf);
@@ -88,8 +88,8 @@ async fn own_server() -> EtcdServer {
 /// depend on it, and a successor with the older clock replaces its predecessor. Then the machine is suspended for two
 /// TTLs, which a lock and an age have to count although etcd has not noticed.
 #[test]
-fn clock_jumps_cost_nothing_and_suspensions_count() {
-    on_a_host_of_its_own("clock_jumps_cost_nothing_and_suspensions_count", async |host: Host| {
+fn only_suspensions_count_as_elapsed_time() {
+    on_a_host_of_its_own("only_suspensions_count_as_elapsed_time", async |host: Host| {
         let server = own_server().await;
         let etcd = Etcd::connect(server.url()).await.unwrap();
         let owned = || RegisterOptions::new().owner("o");
@@ -137,7 +137,7 @@ fn clock_jumps_cost_nothing_and_suspensions_count() {
 async fn pass_on(address: SocketAddr, target: SocketAddr) -> TaskOwner {
     let listener = TcpListener::bind(address).await.unwrap();
     let tasks = TaskOwner::new();
-    beside(&tasks, async move {
+    in_background(&tasks, async move {
         let mut connections = tokio::task::JoinSet::new();
         while let Ok((mut client, _)) = listener.accept().await {
             connections.spawn(async move {
@@ -167,8 +167,8 @@ fn a_host_with_a_new_address_is_found() {
         former.stop(Duration::from_secs(5)).await.unwrap();
         let _present = pass_on((new, port).into(), server.address()).await;
         host.set_address(new);
-        let update = registration.update(|draft| {
-            draft.weight(2);
+        let update = registration.update(|update| {
+            update.weight(2);
         });
         soon("stored", update).await.unwrap();
         let seen = async { while watcher.next().await.unwrap().events.is_empty() {} };

@@ -13,6 +13,9 @@ use enlist::{
 use enlist_etcd::{Etcd, GobaseLock, SessionRuntime};
 use enlist_testkit::{FakeEtcd, LateWrite, Misbehavior, eventually, soon};
 
+/// Number of lost acquisitions, whose queue entries share one lease.
+const LOST: usize = 250;
+
 const SERVICES: &[u8] = b"enlist/services/";
 const LOCKS: &[u8] = b"enlist/locks/default/l/";
 
@@ -423,9 +426,9 @@ async fn a_late_queue_entry_is_removed_on_sight() {
     let given_up = etcd.acquire(&name, LockOptions::new().deadline(Duration::from_secs(1))).await;
     assert!(matches!(given_up, Err(Error::Timeout { .. })), "{given_up:?}");
     assert!(late_write(&fake).await, "its lease lives, so it is done");
-    eventually("the place is removed", || async {
-        let places = fake.under(LOCKS);
-        if places.is_empty() { Ok(()) } else { Err(places) }
+    eventually("the entry is removed", || async {
+        let entries = fake.under(LOCKS);
+        if entries.is_empty() { Ok(()) } else { Err(entries) }
     })
     .await;
     let stranger = client(&fake);
@@ -445,14 +448,38 @@ async fn an_unknown_entry_makes_contenders_join_again() {
     fake.misbehave(Misbehavior::LateTxn(LATE));
     let guard = soon("acquired", etcd.acquire(&name, LockOptions::new())).await.unwrap();
     assert!(late_write(&fake).await);
-    eventually("the late place is removed", || async {
-        let places = fake.under(LOCKS);
-        if places.len() == 1 { Ok(()) } else { Err(places) }
+    eventually("the late entry is removed", || async {
+        let entries = fake.under(LOCKS);
+        if entries.len() == 1 { Ok(()) } else { Err(entries) }
     })
     .await;
     assert!(guard.is_held() && held.is_held());
     guard.release().await.unwrap();
     assert!(fake.under(LOCKS).is_empty());
+}
+
+/// The entry is created, and the list of its predecessors fails. The next request is executed after the release.
+#[tokio::test(start_paused = true)]
+async fn a_created_entry_is_not_created_again() {
+    let fake = FakeEtcd::start();
+    let (etcd, stranger) = (client(&fake), client(&fake));
+    let (name, other) = (LockName::parse("l").unwrap(), LockName::parse("other").unwrap());
+    // The lease stays while this lock is held.
+    let held = soon("acquired", etcd.acquire(&other, LockOptions::new())).await.unwrap();
+    let before = soon("acquired", stranger.acquire(&name, LockOptions::new())).await.unwrap();
+    fake.misbehave(Misbehavior::NoList);
+    fake.misbehave(Misbehavior::LateTxn(LATE));
+    let acquire = etcd.acquire(&name, LockOptions::new().shared());
+    let waits = async {
+        let repeated = || async { if fake.has_misbehaved() { Ok(()) } else { Err("not yet") } };
+        eventually("its position is read again", repeated).await;
+        before.release().await.unwrap();
+    };
+    let (guard, ()) = soon("acquired", async { tokio::join!(acquire, waits) }).await;
+    guard.unwrap().release().await.unwrap();
+    assert!(!late_write(&fake).await, "the entry is gone, so the late write is refused");
+    assert_eq!(fake.under(LOCKS), []);
+    held.release().await.unwrap();
 }
 
 /// gobase's lock has one key for all contenders. A creation that was given up does not affect another holder's lock,
@@ -507,9 +534,6 @@ async fn a_lost_gobase_creation_leaves_other_holders_alone() {
         held.release().await.unwrap();
     }
 }
-
-/// Number of lost acquisitions, whose queue entries share one lease.
-const LOST: usize = 250;
 
 /// Live tasks in this runtime, those of the fake included.
 fn tasks() -> usize {

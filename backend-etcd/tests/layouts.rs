@@ -3,8 +3,9 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
-mod common;
 mod fixture;
+#[path = "support/harness.rs"]
+mod harness;
 
 use std::{
     collections::HashMap,
@@ -17,16 +18,15 @@ use std::{
     time::Duration,
 };
 
-use common::EtcdHarness;
 use enlist::{
     Deregistered, Election, Endpoint, Error, FencingToken, Health, Instance, InstanceId, LeaseId, Lock, LockMode,
-    LockName, LockOptions, Migration, Namespace, OnDelete, RegisterOptions, RegistrationState, Registry, Resolver,
-    ServiceName, ServiceRef, Side,
+    LockName, LockOptions, Migration, Namespace, OnDelete, Queues, RegisterOptions, RegistrationState, Registry,
+    Resolver, ServiceName, ServiceRef, Side,
     backend::{QueueEntry, QueuePosition, queue_position},
 };
 use enlist_etcd::{
-    Dubbo, Etcd, EtcdConcurrency, EtcdNaming, Fireflycore, FireflycoreByLease, GoKit, GoMicro, GoZero, Gobase,
-    GobaseLock, KeyRange, Kitex, Kratos, Native, SessionRuntime,
+    ConfigLayout, Dubbo, Etcd, EtcdConcurrency, EtcdNaming, Fireflycore, FireflycoreByLease, GoKit, GoMicro, GoZero,
+    Gobase, GobaseLock, KeyRange, Kitex, Kratos, Native, SessionRuntime,
     layout::{
         Decoded, Identity, Layout, LeaseScope, LockLayout, MAX_WRITTEN_BYTES, Part, QueueEntryValue, QueueKind, Skip,
         Writing,
@@ -38,6 +38,7 @@ use enlist_testkit::{
     eventually, soon,
 };
 use fixture::{bytes, cases, text};
+use harness::EtcdHarness;
 use serde_json::Value;
 use tokio::{sync::Semaphore, task::JoinSet};
 
@@ -215,7 +216,7 @@ async fn a_migration_joins_two_layouts() {
     assert_eq!(weights(&*kitex).await, [("moved".into(), 10), ("old".into(), 20)]);
     assert_eq!(weights(&*native).await, [("moved".into(), 100)]);
     assert_eq!(weights(&both).await, [("moved".into(), 100), ("old".into(), 200)]);
-    soon("updated", moved.update(|draft| _ = draft.weight(50))).await.unwrap();
+    soon("updated", moved.update(|update| _ = update.weight(50))).await.unwrap();
     assert_eq!(weights(&*kitex).await[0], ("moved".into(), 5));
     // kitex has no zones, so the instance is registered on neither side.
     let refused = both.register(&service, instance("zoned", 3).with_zone("z"), RegisterOptions::new()).await;
@@ -226,6 +227,64 @@ async fn a_migration_joins_two_layouts() {
         if left == [("old".into(), 200)] { Ok(()) } else { Err(left) }
     })
     .await;
+}
+
+/// A layout lists what its keys identify. A namespace in front of all other parts of a key cannot be listed.
+#[tokio::test]
+async fn namespaces_are_listed_where_keys_identify_them() {
+    let server = EtcdServer::start().await;
+    let mut raw = etcd_client::Client::connect([server.url()], None).await.unwrap();
+    let unsupported = |error: Option<Error>| matches!(error, Some(Error::Unsupported { .. }));
+    let default = Namespace::default();
+
+    let kitex = Etcd::builder([server.url()]).layout(Kitex::default()).connect().await.unwrap();
+    assert_eq!(kitex.namespaces().await.unwrap(), []);
+    // No instance has such a key.
+    raw.put("kitex/registry-etcd/stray", "", None).await.unwrap();
+    assert_eq!(kitex.namespaces().await.unwrap(), []);
+    let key = kitex.layout().key(&ServiceRef::parse("s").unwrap(), &InstanceId::parse("h:1").unwrap(), None).unwrap();
+    raw.put(key, "no instance", None).await.unwrap();
+    assert_eq!(kitex.namespaces().await.unwrap(), std::slice::from_ref(&default));
+    // A value that cannot be decoded counts, in the read and in the watch.
+    let names = kitex.services(&default).await.unwrap();
+    let watched = kitex.watch_services(&default).await.unwrap().next().await.unwrap();
+    assert_eq!(names.iter().map(ServiceName::as_str).collect::<Vec<_>>(), ["s"]);
+    assert_eq!(watched.added, names);
+    let elsewhere = Namespace::parse("elsewhere").unwrap();
+    assert!(unsupported(kitex.watch_services(&elsewhere).await.err()), "kitex has no namespaces");
+
+    let builder = || Etcd::builder([server.url()]);
+    for unlisted in [builder().layout(GoZero), builder().layout(EtcdNaming::default())] {
+        let client = unlisted.connect().await.unwrap();
+        assert!(unsupported(client.watch_services(&default).await.err()), "{client:?}");
+        assert!(unsupported(client.namespaces().await.err()), "{client:?}");
+    }
+    for listed in [builder().layout(Gobase), builder().layout(Fireflycore::new("prod").unwrap())] {
+        let client = listed.connect().await.unwrap();
+        assert!(client.watch_services(&default).await.is_ok(), "{client:?}");
+        assert!(unsupported(client.namespaces().await.err()), "{client:?}");
+    }
+}
+
+/// Foreign keys and many instances of a namespace are passed over in pages.
+#[tokio::test]
+async fn namespaces_are_found_between_other_keys() {
+    let server = EtcdServer::start().await;
+    let mut raw = etcd_client::Client::connect([server.url()], None).await.unwrap();
+    let etcd = Etcd::connect(server.url()).await.unwrap();
+    let mut expected = Vec::new();
+    for number in 0..40 {
+        raw.put(format!("enlist/services/foreign-{number:02}"), "", None).await.unwrap();
+        raw.put(format!("enlist/services/n-{number:02}/no-instance"), "", None).await.unwrap();
+        if number % 2 == 0 {
+            for instance in 0..40 {
+                raw.put(format!("enlist/services/n-{number:02}/s/{instance}"), "", None).await.unwrap();
+            }
+            expected.push(Namespace::parse(format!("n-{number:02}")).unwrap());
+        }
+    }
+    raw.put("enlist/services0/other", "", None).await.unwrap();
+    assert_eq!(etcd.namespaces().await.unwrap(), expected);
 }
 
 /// go-kit and gobase return the stored values of their users unchanged.
@@ -301,10 +360,10 @@ async fn an_update_beyond_the_layout_is_refused() {
     let (service, endpoint) = (ServiceRef::parse("s").unwrap(), Endpoint::parse("10.0.0.1:80").unwrap());
     let instance = Instance::new(InstanceId::parse("a").unwrap(), [endpoint]).unwrap();
     let registration = etcd.register(&service, instance.clone(), RegisterOptions::new()).await.unwrap();
-    let refused = soon("refused", registration.update(|draft| _ = draft.weight(7))).await;
+    let refused = soon("refused", registration.update(|update| _ = update.weight(7))).await;
     assert!(matches!(refused, Err(Error::Unsupported { .. })), "{refused:?}");
     assert_eq!(*registration.instance(), instance);
-    let update = registration.update(|draft| _ = draft.metadata("k", "v"));
+    let update = registration.update(|update| _ = update.metadata("k", "v"));
     soon("stored", update).await.unwrap();
     let mut raw = etcd_client::Client::connect([server.url()], None).await.unwrap();
     assert_eq!(raw.delete("s/a", None).await.unwrap().deleted(), 1);
@@ -347,7 +406,7 @@ async fn failing_checks_withdraw_instances_without_health_field() {
     };
     withdrawn().await;
     // An update during the withdrawal is stored when the instance is published again.
-    let mut update = pin!(registration.update(|draft| _ = draft.metadata("k", "v")));
+    let mut update = pin!(registration.update(|update| _ = update.metadata("k", "v")));
     assert!(futures::poll!(&mut update).is_pending());
     healthy.store(true, Ordering::SeqCst);
     let revision = soon("stored", update).await.unwrap();
@@ -381,7 +440,7 @@ async fn the_largest_accepted_value_can_be_stored() {
     assert!(matches!(refused.err(), Some(Error::TooLarge { limit: MAX_WRITTEN_BYTES, .. })));
     let registration =
         soon("registered", etcd.register(&service, instance(most), RegisterOptions::new())).await.unwrap();
-    let stored = soon("stored", registration.update(|draft| _ = draft.weight(11))).await.unwrap();
+    let stored = soon("stored", registration.update(|update| _ = update.weight(11))).await.unwrap();
     let mut raw = etcd_client::Client::connect([server.url()], None).await.unwrap();
     let lease = raw.leases().await.unwrap().leases()[0].id();
     raw.lease_revoke(lease).await.unwrap();
@@ -396,7 +455,8 @@ async fn the_largest_accepted_value_can_be_stored() {
 #[tokio::test]
 async fn etcd_concurrency_keeps_the_promises_it_carries() {
     let harness = || {
-        let carries = LayoutFeature::ALL.into_iter().filter(|carried| *carried != LayoutFeature::LockDetails).collect();
+        let lacks = [LayoutFeature::LockDetails, LayoutFeature::Semaphores];
+        let carries = LayoutFeature::ALL.into_iter().filter(|carried| !lacks.contains(carried)).collect();
         EtcdHarness::over(
             Namespace::default(),
             carries,
@@ -412,13 +472,24 @@ async fn etcd_concurrency_keeps_the_promises_it_carries() {
 #[tokio::test]
 async fn the_gobase_lock_keeps_the_promises_it_carries() {
     let harness = || {
-        let lacks = [LayoutFeature::LockDetails, LayoutFeature::LockQueue];
+        let lacks = [LayoutFeature::LockDetails, LayoutFeature::LockQueue, LayoutFeature::Semaphores];
         let carries = LayoutFeature::ALL.into_iter().filter(|carried| !lacks.contains(carried)).collect();
         EtcdHarness::over(Namespace::default(), carries, Arc::new(Native::default()), Arc::new(GobaseLock), |builder| {
             builder.lock_layout(GobaseLock).runtime(SessionRuntime::Caller)
         })
     };
     conform(&[LayoutFeature::Id, LayoutFeature::Locks], |topic| topic == "lock", harness).await;
+}
+
+#[tokio::test]
+async fn plain_configuration_keeps_the_promises_it_carries() {
+    let harness = || {
+        let (carries, native) = (LayoutFeature::ALL.to_vec(), Arc::new(Native::default()));
+        EtcdHarness::over(Namespace::default(), carries, native.clone(), native, |builder| {
+            builder.config_layout(ConfigLayout::plain("/conformance")).runtime(SessionRuntime::Caller)
+        })
+    };
+    conform(&[LayoutFeature::Config], |topic| topic == "config", harness).await;
 }
 
 /// An option that gobase does not have is refused before a request is sent.
@@ -435,6 +506,8 @@ async fn the_gobase_lock_refuses_what_it_cannot_carry() {
         etcd.leader(&name).await.err(),
         etcd.observe(&name).await.err(),
         etcd.lock_queues(&Namespace::default()).await.err(),
+        etcd.election_queues(&Namespace::default()).await.err(),
+        etcd.election_queue(&name).await.err(),
     ];
     for error in refused {
         assert!(matches!(error, Some(Error::Unsupported { .. })), "{error:?}");
@@ -453,8 +526,8 @@ fn etcd_concurrency_writes_the_bytes_that_etcd_writes() {
         let lease = LeaseId::new(text(case, "lease_id").parse().unwrap());
         let key = EtcdConcurrency.entry(kind_of(&case["kind"]), &name, lease, 7).unwrap();
         assert_eq!(key, text(case, "key").as_bytes());
-        let said = case["value_utf8"].as_str().unwrap_or_default().to_owned();
-        let value = QueueEntryValue { mode: LockMode::Exclusive, text: said };
+        let value_text = case["value_utf8"].as_str().unwrap_or_default().to_owned();
+        let value = QueueEntryValue { mode: LockMode::Exclusive, text: value_text };
         assert_eq!(EtcdConcurrency.encode(kind_of(&case["kind"]), &value), bytes(case), "{}", text(case, "name"));
     }
 }
@@ -476,9 +549,9 @@ fn etcd_concurrency_decodes_holders_and_queue_order() {
         let by_token =
             |token| entries.iter().find(|(_, entry, _)| entry.token == token).map(|(key, _, _)| text(key, "key"));
         let (mut holder, mut waits) = (None, HashMap::new());
-        for (key, entry, said) in &entries {
+        for (key, entry, value_text) in &entries {
             match queue_position(entries.iter().map(|(_, entry, _)| *entry), entry.token) {
-                QueuePosition::Holder => holder = Some((text(key, "key"), entry.token.get(), said.as_str())),
+                QueuePosition::Holder => holder = Some((text(key, "key"), entry.token.get(), value_text.as_str())),
                 QueuePosition::Behind(other) => {
                     waits.insert(text(key, "key"), by_token(other).unwrap());
                 }
@@ -486,16 +559,16 @@ fn etcd_concurrency_decodes_holders_and_queue_order() {
             }
         }
         let expect = &case["expect"];
-        let told = |field: &str| expect[field].as_str();
-        assert_eq!(holder.map(|(key, _, _)| key), told("holder"), "{}", text(case, "name"));
+        let expectation = |field: &str| expect[field].as_str();
+        assert_eq!(holder.map(|(key, _, _)| key), expectation("holder"), "{}", text(case, "name"));
         assert_eq!(holder.map(|(_, token, _)| token), expect["fencing_token"].as_u64());
-        if let Some((_, _, said)) = holder {
-            assert_eq!(Some(said), told("value"));
+        if let Some((_, _, value_text)) = holder {
+            assert_eq!(Some(value_text), expectation("value"));
         }
         let expected = expect["waits_for"].as_object().cloned().unwrap_or_default();
         assert_eq!(waits.len(), expected.len(), "{}", text(case, "name"));
-        for (waiter, before) in expected {
-            assert_eq!(waits.get(waiter.as_str()).copied(), before.as_str());
+        for (contender, before) in expected {
+            assert_eq!(waits.get(contender.as_str()).copied(), before.as_str());
         }
     }
 }

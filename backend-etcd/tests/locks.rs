@@ -19,16 +19,22 @@ use std::{
 };
 
 use enlist::{
-    Election, Error, Fence, FencingToken, Lock, LockGuard, LockName, LockOptions, Loss, Moment, Released, TaskOwner,
+    Election, Error, Fence, FencingToken, Lock, LockGuard, LockName, LockOptions, Loss, Moment, Queues, Released,
+    TaskOwner,
     backend::{contender::Grant, lock_guard},
 };
 use enlist_etcd::{Etcd, EtcdConcurrency, GobaseLock, SessionRuntime, lock_condition};
 use enlist_testkit::{BackgroundTask, Direction, EtcdCluster, EtcdServer, Mode, Proxy, eventually, soon};
 use etcd_client::{Compare, CompareOp, EventType, GetOptions, PutOptions, Txn, TxnOp, WatchOptions};
-use support::{TTL, beside, pass, raw, server};
+use support::{TTL, in_background, pass, raw, server};
 use tokio::{sync::mpsc, task::JoinSet};
 
-const LINE: &str = "enlist/locks/default/l/";
+const CHILD: &str = "ENLIST_TEST_CHILD";
+
+/// Number of clients that contend.
+const SESSIONS: usize = 20;
+
+const QUEUE: &str = "enlist/locks/default/l/";
 
 fn name() -> LockName {
     LockName::parse("l").unwrap()
@@ -129,7 +135,7 @@ async fn a_queue_entry_from_frozen_connections_is_removed() {
     let etcd = Etcd::builder(urls).request_timeout(Duration::from_secs(1)).connect().await.unwrap();
     let mut raw_client = raw(&server).await;
     let watched = Some(WatchOptions::new().with_prefix().with_start_revision(1));
-    let mut events = raw_client.watch(LINE, watched).await.unwrap();
+    let mut events = raw_client.watch(QUEUE, watched).await.unwrap();
     let long = || LockOptions::new().ttl(Duration::from_secs(60));
     let other = |round: usize| LockName::parse(format!("other{round}")).unwrap();
     let mut held = Vec::new();
@@ -152,7 +158,7 @@ async fn a_queue_entry_from_frozen_connections_is_removed() {
         // New requests are answered over the healthy connection, and so was the search for the queue entry.
         let _probe = soon("acquired", etcd.acquire(&LockName::parse("probe").unwrap(), long())).await.unwrap();
         proxies[frozen].heal();
-        let marker = format!("{LINE}marker{round}");
+        let marker = format!("{QUEUE}marker{round}");
         eventually("what lay in the frozen connections has arrived", || async {
             let connections = proxies[frozen].connections();
             let open = connections.iter().take(before[frozen]).filter(|connection| !connection.ended).count();
@@ -161,7 +167,7 @@ async fn a_queue_entry_from_frozen_connections_is_removed() {
         .await;
         raw_client.put(&*marker, "", None).await.unwrap();
         let mut late = None;
-        let told = async {
+        let before_marker = async {
             loop {
                 for event in events.message().await.unwrap().unwrap().events() {
                     let pair = event.kv().unwrap();
@@ -173,9 +179,9 @@ async fn a_queue_entry_from_frozen_connections_is_removed() {
                 }
             }
         };
-        soon("all that happened before the marker", told).await;
+        soon("all that happened before the marker", before_marker).await;
         let Some(late) = late else { continue };
-        eventually("the late place is removed", || async {
+        eventually("the late entry is removed", || async {
             let found = raw_client.clone().get(late.clone(), None).await.unwrap();
             if found.count() == 0 { Ok(()) } else { Err(found) }
         })
@@ -190,7 +196,7 @@ async fn a_queue_entry_from_frozen_connections_is_removed() {
 /// Waits until `count` keys are below `prefix`.
 async fn wait_for_queue(server: &EtcdServer, prefix: &str, count: usize) {
     let raw = raw(server).await;
-    eventually(&format!("{count} are in line"), || async {
+    eventually(&format!("{count} are in the queue"), || async {
         let options = GetOptions::new().with_prefix().with_count_only();
         let now = raw.clone().get(prefix, Some(options)).await.unwrap().count();
         if usize::try_from(now) == Ok(count) { Ok(()) } else { Err(now) }
@@ -212,8 +218,8 @@ async fn a_local_handover_takes_one_transaction() {
     let etcd = Etcd::connect(server.url()).await.unwrap();
     let first = acquire(&etcd).await;
     let mut next = contend(&etcd, name(), short());
-    wait_for_queue(&server, LINE, 2).await;
-    let mut events = raw(&server).await.watch(LINE, Some(WatchOptions::new().with_prefix())).await.unwrap();
+    wait_for_queue(&server, QUEUE, 2).await;
+    let mut events = raw(&server).await.watch(QUEUE, Some(WatchOptions::new().with_prefix())).await.unwrap();
     assert_eq!(soon("released", first.release()).await.unwrap(), Released::Released);
     let next = next.done("its turn").await;
     // The first message only confirms that the watch is open.
@@ -243,19 +249,19 @@ async fn keys_of_locks_are_used_again() {
     let server = server().await;
     let etcd = Etcd::connect(server.url()).await.unwrap();
     let options = WatchOptions::new().with_prefix().with_start_revision(1);
-    let mut events = raw(&server).await.watch(LINE, Some(options)).await.unwrap();
+    let mut events = raw(&server).await.watch(QUEUE, Some(options)).await.unwrap();
     for _ in 0..20 {
         assert_eq!(soon("released", acquire(&etcd).await.release()).await.unwrap(), Released::Released);
     }
     let (held, other) = (acquire(&etcd).await, contend(&etcd, name(), short()));
-    wait_for_queue(&server, LINE, 2).await;
+    wait_for_queue(&server, QUEUE, 2).await;
     let (mut keys, mut seen) = (BTreeSet::new(), 0);
     while seen < 42 {
         let message = soon("the events", events.message()).await.unwrap().unwrap();
         seen += message.events().len();
         keys.extend(message.events().iter().map(|event| event.kv().unwrap().key().to_vec()));
     }
-    assert_eq!(keys.len(), 2, "as many as stood in line at a time");
+    assert_eq!(keys.len(), 2, "as many as were in the queue at a time");
     drop((held, other));
 }
 
@@ -266,9 +272,9 @@ async fn all_readers_behind_a_local_writer_proceed() {
     let etcd = Etcd::connect(server.url()).await.unwrap();
     let writer = acquire(&etcd).await;
     let readers: Vec<_> = (0..5).map(|_| contend(&etcd, name(), short().shared())).collect();
-    wait_for_queue(&server, LINE, 6).await;
+    wait_for_queue(&server, QUEUE, 6).await;
     let mut last = contend(&etcd, name(), short());
-    wait_for_queue(&server, LINE, 7).await;
+    wait_for_queue(&server, QUEUE, 7).await;
     soon("released", writer.release()).await.unwrap();
     let mut guards = Vec::new();
     for mut reader in readers {
@@ -292,7 +298,7 @@ async fn a_user_transaction_is_bound_to_the_lock() {
         Txn::new().when([lock_condition(&guard).unwrap()]).and_then([TxnOp::put("result", value, None)])
     };
     assert!(raw.txn(write("held")).await.unwrap().succeeded());
-    raw.delete(LINE, Some(etcd_client::DeleteOptions::new().with_prefix())).await.unwrap();
+    raw.delete(QUEUE, Some(etcd_client::DeleteOptions::new().with_prefix())).await.unwrap();
     assert!(!raw.txn(write("lost")).await.unwrap().succeeded());
     assert_eq!(raw.get("result", None).await.unwrap().kvs()[0].value(), b"held");
     // A guard of another backend.
@@ -383,10 +389,10 @@ fn signal(child: &Child, signal: &str) {
 /// The real `etcdctl`: from the environment, beside the etcd of the tests, or on the `PATH`.
 fn etcdctl() -> PathBuf {
     let given = std::env::var_os("ENLIST_ETCDCTL_BIN").map(PathBuf::from);
-    let beside = std::env::var_os("ENLIST_ETCD_BIN").map(|etcd| PathBuf::from(etcd).with_file_name("etcdctl"));
+    let sibling = std::env::var_os("ENLIST_ETCD_BIN").map(|etcd| PathBuf::from(etcd).with_file_name("etcdctl"));
     let path = std::env::var_os("PATH").unwrap_or_default();
     let on_path = std::env::split_paths(&path).map(|directory| directory.join("etcdctl"));
-    given.into_iter().chain(beside.into_iter().chain(on_path).filter(|path| path.is_file())).next().expect(
+    given.into_iter().chain(sibling.into_iter().chain(on_path).filter(|path| path.is_file())).next().expect(
         "these tests need the real `etcdctl` (Debian and Ubuntu: `apt-get install etcd-client`), on the PATH or \
          given by ENLIST_ETCDCTL_BIN",
     )
@@ -464,10 +470,18 @@ struct Resource {
     state: Arc<Mutex<State>>,
 }
 
+/// Reaction of the resource to a token that was overtaken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Fencing {
+    #[default]
+    None,
+    Refuses,
+}
+
 #[derive(Default)]
 struct State {
     fence: Fence,
-    fenced: bool,
+    fencing: Fencing,
     value: u64,
     /// Number of accepted writes.
     accepted: u64,
@@ -478,7 +492,7 @@ impl State {
         let mut words = request.split(' ');
         let (verb, token) = (words.next().unwrap(), words.next().unwrap().parse().unwrap());
         if let Err(overtaken) = self.fence.admit(FencingToken::new(token))
-            && self.fenced
+            && self.fencing == Fencing::Refuses
         {
             return overtaken.to_string();
         }
@@ -491,8 +505,8 @@ impl State {
 }
 
 impl Resource {
-    fn start(fenced: bool) -> Self {
-        let state = Arc::new(Mutex::new(State { fenced, ..State::default() }));
+    fn start(fencing: Fencing) -> Self {
+        let state = Arc::new(Mutex::new(State { fencing, ..State::default() }));
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::clone(&state);
@@ -521,8 +535,6 @@ fn ask(address: SocketAddr, request: &str) -> String {
     answer.trim_end().to_owned()
 }
 
-const CHILD: &str = "ENLIST_TEST_CHILD";
-
 /// The holder as a separate process: it reads, waits for a line of input, and writes even if the lock is lost.
 #[tokio::test]
 #[ignore = "no test of its own: another test runs it as a process of its own"]
@@ -544,19 +556,19 @@ async fn child() {
 }
 
 /// Returns the output of the frozen holder after it woke, and the resource's final state: value and accepted writes.
-async fn frozen_holder(fenced: bool) -> (String, String, u64, u64) {
+async fn frozen_holder(fencing: Fencing) -> (String, String, u64, u64) {
     const WRITES: u64 = 10;
     let server = server().await;
-    let resource = Resource::start(fenced);
+    let resource = Resource::start(fencing);
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["child", "--exact", "--ignored", "--nocapture"]);
     command.env(CHILD, format!("{} {}", server.url(), resource.address));
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    let said = BufReader::new(child.stderr.take().unwrap());
+    let stderr = BufReader::new(child.stderr.take().unwrap());
     let (send, mut lines) = mpsc::unbounded_channel();
     std::thread::spawn(move || {
         let ours =
-            said.lines().map_while(Result::ok).filter_map(|line| line.strip_prefix("child: ").map(str::to_owned));
+            stderr.lines().map_while(Result::ok).filter_map(|line| line.strip_prefix("child: ").map(str::to_owned));
         ours.for_each(|line| drop(send.send(line)));
     });
     assert_eq!(soon("it has read", lines.recv()).await.unwrap(), "read");
@@ -585,12 +597,12 @@ async fn frozen_holder(fenced: bool) -> (String, String, u64, u64) {
 
 #[tokio::test]
 async fn a_frozen_holder_learns_its_loss_on_wake() {
-    let (held, answer, value, accepted) = frozen_holder(true).await;
+    let (held, answer, value, accepted) = frozen_holder(Fencing::Refuses).await;
     assert_eq!(held, "held false", "the first check after the thaw");
     assert!(answer.contains("was overtaken by"), "{answer}");
     assert_eq!((value, accepted), (10, 10), "the counter is exact");
     // The control: without the fence the same late write is accepted, and the ten updates are lost.
-    let (held, answer, value, accepted) = frozen_holder(false).await;
+    let (held, answer, value, accepted) = frozen_holder(Fencing::None).await;
     assert_eq!((held.as_str(), answer.as_str()), ("held false", "1"));
     assert_eq!((value, accepted), (1, 11), "updates are lost");
 }
@@ -604,9 +616,6 @@ async fn work(server: &EtcdServer) -> (f64, f64) {
     };
     (sum("grpc_server_started_total"), sum("etcd_debugging_mvcc_events_total"))
 }
-
-/// Number of clients that contend.
-const SESSIONS: usize = 20;
 
 /// Queues this many contenders from twenty sessions for one lock; a tenth is killed and a tenth is cancelled while
 /// waiting. Returns etcd's number of requests and events per contender.
@@ -648,11 +657,11 @@ async fn contest(contenders: u16) -> (f64, f64) {
             _ => drop(waiting.spawn(contender)),
         }
     }
-    wait_for_queue(&server, LINE, contenders + 1).await;
+    wait_for_queue(&server, QUEUE, contenders + 1).await;
     cancelled.abort_all();
     doomed.shutdown_background();
     let (killed, stayed) = (contenders / 10, waiting.len());
-    wait_for_queue(&server, LINE, 1 + contenders - contenders / 10).await;
+    wait_for_queue(&server, QUEUE, 1 + contenders - contenders / 10).await;
     soon("released", first.release()).await.unwrap();
     let all = async { while waiting.join_next().await.transpose().unwrap().is_some() {} };
     tokio::time::timeout(Duration::from_secs(120), all).await.expect("each gets its turn");
@@ -660,7 +669,7 @@ async fn contest(contenders: u16) -> (f64, f64) {
     assert!(granted.is_sorted(), "first come, first served");
     let once: BTreeSet<_> = granted.iter().collect();
     assert_eq!((granted.len(), once.len()), (stayed, stayed), "{killed} were killed and as many cancelled");
-    wait_for_queue(&server, LINE, 0).await;
+    wait_for_queue(&server, QUEUE, 0).await;
     let (requests, events) = work(&server).await;
     drop(sessions);
     holder.close().await.unwrap();
@@ -688,13 +697,13 @@ async fn a_thousand_contenders_are_served_in_order() {
 #[tokio::test]
 async fn a_frozen_etcd_leader_costs_no_lock() {
     let cluster = EtcdCluster::start().await;
-    let state = Arc::new(Mutex::new(State { fenced: true, ..State::default() }));
+    let state = Arc::new(Mutex::new(State { fencing: Fencing::Refuses, ..State::default() }));
     let tasks = TaskOwner::new();
     let refused = Arc::new(Mutex::new(0));
     for _ in 0..3 {
         let etcd = Etcd::builder(cluster.urls()).connect().await.unwrap();
         let (state, refused) = (Arc::clone(&state), Arc::clone(&refused));
-        beside(&tasks, async move {
+        in_background(&tasks, async move {
             loop {
                 let Ok(guard) = etcd.acquire(&name(), short()).await else { continue };
                 let token = guard.fencing_token();

@@ -18,7 +18,10 @@ use enlist::{
 };
 use enlist_etcd::Etcd;
 use enlist_testkit::{EtcdCluster, eventually, soon};
-use support::{TTL, beside, register, service};
+use support::{in_background, register, service};
+
+/// A cluster that loses its leader elects another one within seconds on a busy machine.
+const LOCK_TTL: Duration = Duration::from_secs(15);
 
 /// Counts the instance removals that a raw watch over the member at `url` receives.
 async fn departures(url: &str, tasks: &TaskOwner) -> Arc<AtomicUsize> {
@@ -27,7 +30,7 @@ async fn departures(url: &str, tasks: &TaskOwner) -> Arc<AtomicUsize> {
     let options = etcd_client::WatchOptions::new().with_prefix();
     let mut stream = raw.watch(support::PREFIX, Some(options)).await.unwrap();
     let counted = Arc::clone(&count);
-    beside(tasks, async move {
+    in_background(tasks, async move {
         while let Ok(Some(message)) = stream.message().await {
             let gone = message.events().iter().filter(|event| event.event_type() == etcd_client::EventType::Delete);
             counted.fetch_add(gone.count(), Ordering::SeqCst);
@@ -51,7 +54,7 @@ impl User {
         let mut watcher = etcd.watch(&service()).await.unwrap();
         soon("a list", watcher.next()).await.unwrap();
         let name = LockName::parse(id).unwrap();
-        let guard = soon("acquired", etcd.acquire(&name, LockOptions::new().ttl(TTL))).await.unwrap();
+        let guard = soon("acquired", etcd.acquire(&name, LockOptions::new().ttl(LOCK_TTL))).await.unwrap();
         Self { etcd, registration, watcher, guard, weight: 1 }
     }
 
@@ -59,8 +62,8 @@ impl User {
     async fn works(&mut self) {
         self.weight += 1;
         let (id, weight) = (self.registration.instance().id().clone(), self.weight);
-        let update = self.registration.update(move |draft| {
-            draft.weight(weight);
+        let update = self.registration.update(move |update| {
+            update.weight(weight);
         });
         soon("stored", update).await.unwrap();
         let seen = async {

@@ -1,6 +1,6 @@
-//! Random faults against registrations, watchers and lockers, judged by the history checkers. `ENLIST_SEED` repeats the
-//! choices of a run; `ENLIST_SOAK_SECS` extends it (`cargo xtask nemesis`, with `--members 3` on a cluster). The record
-//! of a failed run is saved; `cargo xtask nemesis --replay FILE` judges it again.
+//! Random faults against registrations, watchers, lockers and users of a semaphore, judged by the history checkers.
+//! `ENLIST_SEED` repeats the choices of a run; `ENLIST_SOAK_SECS` extends it (`cargo xtask nemesis`, with `--members 3`
+//! on a cluster). The record of a failed run is saved; `cargo xtask nemesis --replay FILE` judges it again.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -11,25 +11,26 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicBool, AtomicI64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use enlist::backend::MutexExt as _;
 use enlist::{
     Change, Counter, Fence, Instance, Lock, LockGuard, LockMode, LockName, LockOptions, Moment, RegisterOptions,
-    Registration, Registry, Resolver, TaskOwner,
+    Registration, Registry, Resolver, Semaphore, SemaphoreOptions, TaskOwner, backend::MutexExt as _,
 };
 use enlist_etcd::Etcd;
 use enlist_testkit::{
     Direction, EtcdCluster, EtcdServer, Mode, Proxy, eventually,
     history::{History, Record, Version, Versions, WatchRecorder},
     lock_history::Step,
+    semaphore_history::{PermitStep, StoredChange},
     soon,
 };
+use etcd_client::EventType;
 use futures::FutureExt;
-use support::{PREFIX, beside, instance, server};
+use support::{PREFIX, in_background, instance, server};
 use tokio::task::JoinSet;
 
 const WATCHERS: usize = 4;
@@ -38,7 +39,19 @@ const EACH: usize = 4;
 const LOCKERS: usize = 10;
 
 /// Prefix of the lockers' queue entries.
-const LINE: &str = "enlist/locks/default/nemesis/";
+const QUEUE: &str = "enlist/locks/default/nemesis/";
+
+/// Processes with contenders of the semaphore, contenders in each, and their permits.
+const PERMIT_PROCESSES: usize = 10;
+const PERMIT_CONTENDERS: usize = 20;
+const PERMITS: u32 = 5;
+
+/// Prefix of the queue entries of the semaphore, and the key of its number of permits.
+const PERMIT_QUEUE: &str = "enlist/semaphores/default/nemesis/";
+const PERMIT_NUMBER: &str = "enlist/semaphore-permits/default/nemesis";
+
+/// Time after a pause in which ages are not judged, on releases that answer stale reads then.
+const SETTLING: Duration = Duration::from_secs(5);
 
 /// Prefix of the reference watch, which records the store's actual history.
 const ROOT: &str = "enlist/";
@@ -58,12 +71,14 @@ struct Recorder {
     record: Arc<Mutex<Record>>,
     begun: Moment,
     seed: u64,
+    /// Time in microseconds until which reads may be stale.
+    stale_until: Arc<AtomicU64>,
 }
 
 impl Recorder {
     fn new(seed: u64) -> Self {
         let record = Record { instances: History::new(WATCHERS), ..Record::default() };
-        Self { record: Arc::new(Mutex::new(record)), begun: Moment::now(), seed }
+        Self { record: Arc::new(Mutex::new(record)), begun: Moment::now(), seed, stale_until: Arc::default() }
     }
 
     fn record(&self) -> MutexGuard<'_, Record> {
@@ -77,6 +92,35 @@ impl Recorder {
     fn step(&self, locker: usize, step: Step) {
         let now = self.micros();
         self.record().locks.step(now, locker, step);
+    }
+
+    fn permit_step(&self, contender: usize, step: PermitStep) {
+        let now = self.micros();
+        self.record().semaphore.step(now, contender, step);
+    }
+
+    fn revokes(&self, lease: i64) {
+        let now = self.micros();
+        let mut record = self.record();
+        record.locks.revoked(now, lease);
+        record.semaphore.revoked(now, lease);
+    }
+
+    /// Records a change of the semaphore in the store.
+    fn semaphore_changed(&self, event: EventType, pair: &etcd_client::KeyValue) {
+        let (revision, key) = (number(pair.mod_revision()), String::from_utf8_lossy(pair.key()).into_owned());
+        let value = serde_json::from_slice(pair.value()).unwrap_or(serde_json::Value::Null);
+        let permits = u32::try_from(value["permits"].as_u64().unwrap_or(0)).unwrap();
+        let semaphore = &mut self.record().semaphore;
+        if key == PERMIT_NUMBER {
+            semaphore.changed(revision, StoredChange::Number(permits));
+        } else if event == EventType::Delete {
+            semaphore.changed(revision, StoredChange::Gone { key });
+        } else if !key.contains("garbage") {
+            let (token, granted) = (number(pair.create_revision()), value["granted"] == true);
+            semaphore.queued(token, pair.lease());
+            semaphore.changed(revision, StoredChange::Entry { key, token, permits, granted });
+        }
     }
 
     /// Queries `is_held` and records the result with the time of the query.
@@ -132,20 +176,36 @@ impl Store {
         }
     }
 
-    /// A leader that thaws may revoke leases that are renewed elsewhere: their holders lose their keys then.
+    /// A leader that thaws may revoke leases that are renewed elsewhere: their holders lose their keys then. A release
+    /// with etcd-io/etcd#20418 may answer stale reads.
     async fn freeze(&self, number: usize, length: Duration, recorder: &Recorder) {
         let member = self.member(number);
+        let version = member.versions().await.map(|(version, _)| version);
+        let is_stale = version.is_none_or(|version| reads_are_stale_after_a_pause(&version));
+        if is_stale {
+            recorder.stale_until.store(u64::MAX, Ordering::SeqCst);
+        }
         member.pause().await;
         tokio::time::sleep(length).await;
         if let Self::Three(_) = self
             && let Some(mut raw) = raw(self.member(number + 1)).await
             && let Ok(Ok(leases)) = tokio::time::timeout(Duration::from_secs(3), raw.leases()).await
         {
-            let now = recorder.micros();
-            leases.leases().iter().for_each(|lease| recorder.record().locks.revoked(now, lease.id()));
+            leases.leases().iter().for_each(|lease| recorder.revokes(lease.id()));
         }
         member.resume().await;
+        if is_stale {
+            let settled = recorder.micros() + u64::try_from(SETTLING.as_micros()).unwrap();
+            recorder.stale_until.store(settled, Ordering::SeqCst);
+        }
     }
+}
+
+/// Returns `true` for releases of etcd with the defect etcd-io/etcd#20418, see docs/faults.md.
+fn reads_are_stale_after_a_pause(version: &str) -> bool {
+    let mut numbers = version.split('.').map(|number| number.parse::<u32>().unwrap_or(0));
+    let [_, minor, patch] = std::array::from_fn(|_| numbers.next().unwrap_or(0));
+    matches!((minor, patch), (4, 20..42) | (5, ..28) | (6, ..9))
 }
 
 /// Schedule of freezes that outlast leases, one per minute: of 10 s, in long runs alternating with 30 s.
@@ -183,10 +243,15 @@ async fn truth(urls: Vec<String>, recorder: Recorder, read: Arc<AtomicI64>) {
         };
         while let Ok(Some(message)) = stream.message().await {
             let now = recorder.micros();
-            let mut record = recorder.record();
             for event in message.events() {
                 let pair = event.kv().unwrap();
-                let put = event.event_type() == etcd_client::EventType::Put;
+                let put = event.event_type() == EventType::Put;
+                if pair.key().starts_with(PERMIT_QUEUE.as_bytes()) || pair.key() == PERMIT_NUMBER.as_bytes() {
+                    recorder.semaphore_changed(event.event_type(), pair);
+                    continue_after(&read, pair, &message);
+                    continue;
+                }
+                let mut record = recorder.record();
                 if let Some(id) = pair.key().strip_prefix(PREFIX.as_bytes()) {
                     let id = String::from_utf8_lossy(id).into_owned();
                     // A value that is no instance is never shown.
@@ -195,14 +260,20 @@ async fn truth(urls: Vec<String>, recorder: Recorder, read: Arc<AtomicI64>) {
                         modified: number(pair.mod_revision()),
                     });
                     record.instances.changed(now, number(pair.mod_revision()), id, version);
-                } else if put && pair.key().starts_with(LINE.as_bytes()) {
+                } else if put && pair.key().starts_with(QUEUE.as_bytes()) {
                     record.locks.queued(number(pair.create_revision()), pair.lease());
                 }
-                // Resume only at the end of a revision: the last event of a message ends one, unless it is a fragment.
-                read.fetch_max(pair.mod_revision() - i64::from(message.0.fragment), Ordering::SeqCst);
+                drop(record);
+                continue_after(&read, pair, &message);
             }
         }
     }
+}
+
+/// Records the revision of an event of `message` as read. Only the end of a revision counts: the last event of a
+/// message ends one, unless it is a fragment.
+fn continue_after(read: &AtomicI64, pair: &etcd_client::KeyValue, message: &etcd_client::WatchResponse) {
+    read.fetch_max(pair.mod_revision() - i64::from(message.0.fragment), Ordering::SeqCst);
 }
 
 async fn raw(server: &EtcdServer) -> Option<etcd_client::Client> {
@@ -259,7 +330,7 @@ async fn fault(
                     leases.ok().and_then(Result::ok).map(|leases| leases.leases().to_vec()).unwrap_or_default();
                 if !leases.is_empty() {
                     let lease = leases[random.usize(..leases.len())].id();
-                    recorder.record().locks.revoked(recorder.micros(), lease);
+                    recorder.revokes(lease);
                     let _ = tokio::time::timeout(quick, raw.lease_revoke(lease)).await;
                 }
             }
@@ -272,20 +343,25 @@ async fn fault(
         }
         7 => {
             if let Some(mut raw) = raw(server).await {
-                let line =
-                    tokio::time::timeout(quick, raw.get(LINE, Some(etcd_client::GetOptions::new().with_prefix())));
-                let line = line.await.ok().and_then(Result::ok).map(|line| line.kvs().to_vec()).unwrap_or_default();
-                if !line.is_empty() {
-                    let place = &line[random.usize(..line.len())];
-                    recorder.record().locks.deleted(recorder.micros(), number(place.create_revision()));
-                    let _ = tokio::time::timeout(quick, raw.delete(place.key(), None)).await;
+                let queue = if random.bool() { QUEUE } else { PERMIT_QUEUE };
+                let entries =
+                    tokio::time::timeout(quick, raw.get(queue, Some(etcd_client::GetOptions::new().with_prefix())));
+                let entries =
+                    entries.await.ok().and_then(Result::ok).map(|entries| entries.kvs().to_vec()).unwrap_or_default();
+                if !entries.is_empty() {
+                    let entry = &entries[random.usize(..entries.len())];
+                    let (now, token) = (recorder.micros(), number(entry.create_revision()));
+                    // Tokens of both are revisions of one store.
+                    recorder.record().locks.deleted(now, token);
+                    recorder.record().semaphore.deleted(now, token);
+                    let _ = tokio::time::timeout(quick, raw.delete(entry.key(), None)).await;
                 }
             }
         }
         _ => {
             if let Some(mut raw) = raw(server).await {
-                let place = [PREFIX, LINE][random.usize(..2)];
-                let key = format!("{place}garbage-{}", random.u8(..4));
+                let prefix = [PREFIX, QUEUE, PERMIT_QUEUE][random.usize(..3)];
+                let key = format!("{prefix}garbage-{}", random.u8(..4));
                 let _ = tokio::time::timeout(quick, raw.put(key, "{\"v\":", None)).await;
             }
         }
@@ -308,7 +384,7 @@ async fn long_fault(length: Duration, store: &mut Store, random: &mut fastrand::
 async fn watch(tasks: &TaskOwner, etcd: &Etcd, watcher: usize, recorder: &Recorder) {
     let mut watch = etcd.watch(&support::service()).await.unwrap();
     let recorder = recorder.clone();
-    beside(tasks, async move {
+    in_background(tasks, async move {
         let mut folded = WatchRecorder::default();
         let mut last: Option<Change> = None;
         loop {
@@ -318,7 +394,7 @@ async fn watch(tasks: &TaskOwner, etcd: &Etcd, watcher: usize, recorder: &Record
                 let now = recorder.micros();
                 // The age includes the changes that have arrived since, so those are recorded first.
                 next = watch.next().now_or_never();
-                if next.is_none() {
+                if next.is_none() && now > recorder.stale_until.load(Ordering::SeqCst) {
                     recorder.record().instances.aged(watcher, now, snapshot.revision().get(), age);
                 }
             }
@@ -416,13 +492,59 @@ async fn nothing_is_broken(recorder: &Recorder) {
     .await;
 }
 
+/// Acquires permits again and again, one or more, with or without a deadline, until it is stopped.
+async fn permit_contender(
+    etcd: Etcd,
+    contender: usize,
+    recorder: Recorder,
+    stop: Arc<AtomicBool>,
+    mut random: fastrand::Rng,
+) {
+    let name = LockName::parse("nemesis").unwrap();
+    while !stop.load(Ordering::SeqCst) {
+        let mut options = SemaphoreOptions::new().ttl(Duration::from_secs(random.u64(2..6)));
+        options.permits = [1, 1, 1, 2, PERMITS][random.usize(..5)];
+        options.own_lease = random.u8(..8) == 0;
+        options.deadline = (random.u8(..4) == 0).then(|| Duration::from_millis(random.u64(0..2000)));
+        recorder.permit_step(contender, PermitStep::Asked);
+        let asked = etcd.acquire_permits(&name, options);
+        let granted = if random.u8(..8) == 0 {
+            // The call is dropped at an arbitrary point.
+            tokio::time::timeout(Duration::from_millis(random.u64(0..500)), asked).await.ok()
+        } else {
+            Some(asked.await)
+        };
+        let Some(Ok(guard)) = granted else {
+            recorder.permit_step(contender, PermitStep::GaveUp);
+            continue;
+        };
+        let token = guard.fencing_token().get();
+        recorder.permit_step(contender, PermitStep::Granted { token });
+        for _ in 0..random.u8(1..4) {
+            let asked = recorder.micros();
+            if !guard.is_held() {
+                break;
+            }
+            recorder.record().semaphore.step(asked, contender, PermitStep::Believed { token });
+            tokio::time::sleep(Duration::from_millis(random.u64(0..20))).await;
+        }
+        // Released, or just dropped.
+        if random.bool() {
+            let _ = guard.release().await;
+        } else {
+            drop(guard);
+        }
+        recorder.permit_step(contender, PermitStep::Ended { token });
+    }
+}
+
 /// Waits until all lockers have had their turn and the queue holds only garbage keys.
-async fn line_empties(lockers: &mut JoinSet<()>, raw: &etcd_client::Client) {
+async fn queue_empties(lockers: &mut JoinSet<()>, raw: &etcd_client::Client, queue: &str) {
     let all = async { while lockers.join_next().await.transpose().unwrap().is_some() {} };
     soon("all lockers have had their turn", all).await;
-    eventually("nobody is in line", || async {
-        let line = raw.clone().get(LINE, Some(etcd_client::GetOptions::new().with_prefix())).await.unwrap();
-        let keys = line.kvs().iter().map(|pair| String::from_utf8_lossy(pair.key()).into_owned());
+    eventually("the queue is empty", || async {
+        let found = raw.clone().get(queue, Some(etcd_client::GetOptions::new().with_prefix())).await.unwrap();
+        let keys = found.kvs().iter().map(|pair| String::from_utf8_lossy(pair.key()).into_owned());
         let left: Vec<String> = keys.filter(|key| !key.contains("garbage")).collect();
         if left.is_empty() { Ok(()) } else { Err(left) }
     })
@@ -451,6 +573,12 @@ async fn random_faults_break_no_guarantee() {
     run(Store::One(server().await)).await;
 }
 
+/// 200 contenders in ten processes for up to five permits, whose number changes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn random_faults_exceed_no_permits() {
+    run_semaphore(Store::One(server().await)).await;
+}
+
 /// The same on three members, each of which is wiped and added again now and then.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "for long runs: `cargo xtask nemesis --members 3`"]
@@ -465,7 +593,7 @@ async fn run(mut store: Store) {
     let _saved = SavedOnFailure(recorder.clone());
     let tasks = TaskOwner::new();
     let read = Arc::new(AtomicI64::new(0));
-    beside(&tasks, truth(store.urls(), recorder.clone(), Arc::clone(&read)));
+    in_background(&tasks, truth(store.urls(), recorder.clone(), Arc::clone(&read)));
 
     let mut proxies = Vec::new();
     for number in 0..3 {
@@ -511,8 +639,8 @@ async fn run(mut store: Store) {
             None => fault(random.usize(..9), &mut store, &proxies, &mut random, &recorder, read).await,
         }
         weight += 1;
-        drop(registrations[random.usize(..registrations.len())].update(move |draft| {
-            draft.weight(weight);
+        drop(registrations[random.usize(..registrations.len())].update(move |update| {
+            update.weight(weight);
         }));
         // Now and then one instance leaves and another one registers.
         if random.u8(..3) == 0 && registrations.len() > OWNERS {
@@ -523,7 +651,7 @@ async fn run(mut store: Store) {
                 && let Some(mut raw) = raw(store.member(0)).await
                 && let Ok(Ok(now)) = tokio::time::timeout(Duration::from_secs(3), raw.get("\0", None)).await
             {
-                recorder.record().instances.left(id, number(now.header().unwrap().revision()));
+                recorder.record().instances.deregistered(id, number(now.header().unwrap().revision()));
                 gone += 1;
             }
             let owner = &owners[random.usize(..OWNERS)];
@@ -545,7 +673,7 @@ async fn run(mut store: Store) {
     .await;
     stop.store(true, Ordering::SeqCst);
     let mut raw = raw(store.member(0)).await.unwrap();
-    line_empties(&mut lockers, &raw).await;
+    queue_empties(&mut lockers, &raw, QUEUE).await;
     recorder.record().locks.ended(resource.lock().unwrap().value, Vec::new());
     // A last change, after which all participants must agree.
     raw.put(format!("{PREFIX}last"), r#"{"v":1,"id":"last","endpoints":["h:1"]}"#, None).await.unwrap();
@@ -570,4 +698,61 @@ async fn run(mut store: Store) {
          writes"
     );
     assert_eq!(repairs, 0, "no watch missed anything");
+}
+
+async fn run_semaphore(mut store: Store) {
+    let mut random = support::seed();
+    let recorder = Recorder::new(random.get_seed());
+    // There are no watchers.
+    recorder.record().instances = History::new(0);
+    let _saved = SavedOnFailure(recorder.clone());
+    let tasks = TaskOwner::new();
+    let read = Arc::new(AtomicI64::new(0));
+    in_background(&tasks, truth(store.urls(), recorder.clone(), Arc::clone(&read)));
+
+    let mut proxies = Vec::new();
+    for number in 0..3 {
+        proxies.push(Proxy::start(store.member(number).address()).await.unwrap());
+    }
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut contenders = JoinSet::new();
+    let name = LockName::parse("nemesis").unwrap();
+    let operator = Etcd::builder(store.urls()).connect().await.unwrap();
+    operator.set_permits(&name, PERMITS).await.unwrap();
+    for process in 0..PERMIT_PROCESSES {
+        let urls = [proxies[process % 3].url(), proxies[(process + 1) % 3].url()];
+        let etcd = Etcd::builder(urls).connect().await.unwrap();
+        for contender in process * PERMIT_CONTENDERS..(process + 1) * PERMIT_CONTENDERS {
+            let (etcd, recorder, stop) = (etcd.clone(), recorder.clone(), Arc::clone(&stop));
+            contenders.spawn(permit_contender(etcd, contender, recorder, stop, random.fork()));
+        }
+    }
+    let begun = Moment::now();
+    let mut freezes = LongFreezes { begun, count: 0 };
+    while begun.elapsed() < length() {
+        let read = read.load(Ordering::SeqCst);
+        match freezes.due() {
+            Some(length) => store.freeze(0, length, &recorder).await,
+            None => fault(random.usize(..9), &mut store, &proxies, &mut random, &recorder, read).await,
+        }
+        // An operator changes the number now and then, also below what is in use.
+        if random.u8(..3) == 0 {
+            let changed = operator.set_permits(&name, random.u32(1..=PERMITS));
+            // The store may be unavailable.
+            let _ = tokio::time::timeout(Duration::from_secs(3), changed).await;
+        }
+    }
+    proxies.iter().for_each(Proxy::heal);
+    eventually("all permits exist again", || operator.set_permits(&name, PERMITS)).await;
+    stop.store(true, Ordering::SeqCst);
+    let raw = raw(store.member(0)).await.unwrap();
+    queue_empties(&mut contenders, &raw, PERMIT_QUEUE).await;
+    nothing_is_broken(&recorder).await;
+    let grants = recorder.record().semaphore.grants();
+    println!("{grants} grants");
+    assert!(grants > 10 * PERMIT_PROCESSES, "the semaphore was in use: {grants} grants");
+    // The checker does detect violations: a grant that is not in the store is flagged.
+    let mut record = recorder.record().clone();
+    record.semaphore.step(recorder.micros(), 0, PermitStep::Granted { token: 1 });
+    assert_eq!(record.semaphore.check().len(), 1, "the control is flagged: {:?}", record.semaphore.check());
 }

@@ -78,6 +78,16 @@ impl Layout for Moody {
         self.native.instance_of(namespace, key)
     }
 
+    fn namespaces_range(&self) -> Option<KeyRange> {
+        self.moods.check("namespaces_range");
+        self.native.namespaces_range()
+    }
+
+    fn namespace_of(&self, key: &[u8]) -> Option<Namespace> {
+        self.moods.check("namespace_of");
+        self.native.namespace_of(key)
+    }
+
     fn encode(&self, service: &ServiceRef, instance: &Instance, writing: &Writing<'_>) -> Result<Vec<u8>, Error> {
         self.moods.check("encode");
         Layout::encode(&self.native, service, instance, writing)
@@ -195,7 +205,7 @@ async fn a_panicking_layout_fails_only_its_callers() {
     }
     for method in ["accepts", "encode"] {
         moods.set(&[method]);
-        assert_refused(method, soon("refused", a.update(|draft| _ = draft.weight(7))).await);
+        assert_refused(method, soon("refused", a.update(|update| _ = update.weight(7))).await);
         moods.set(&[]);
         is_registered(&a).await;
     }
@@ -203,11 +213,17 @@ async fn a_panicking_layout_fails_only_its_callers() {
         moods.set(&[method]);
         assert!(etcd.watch(&service()).await.and(etcd.services(&Namespace::default()).await.map(drop)).is_err());
     }
+    for method in ["services_range", "namespaces_range"] {
+        moods.set(&[method]);
+        let opened = etcd.watch_services(&Namespace::default()).await.map(drop);
+        assert!(opened.and(etcd.namespaces().await.map(drop)).is_err(), "{method}");
+    }
     // The keys are read repeatedly.
-    moods.set(&["key", "encode", "decode", "term", "instance_of"]);
+    moods.set(&["key", "encode", "decode", "term", "instance_of", "namespace_of"]);
     tokio::time::sleep(Duration::from_secs(60)).await;
     is_registered(&a).await;
     assert!(etcd.services(&Namespace::default()).await.unwrap().is_empty());
+    assert!(etcd.namespaces().await.unwrap().is_empty());
     assert_eq!(soon("deregistered", a.deregister()).await.unwrap(), Deregistered::Removed);
     moods.set(&[]);
     fake.put("enlist/services/default/svc/bad", r#"{"v":1,"id":"bad","endpoints":["h:1"]}"#);

@@ -25,6 +25,9 @@ use support::{
     instance, listed, options, pass, raw, register, register_many, renew_without_permission, server, server_with,
 };
 
+/// Variable with the task of the child process of the tests below.
+const CHILD: &str = "ENLIST_TEST_CHILD";
+
 async fn keys(server: &EtcdServer) -> Vec<String> {
     let all = etcd_client::GetOptions::new().with_prefix().with_keys_only();
     let found = raw(server).await.get("enlist/", Some(all)).await.unwrap();
@@ -120,7 +123,7 @@ async fn an_overwritten_key_is_reported_not_fought_for() {
 /// Row 15: the role is revoked. A new instance is refused and retried only at a slow pace. A registered one stays where
 /// etcd lets any client renew. Elsewhere it is refused as well once its lease has expired, and returns with the role.
 #[tokio::test]
-async fn a_lost_permission_is_reported_and_retried_slowly() {
+async fn a_lost_permission_is_retried_slowly() {
     let server = server().await;
     let mut raw = raw(&server).await;
     for (user, role) in [("root", "root"), ("u", "r")] {
@@ -185,7 +188,7 @@ async fn denied(server: &EtcdServer) -> u64 {
 /// Row 17: the store is full. Existing instances stay and can be removed. New ones receive the error, and are published
 /// once there is space.
 #[tokio::test]
-async fn a_full_store_keeps_instances_and_refuses_more() {
+async fn a_full_store_keeps_registered_instances() {
     let server = server_with(&["--quota-backend-bytes=8388608"]).await;
     let etcd = Etcd::connect(server.url()).await.unwrap();
     let registrations = register_many(&etcd, 2).await;
@@ -314,8 +317,8 @@ async fn a_black_hole_costs_nothing_with_two_endpoints() {
         pass(2 * TTL).await;
         // Requests in the meantime complete within two deadlines: that of a renewal or request, and that of a dial.
         let begun = Moment::now();
-        let update = registration.update(|draft| {
-            draft.weight(7);
+        let update = registration.update(|update| {
+            update.weight(7);
         });
         soon("stored", update).await.unwrap();
         assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
@@ -336,7 +339,7 @@ async fn a_black_hole_at_the_only_endpoint_heals() {
     proxy.set(Mode::BlackHole(enlist_testkit::Direction::Both));
     let begun = Moment::now();
     state(&registration, |state| matches!(state, RegistrationState::Suspect { .. })).await;
-    assert!(begun.elapsed() < TTL, "told before the lease runs out: {:?}", begun.elapsed());
+    assert!(begun.elapsed() < TTL, "reported before the lease runs out: {:?}", begun.elapsed());
     let other = Etcd::connect(server.url()).await.unwrap();
     listed(&other, 0).await;
     proxy.heal();
@@ -359,8 +362,8 @@ async fn answers_lost_at_any_byte_leave_one_key() {
         let background = options().start(Start::Background).lease(LeaseChoice::Own);
         let registration = etcd.register(&support::service(), instance("a"), background).await.unwrap();
         for weight in 1..4 {
-            drop(registration.update(move |draft| {
-                draft.weight(round * 10 + weight);
+            drop(registration.update(move |update| {
+                update.weight(round * 10 + weight);
             }));
             tokio::time::sleep(Duration::from_millis(random.u64(0..30))).await;
             proxy.set(Mode::CutAfter(random.u64(0..1200)));
@@ -509,8 +512,8 @@ async fn drop_everything(server: &EtcdServer, etcd: &Etcd, holder: &Etcd, polls:
     let leading = soon("elected", etcd.campaign(&office, "me", lock())).await.unwrap();
     assert_eq!(keys(server).await.len(), 4, "there is something to leave behind");
     fault().await;
-    let update = kept.update(|draft| {
-        draft.weight(1);
+    let update = kept.update(|update| {
+        update.weight(1);
     });
     polled(update, polls).await;
     polled(leading.proclaim("still me"), polls).await;
@@ -523,9 +526,6 @@ async fn drop_everything(server: &EtcdServer, etcd: &Etcd, holder: &Etcd, polls:
     // A fixed instance has no lease; its publication depends on the progress of the dropped call.
     let _ = holder.remove(&support::service(), &InstanceId::parse("fixed").unwrap()).await;
 }
-
-/// Variable with the task of the child process of the tests below.
-const CHILD: &str = "ENLIST_TEST_CHILD";
 
 /// The child process: it registers, then panics or waits.
 #[tokio::test]

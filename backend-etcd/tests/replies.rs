@@ -22,7 +22,7 @@ use support::{
     instance, raw, server, service,
 };
 
-const LINE: &str = "enlist/locks/default/l/";
+const QUEUE: &str = "enlist/locks/default/l/";
 
 async fn count(server: &EtcdServer, prefix: &str) -> usize {
     let options = GetOptions::new().with_prefix().with_count_only();
@@ -65,11 +65,11 @@ async fn everything(server: &EtcdServer, between: &Between) {
         BackgroundTask::run(async move { etcd.acquire(&name, options).await.unwrap() })
     };
     let first = soon("acquired", one.acquire(&name, options())).await.unwrap();
-    assert_eq!((count(server, LINE).await, leases(server).await), (1, 1));
+    assert_eq!((count(server, QUEUE).await, leases(server).await), (1, 1));
     let mut second = waits(&two, options());
-    becomes("the second is in line", 2, || count(server, LINE)).await;
+    becomes("the second is in the queue", 2, || count(server, QUEUE)).await;
     let mut third = waits(&two, options());
-    becomes("the third is in line", 3, || count(server, LINE)).await;
+    becomes("the third is in the queue", 3, || count(server, QUEUE)).await;
     assert_eq!(leases(server).await, 2, "one for each process");
     // Handover to another process, within one process, and without a successor.
     let mut token = first.fencing_token();
@@ -78,25 +78,25 @@ async fn everything(server: &EtcdServer, between: &Between) {
         let guard = next.done("its turn").await;
         assert!(guard.is_held() && guard.fencing_token() > token);
         token = guard.fencing_token();
-        assert_eq!(count(server, LINE).await, left);
+        assert_eq!(count(server, QUEUE).await, left);
         released(guard.release(), between).await;
     }
-    becomes("nobody is in line", 0, || count(server, LINE)).await;
+    becomes("the queue is empty", 0, || count(server, QUEUE)).await;
 
     // A shared contender needs to know which of the entries before it are exclusive.
     let writer = soon("acquired", one.acquire(&name, options())).await.unwrap();
     let mut reader = waits(&two, options().shared());
-    becomes("the reader is in line", 2, || count(server, LINE)).await;
+    becomes("the reader is in the queue", 2, || count(server, QUEUE)).await;
     released(writer.release(), between).await;
     let guard = reader.done("its turn").await;
     assert!(guard.is_held());
     released(guard.release(), between).await;
-    becomes("nobody is in line", 0, || count(server, LINE)).await;
+    becomes("the queue is empty", 0, || count(server, QUEUE)).await;
 
     // A failed attempt gives up at once and leaves nothing in either case.
     let held = soon("acquired", one.acquire(&name, options().own_lease())).await.unwrap();
     assert!(!matches!(soon("tried", two.try_acquire(&name, options())).await, Ok(Some(_))));
-    becomes("only the holder is in line", 1, || count(server, LINE)).await;
+    becomes("only the holder is in the queue", 1, || count(server, QUEUE)).await;
     assert_eq!(leases(server).await, 3);
     released(held.release(), between).await;
     becomes("its own lease is gone", 2, || leases(server)).await;
@@ -106,12 +106,12 @@ async fn everything(server: &EtcdServer, between: &Between) {
     let first = soon("acquired", one.acquire(&name, delayed())).await.unwrap();
     assert_eq!(count(server, "enlist/lock-marks/").await, 1);
     let mut second = waits(&two, delayed());
-    becomes("the second is in line", 2, || count(server, LINE)).await;
+    becomes("the second is in the queue", 2, || count(server, QUEUE)).await;
     released(first.release(), between).await;
     let guard = second.done("its turn, without a delay").await;
     assert_eq!(count(server, "enlist/lock-marks/").await, 1);
     released(guard.release(), between).await;
-    becomes("nobody is in line", 0, || count(server, LINE)).await;
+    becomes("the queue is empty", 0, || count(server, QUEUE)).await;
     assert_eq!(count(server, "enlist/lock-marks/").await, 0);
 
     let leading = soon("elected", one.campaign(&name, "one", options())).await.unwrap();
@@ -218,7 +218,7 @@ async fn any_lost_reply_leaves_one_key_and_lease() {
     let runs = runs.map(|(method, fault, start, step)| async move {
         (method, fault, start, lose_each(method, fault, start, step).await)
     });
-    let told: Vec<_> = stream::iter(runs).buffer_unordered(24).collect().await;
-    println!("replies lost, one at a time: {told:?}");
-    assert!(told.iter().all(|(_, _, _, lost)| *lost > 0), "{told:?}");
+    let losses: Vec<_> = stream::iter(runs).buffer_unordered(24).collect().await;
+    println!("replies lost, one at a time: {losses:?}");
+    assert!(losses.iter().all(|(_, _, _, lost)| *lost > 0), "{losses:?}");
 }

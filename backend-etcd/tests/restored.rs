@@ -240,8 +240,8 @@ async fn a_deregistration_after_restores_removes_former_values() {
     let (etcd, _) = client(&fake);
     let registration = register(&etcd, "a").await;
     let snapshot = fake.snapshot();
-    let update = registration.update(|draft| {
-        draft.weight(2);
+    let update = registration.update(|update| {
+        update.weight(2);
     });
     soon("stored", update).await.unwrap();
     fake.restore(&snapshot);

@@ -4,7 +4,8 @@
 
 #[path = "support/authority.rs"]
 mod authority;
-mod common;
+#[path = "support/harness.rs"]
+mod harness;
 
 use std::{
     error::Error as _,
@@ -61,8 +62,8 @@ impl Captured {
     }
 
     fn assert_no(&self, secret: &str) {
-        let told = String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned();
-        assert!(!told.is_empty() && !told.contains(secret), "the secret was told");
+        let text = String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned();
+        assert!(!text.is_empty() && !text.contains(secret), "the secret is shown");
     }
 }
 
@@ -98,9 +99,9 @@ fn as_user(server: &EtcdServer, user: &str) -> EtcdBuilder {
 }
 
 #[tokio::test]
-async fn refusals_name_their_cause_and_no_secret() {
-    let told = Captured::default();
-    let logs = told.clone();
+async fn refusals_name_their_cause_without_secrets() {
+    let captured = Captured::default();
+    let logs = captured.clone();
     let subscriber = tracing_subscriber::fmt()
         .with_max_level(tracing_subscriber::filter::LevelFilter::DEBUG)
         .with_writer(Mutex::new(logs))
@@ -110,45 +111,45 @@ async fn refusals_name_their_cause_and_no_secret() {
     let fast = || RegisterOptions::new().start(Start::FailFast);
 
     let wrong = as_user(&server, "root").user("root", "wrong-password-of-mine".to_owned());
-    told.note(&wrong);
+    captured.note(&wrong);
     let error = wrong.connect().await.unwrap_err();
     assert!(matches!(error, Error::AuthFailed(_)), "{error:?}");
-    assert!(told.error(&error).contains("authentication failed"));
+    assert!(captured.error(&error).contains("authentication failed"));
 
     let nobody = Etcd::connect(server.url()).await.unwrap_err();
     assert!(matches!(nobody, Error::AuthFailed(_)), "{nobody:?}");
-    assert!(told.error(&nobody).contains("user name is empty"));
+    assert!(captured.error(&nobody).contains("user name is empty"));
 
     let reader = as_user(&server, "reader").connect().await.unwrap();
-    told.note(&reader);
+    captured.note(&reader);
     assert!(reader.resolve(&service()).await.unwrap().is_empty());
     let refused = reader.register(&service(), instance(), fast()).await.unwrap_err();
     assert!(matches!(refused, Error::PermissionDenied { .. }), "{refused:?}");
-    assert!(told.error(&refused).contains("default/svc/a"));
+    assert!(captured.error(&refused).contains("default/svc/a"));
     let elsewhere = as_user(&server, "reader").prefix("elsewhere").connect().await.unwrap();
     let refused = elsewhere.resolve(&service()).await.unwrap_err();
-    assert!(told.error(&refused).contains("elsewhere/services/default/svc/"), "{refused:?}");
+    assert!(captured.error(&refused).contains("elsewhere/services/default/svc/"), "{refused:?}");
     let mut watcher = elsewhere.watch(&service()).await.unwrap();
     let refused = soon("refused", watcher.next()).await.unwrap_err();
     assert!(matches!(refused, Error::PermissionDenied { .. }), "{refused:?}");
-    told.error(&refused);
+    captured.error(&refused);
 
     let root = as_user(&server, "root").connect().await.unwrap();
     let large = instance().with_metadata("blob", "x".repeat(2 << 20));
     let refused = root.register(&service(), large, fast()).await.unwrap_err();
     assert!(matches!(refused, Error::TooLarge { .. }), "{refused:?}");
-    told.error(&refused);
+    captured.error(&refused);
     let registration = root.register(&service(), instance(), fast()).await.unwrap();
-    told.note(&registration);
+    captured.note(&registration);
 
     let unreachable =
         Etcd::builder(["http://127.0.0.1:9"]).user("root", PASSWORD.to_owned()).connect().await.unwrap_err();
     assert!(matches!(unreachable, Error::Unavailable(_)), "{unreachable:?}");
-    let text = told.error(&unreachable);
+    let text = captured.error(&unreachable);
     assert!(text.contains("127.0.0.1:9") && text.to_lowercase().contains("refused"), "{text}");
 
-    told.assert_no(PASSWORD);
-    told.assert_no("wrong-password-of-mine");
+    captured.assert_no(PASSWORD);
+    captured.assert_no("wrong-password-of-mine");
 }
 
 #[tokio::test]
@@ -177,8 +178,8 @@ async fn expired_tokens_are_renewed_unnoticed() {
     let mut late = etcd.watch(&ServiceRef::parse("other").unwrap()).await.unwrap();
     assert!(soon("a list", late.next()).await.unwrap().snapshot.is_empty());
     assert_eq!(etcd.resolve(&service()).await.unwrap().len(), 1);
-    let update = registration.update(|draft| {
-        draft.weight(7);
+    let update = registration.update(|update| {
+        update.weight(7);
     });
     soon("stored", update).await.unwrap();
     let change = soon("a change", early.next()).await.unwrap();
@@ -199,11 +200,11 @@ impl SlowStart {
         let address = listener.local_addr().unwrap();
         let cuts = watch::Sender::new(());
         let tasks = TaskOwner::new();
-        let told = cuts.subscribe();
+        let cut = cuts.subscribe();
         let serve = async move {
             let mut connections = tokio::task::JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
-                let mut cut = told.clone();
+                let mut cut = cut.clone();
                 cut.mark_unchanged();
                 connections.spawn(async move {
                     tokio::select! {
@@ -285,7 +286,7 @@ async fn an_endpoint_needs_no_scheme() {
 }
 
 #[tokio::test]
-async fn mutual_tls_from_files_works_and_explains_failures() {
+async fn mutual_tls_uses_certificate_files() {
     let (authority, stranger) = (Authority::new(), Authority::new());
     authority.sign("server");
     authority.sign("client");
@@ -304,10 +305,10 @@ async fn mutual_tls_from_files_works_and_explains_failures() {
     let _a = etcd.register(&service(), instance(), RegisterOptions::new()).await.unwrap();
     assert_eq!(etcd.resolve(&service()).await.unwrap().len(), 1);
 
-    let told = Captured::default();
+    let captured = Captured::default();
     let failure = |builder: EtcdBuilder| {
-        let told = told.clone();
-        async move { told.error(&builder.connect().await.unwrap_err()).to_lowercase() }
+        let captured = captured.clone();
+        async move { captured.error(&builder.connect().await.unwrap_err()).to_lowercase() }
     };
     let wrong_ca = with_identity(Etcd::builder([server.tls_url()]).ca_certificate(stranger.path("ca.pem")));
     let text = failure(wrong_ca).await;

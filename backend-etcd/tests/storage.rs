@@ -12,6 +12,7 @@ use enlist::{
 };
 use enlist_etcd::Etcd;
 use enlist_testkit::{EtcdServer, Mode, Provider, Proxy, ServerOptions, eventually, soon};
+use futures::FutureExt;
 use support::{TTL, instance, raw, register, service};
 
 /// Revision of the restored store, compared with that of the lost one.
@@ -45,8 +46,8 @@ fn weights(snapshot: &Snapshot) -> BTreeMap<String, u32> {
 }
 
 async fn weigh(registration: &Registration, weight: u32) {
-    let update = registration.update(move |draft| {
-        draft.weight(weight);
+    let update = registration.update(move |update| {
+        update.weight(weight);
     });
     soon("stored", update).await.unwrap();
 }
@@ -147,6 +148,17 @@ async fn slowed(server: &EtcdServer, stopped: Duration, running: Duration) -> In
         server.resume().await;
         tokio::time::sleep(running).await;
     }
+}
+
+/// Otherwise the signal of a dropped `pause` could arrive after that of the next `resume`.
+#[tokio::test]
+async fn freezing_a_server_needs_no_second_poll() {
+    let server = EtcdServer::start_with(Provider::Process, ServerOptions::new()).await;
+    for _ in 0..20 {
+        assert!(server.pause().now_or_never().is_some());
+        assert!(server.resume().now_or_never().is_some());
+    }
+    soon("it answers", raw(&server).await.get("\0", None)).await.unwrap();
 }
 
 /// A client with an instance, a watcher and a lock, which must not lose anything.

@@ -64,7 +64,7 @@ async fn a_refused_update_keeps_the_instance_published() {
     let registration = register(&etcd, options().max_attempts(2)).await;
     let mut states = registration.states();
     fake.deny_access();
-    let refused = soon("reported", registration.update(|draft| _ = draft.weight(7))).await;
+    let refused = soon("reported", registration.update(|update| _ = update.weight(7))).await;
     assert!(matches!(refused, Err(Error::PermissionDenied { .. })), "{refused:?}");
     assert!(is_doubted(&registration.state()), "{:?}", registration.state());
     // The change is retried at a slow pace and is not dropped.
@@ -74,7 +74,7 @@ async fn a_refused_update_keeps_the_instance_published() {
     assert!((8..=20).contains(&asked), "{asked} attempts in {:?}", MAX_PERMANENT_ERROR_DELAY * 8);
     assert_eq!(stored(&fake), Some(100));
     // A later change is refused as well, and both are stored once the cause is fixed.
-    let refused = soon("reported", registration.update(|draft| _ = draft.version("2"))).await;
+    let refused = soon("reported", registration.update(|update| _ = update.version("2"))).await;
     assert!(matches!(refused, Err(Error::PermissionDenied { .. })), "{refused:?}");
     fake.permit_access();
     state(&registration, "stored", is_registered).await;
@@ -82,7 +82,7 @@ async fn a_refused_update_keeps_the_instance_published() {
     while let Some(Ok(state)) = futures::FutureExt::now_or_never(states.next()) {
         assert!(is_doubted(&state) || is_registered(&state), "{state:?}");
     }
-    soon("stored", registration.update(|draft| _ = draft.weight(8))).await.unwrap();
+    soon("stored", registration.update(|update| _ = update.weight(8))).await.unwrap();
     assert_eq!(stored(&fake), Some(8));
 }
 
@@ -93,7 +93,7 @@ async fn a_refused_update_keeps_the_key_watched() {
     let registration = register(&etcd, options()).await;
     for weight in 7..12 {
         fake.deny_access();
-        drop(registration.update(move |draft| _ = draft.weight(weight)));
+        drop(registration.update(move |update| _ = update.weight(weight)));
         state(&registration, "refused", |state| !is_registered(state)).await;
         fake.permit_access();
         fake.delete(KEY);
@@ -112,7 +112,7 @@ async fn an_unreadable_key_is_retried_slowly() {
     let etcd = client(&fake);
     let registration = register(&etcd, options()).await;
     fake.deny_access();
-    drop(registration.update(|draft| _ = draft.weight(7)));
+    drop(registration.update(|update| _ = update.weight(7)));
     state(&registration, "refused", |state| !is_registered(state)).await;
     let (_, value) = fake.under(KEY).pop().unwrap();
     let asked = fake.requests().denied;
@@ -133,10 +133,10 @@ async fn an_unnoticed_update_is_not_retried_at_once() {
     let etcd = client(&fake);
     let registration = register(&etcd, options()).await;
     fake.misbehave(enlist_testkit::Misbehavior::LateTxn(Duration::from_secs(6)));
-    drop(registration.update(|draft| _ = draft.weight(7)));
+    drop(registration.update(|update| _ = update.weight(7)));
     eventually("done", || async { if stored(&fake) == Some(7) { Ok(()) } else { Err(stored(&fake)) } }).await;
     fake.deny_access();
-    drop(registration.update(|draft| _ = draft.weight(8)));
+    drop(registration.update(|update| _ = update.weight(8)));
     let asked = fake.requests().denied;
     tokio::time::sleep(MAX_PERMANENT_ERROR_DELAY * 4).await;
     let asked = fake.requests().denied - asked;
@@ -159,7 +159,7 @@ async fn a_lost_given_lease_leaves_the_instance_unpublished() {
     let lost =
         |state: &RegistrationState| matches!(state, RegistrationState::Reregistering { cause: Error::LeaseLost });
     state(&registration, "lost", lost).await;
-    drop(registration.update(|draft| _ = draft.weight(7)));
+    drop(registration.update(|update| _ = update.weight(7)));
     tokio::time::sleep(MAX_PERMANENT_ERROR_DELAY).await;
     assert!(lost(&registration.state()), "{:?}", registration.state());
 }

@@ -9,7 +9,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use enlist::{
     Deregistered, Election, Endpoint, Error, Instance, InstanceId, LeaseChoice, Lock, LockName, LockOptions, Moment,
-    Owner, RegisterOptions, Registration, RegistrationState, Registry, Resolver, Revision, ServiceRef,
+    Owner, RegisterOptions, Registration, RegistrationState, Registry, Resolver, Revision, Semaphore, SemaphoreOptions,
+    ServiceRef,
 };
 use enlist_etcd::Etcd;
 use enlist_testkit::{BackgroundTask, EtcdServer, eventually, soon};
@@ -215,7 +216,7 @@ async fn a_live_former_registration_of_one_owner_stands() {
 
     former.replace("leased").await;
     in_state(&present, "it gives way", |state| matches!(state, RegistrationState::Superseded { .. })).await;
-    assert!(matches!(present.update(|draft| _ = draft.weight(1)).await, Err(Error::NotOwner { .. })));
+    assert!(matches!(present.update(|update| _ = update.weight(1)).await, Err(Error::NotOwner { .. })));
     former.replace("leased").await;
     let stored = only(&mut former.raw, &key).await;
     assert_eq!((stored.version(), stored.lease()), (4, former.lease), "nobody else has written since it gave way");
@@ -259,9 +260,9 @@ async fn queue(raw: &mut etcd_client::Client, prefix: &str, count: usize) -> Vec
 /// Returns the value of an entry without the name of its process, after a check that the key has the former version's
 /// format.
 fn entry(record: &KeyValue) -> String {
-    let (_, place) = record.key_str().unwrap().rsplit_once('/').unwrap();
-    let (lease, number) = place.split_once('-').unwrap();
-    assert!(lease == format!("{:016x}", record.lease()) && number.len() == 16, "{place}");
+    let (_, suffix) = record.key_str().unwrap().rsplit_once('/').unwrap();
+    let (lease, number) = suffix.split_once('-').unwrap();
+    assert!(lease == format!("{:016x}", record.lease()) && number.len() == 16, "{suffix}");
     let value = record.value_str().unwrap();
     match value.split_once("\"holder\":\"") {
         Some((before, _)) => format!("{before}\"holder\":\"\"}}"),
@@ -271,7 +272,7 @@ fn entry(record: &KeyValue) -> String {
 
 #[tokio::test]
 async fn locks_of_both_versions_exclude_each_other() {
-    const LINE: &str = "enlist/locks/default/l/";
+    const QUEUE: &str = "enlist/locks/default/l/";
     let server = server().await;
     let (mut former, etcd) = (Former::start(&server).await, Etcd::connect(server.url()).await.unwrap());
     let held = former.store("entries", "exclusive").await;
@@ -281,22 +282,22 @@ async fn locks_of_both_versions_exclude_each_other() {
         let etcd = etcd.clone();
         async move { etcd.acquire(&name(), short().lock_delay(TTL)).await.unwrap() }
     });
-    let entries = queue(&mut former.raw, LINE, 2).await;
+    let entries = queue(&mut former.raw, QUEUE, 2).await;
     assert_eq!(entry(&entries[1]), entry(&entries[0]), "the former version reads it as one of its own");
     former.leave(&held).await;
     let guard = waiting.done("its turn").await;
     // The mark of its `lock_delay` has another prefix, and an entry of the former version waits behind it.
     former.store("entries", "exclusive").await;
-    let entries = queue(&mut former.raw, LINE, 2).await;
+    let entries = queue(&mut former.raw, QUEUE, 2).await;
     assert_eq!(entries[1].key_str().unwrap(), held);
     assert_eq!(guard.fencing_token().get(), u64::try_from(entries[0].create_revision()).unwrap());
     guard.release().await.unwrap();
-    assert_eq!(queue(&mut former.raw, LINE, 1).await[0].key_str().unwrap(), held);
+    assert_eq!(queue(&mut former.raw, QUEUE, 1).await[0].key_str().unwrap(), held);
     former.leave(&held).await;
 
     former.store("entries", "shared").await;
     let reader = soon("tried", etcd.try_acquire(&name(), short().shared())).await.unwrap().expect("readers share it");
-    let entries = queue(&mut former.raw, LINE, 2).await;
+    let entries = queue(&mut former.raw, QUEUE, 2).await;
     assert_eq!(entry(&entries[1]), entry(&entries[0]));
     assert!(soon("tried", etcd.try_acquire(&name(), short())).await.unwrap().is_none());
     reader.release().await.unwrap();
@@ -362,6 +363,13 @@ async fn former_roles_suffice_except_for_lock_delays() {
     guard.release().await.unwrap();
     let leadership = soon("elected", etcd.campaign(&name(), "v", delayed())).await.unwrap();
     leadership.resign().await.unwrap();
+
+    let permit = || SemaphoreOptions::new().ttl(TTL).permits_if_unset(1);
+    let refused = soon("refused", etcd.acquire_permits(&name(), permit())).await.unwrap_err();
+    assert!(matches!(refused, Error::PermissionDenied { .. }), "{refused:?}");
+    root.role_grant_permission("r", Permission::read_write("enlist/semaphore").with_prefix()).await.unwrap();
+    let guard = soon("granted", etcd.acquire_permits(&name(), permit())).await.unwrap();
+    guard.release().await.unwrap();
 }
 
 #[tokio::test]

@@ -19,7 +19,7 @@ use enlist::{
 };
 use enlist_etcd::Etcd;
 use enlist_testkit::{Direction, EtcdServer, Mode, Proxy, eventually, soon};
-use support::{PREFIX, TTL, beside, instance, listed, options, pass, raw, register, register_many, server};
+use support::{PREFIX, TTL, in_background, instance, listed, options, pass, raw, register, register_many, server};
 
 /// Maximum duration of etcd's work on a hundred thousand keys, on a machine that also runs other tests.
 const LARGE: Duration = Duration::from_secs(180);
@@ -28,7 +28,7 @@ const LARGE: Duration = Duration::from_secs(180);
 fn watch_for_empty(tasks: &TaskOwner, view: &ServiceView) -> Arc<AtomicUsize> {
     let empty = Arc::<AtomicUsize>::default();
     let (count, mut changes) = (Arc::clone(&empty), view.changes());
-    beside(tasks, async move {
+    in_background(tasks, async move {
         while let Ok(change) = changes.next().await {
             if change.snapshot.is_empty() {
                 count.fetch_add(1, Ordering::Relaxed);
@@ -41,10 +41,10 @@ fn watch_for_empty(tasks: &TaskOwner, view: &ServiceView) -> Arc<AtomicUsize> {
 /// Follows a raw watch and returns the smallest number of instances that it showed.
 async fn fold(tasks: &TaskOwner, server: &EtcdServer, mut ids: BTreeSet<String>) -> Arc<AtomicUsize> {
     let fewest = Arc::new(AtomicUsize::new(ids.len()));
-    let told = Arc::clone(&fewest);
+    let smallest = Arc::clone(&fewest);
     let options = etcd_client::WatchOptions::new().with_prefix();
     let mut stream = raw(server).await.watch(PREFIX, Some(options)).await.unwrap();
-    beside(tasks, async move {
+    in_background(tasks, async move {
         while let Ok(Some(message)) = stream.message().await {
             for event in message.events() {
                 let id = String::from_utf8_lossy(&event.kv().unwrap().key()[PREFIX.len()..]).into_owned();
@@ -53,7 +53,7 @@ async fn fold(tasks: &TaskOwner, server: &EtcdServer, mut ids: BTreeSet<String>)
                 } else {
                     ids.insert(id);
                 }
-                told.fetch_min(ids.len(), Ordering::Relaxed);
+                smallest.fetch_min(ids.len(), Ordering::Relaxed);
             }
         }
     });
@@ -61,15 +61,15 @@ async fn fold(tasks: &TaskOwner, server: &EtcdServer, mut ids: BTreeSet<String>)
 }
 
 async fn set_weight(registration: &Registration, weight: u32) {
-    let update = registration.update(move |draft| {
-        draft.weight(weight);
+    let update = registration.update(move |update| {
+        update.weight(weight);
     });
     soon("stored", update).await.unwrap();
 }
 
 async fn set_version(registration: &Registration, version: &'static str) {
-    let update = registration.update(move |draft| {
-        draft.version(version);
+    let update = registration.update(move |update| {
+        update.version(version);
     });
     soon("stored", update).await.unwrap();
 }
@@ -136,7 +136,7 @@ async fn an_etcd_killed_ten_times_removes_nobody() {
     let removed = Arc::<AtomicUsize>::default();
     let (count, mut watcher) = (Arc::clone(&removed), user.watch(&support::service()).await.unwrap());
     soon("a list", watcher.next()).await.unwrap();
-    beside(&tasks, async move {
+    in_background(&tasks, async move {
         while let Ok(change) = watcher.next().await {
             let gone = change.events.iter().filter(|event| matches!(event, Event::Removed(_)));
             count.fetch_add(gone.count(), Ordering::Relaxed);
@@ -145,8 +145,8 @@ async fn an_etcd_killed_ten_times_removes_nobody() {
     for round in 0..10u32 {
         // Under load: each instance has a pending change when etcd is killed.
         for registration in &registrations {
-            drop(registration.update(move |draft| {
-                draft.weight(round + 1);
+            drop(registration.update(move |update| {
+                update.weight(round + 1);
             }));
         }
         server.kill().await;
@@ -316,20 +316,20 @@ async fn a_slow_watch_reports_its_true_age() {
     // Time at which each revision was known.
     let known = Arc::<std::sync::Mutex<Vec<(u64, Moment)>>>::default();
     let tasks = TaskOwner::new();
-    let (told, options) = (Arc::clone(&known), etcd_client::WatchOptions::new().with_prefix());
+    let (recorded, options) = (Arc::clone(&known), etcd_client::WatchOptions::new().with_prefix());
     let mut control = raw.watch(PREFIX, Some(options)).await.unwrap();
-    beside(&tasks, async move {
+    in_background(&tasks, async move {
         while let Ok(Some(message)) = control.message().await {
             let now = Moment::now();
             let revisions = message.events().iter().map(|event| event.kv().unwrap().mod_revision());
-            told.lock().unwrap().extend(revisions.map(|revision| (u64::try_from(revision).unwrap(), now)));
+            recorded.lock().unwrap().extend(revisions.map(|revision| (u64::try_from(revision).unwrap(), now)));
         }
     });
     // 50 kB/s into 20 kB/s.
     proxy.set(Mode::Throttle(20_000));
     let filler = "x".repeat(5000);
     let begun = Moment::now();
-    beside(&tasks, async move {
+    in_background(&tasks, async move {
         for version in 0.. {
             let value = format!(
                 r#"{{"v":1,"id":"a","endpoints":["h:1"],"version":"{version}","metadata":{{"f":"{filler}"}}}}"#
@@ -344,14 +344,14 @@ async fn a_slow_watch_reports_its_true_age() {
         while let Ok(change) = tokio::time::timeout(Duration::ZERO, watcher.next()).await {
             last = change.unwrap();
         }
-        let told = last.freshness.age();
+        let age = last.freshness.age();
         let missing = {
             let known = known.lock().unwrap();
             known.iter().find(|(revision, _)| *revision > last.snapshot.revision().get()).map(|(_, since)| *since)
         };
         let behind = missing.map_or(Duration::ZERO, |since| since.elapsed());
         oldest = oldest.max(behind);
-        assert!(told + Duration::from_secs(1) >= behind, "it is {behind:?} behind, and says {told:?}");
+        assert!(age + Duration::from_secs(1) >= behind, "it is {behind:?} behind, and says {age:?}");
     }
     println!("at most {oldest:?} behind; {:?} at the end", last.freshness.age());
     assert!(oldest > Duration::from_secs(10), "it was slow: {oldest:?}");
@@ -435,7 +435,11 @@ async fn churn(raw: &mut etcd_client::Client, lease: i64, watcher: &mut Box<dyn 
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     let resident: u64 = resident.trim().trim_end_matches(" kB").parse().unwrap();
-    println!("10,000 updates in {:?}, told in {changes} changes; {} MB resident", begun.elapsed(), resident / 1024);
+    println!(
+        "10,000 updates in {:?}, delivered in {changes} changes; {} MB resident",
+        begun.elapsed(),
+        resident / 1024
+    );
     assert!(updates == 10_000 && resident < 1_500_000, "{updates} updates, {resident} kB");
 }
 
@@ -470,7 +474,7 @@ async fn fifty_thousand_lost_keys_disappear_within_three_seconds() {
     let mut control = control.watch(PREFIX, Some(options)).await.unwrap();
     soon("created", control.message()).await.unwrap().unwrap();
     let begun = Moment::now();
-    let told = async {
+    let raw_watch = async {
         let mut gone = 0;
         while gone < COUNT {
             gone += control.message().await.unwrap().unwrap().events().len();
@@ -486,11 +490,11 @@ async fn fifty_thousand_lost_keys_disappear_within_three_seconds() {
             }
         }
     };
-    let both = async { tokio::join!(raw.lease_revoke(lease), told, gone) };
-    let (revoked, told, gone) = tokio::time::timeout(LARGE, both).await.expect("the removal arrives");
+    let both = async { tokio::join!(raw.lease_revoke(lease), raw_watch, gone) };
+    let (revoked, raw_watch, gone) = tokio::time::timeout(LARGE, both).await.expect("the removal arrives");
     revoked.unwrap();
-    println!("a raw watch is told of the removal after {told:?}, the view shows it after {gone:?}");
-    assert!(gone < told.max(Duration::from_secs(1)) * 3, "{gone:?}, and {told:?} for the control");
+    println!("a raw watch shows the removal after {raw_watch:?}, the view shows it after {gone:?}");
+    assert!(gone < raw_watch.max(Duration::from_secs(1)) * 3, "{gone:?}, and {raw_watch:?} for the control");
     assert_eq!(etcd.counters().get(Counter::WatchRelists) + etcd.counters().get(Counter::WatchResumes), 0);
 }
 
@@ -609,11 +613,11 @@ async fn what_was_compacted_meanwhile_becomes_the_exact_difference() {
     raw.compact(now, None).await.unwrap();
     let options = etcd_client::WatchOptions::new().with_prefix().with_start_revision(i64::try_from(since).unwrap() + 1);
     let mut control = raw.watch(PREFIX, Some(options)).await.unwrap();
-    let mut said = Vec::new();
+    let mut messages = Vec::new();
     while let Ok(Ok(Some(message))) = tokio::time::timeout(Duration::from_secs(1), control.message()).await {
-        said.push((message.canceled(), message.events().len()));
+        messages.push((message.canceled(), message.events().len()));
     }
-    assert_eq!(said, [(false, 0), (true, 0)], "the control is cancelled without events, and silent then");
+    assert_eq!(messages, [(false, 0), (true, 0)], "the control is cancelled without events, and silent then");
     // The streams end, as they do when an intermediary drops their state.
     proxy.set(Mode::Reset);
     proxy.heal();
@@ -659,14 +663,14 @@ async fn a_deletion_at_the_compacted_revision_is_seen() {
     let options = etcd_client::WatchOptions::new().with_prefix().with_start_revision(gone);
     let mut control = raw.watch(PREFIX, Some(options)).await.unwrap();
     raw.put(format!("{PREFIX}b"), "no instance", None).await.unwrap();
-    let mut told = Vec::new();
-    while told.is_empty() {
+    let mut revisions = Vec::new();
+    while revisions.is_empty() {
         let message = soon("the control hears of b", control.message()).await.unwrap().unwrap();
-        told.extend(message.events().iter().map(|event| event.kv().unwrap().mod_revision()));
+        revisions.extend(message.events().iter().map(|event| event.kv().unwrap().mod_revision()));
     }
-    println!("the deletion at {gone}: a raw watch from there tells {told:?}");
+    println!("the deletion at {gone}: a raw watch from there delivers {revisions:?}");
     while !soon("the deletion", watcher.next()).await.unwrap().snapshot.is_empty() {}
-    assert_eq!(user.counters().get(Counter::AuditRepairs), 0, "the watch itself told");
+    assert_eq!(user.counters().get(Counter::AuditRepairs), 0, "the watch itself reports it");
 }
 
 /// Row 31: the first of several endpoints is dead or has no address; in the second case all of them.

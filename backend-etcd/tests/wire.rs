@@ -6,28 +6,16 @@
 
 mod fixture;
 
+use std::sync::Arc;
+
 use enlist::{Endpoint, Instance, InstanceId, LeaseId, Namespace, ServiceName, ServiceRef};
 use enlist_etcd::{
-    Dubbo, EtcdNaming, Fireflycore, FireflycoreByLease, GoKit, GoMicro, GoZero, Gobase, Kitex, Kratos, Native,
-    layout::{Identity, Layout, MAX_WRITTEN_BYTES, Part, Skip, Writing},
+    Dubbo, EtcdNaming, Fireflycore, FireflycoreByLease, GoKit, GoMicro, GoZero, Gobase, Kitex, Kratos,
+    layout::{Identity, LAYOUTS, Layout, LayoutOptions, MAX_WRITTEN_BYTES, Part, Skip, Writing},
 };
 use fixture::{bytes, cases, text};
 use proptest::prelude::*;
 use serde_json::Value;
-
-/// A fixture and its layout.
-struct Dialect {
-    fixture: &'static str,
-    layout: fn(&Value) -> Box<dyn Layout>,
-    /// The option that is a namespace here.
-    namespace: Option<&'static str>,
-    /// Write cases whose input an instance cannot express, with the reason.
-    inexpressible: &'static [(&'static str, &'static str)],
-}
-
-fn option<'a>(options: &'a Value, name: &str) -> Option<&'a str> {
-    options[name].as_str()
-}
 
 const DIALECTS: &[Dialect] = &[
     Dialect {
@@ -91,6 +79,41 @@ const DIALECTS: &[Dialect] = &[
         inexpressible: &[],
     },
 ];
+
+/// Values with an array in place of an object, its elements in the order of the fields.
+const ARRAYS: &[(&str, &str)] = &[
+    ("native", r#"[1,"1",["h:1"],100,null,null,"serving",{},null]"#),
+    ("etcd-naming", r#"["h:1",null]"#),
+    ("kitex", r#"["tcp","h:1",10,null]"#),
+    ("kratos", r#"["1","s","",{},["grpc://h:1"]]"#),
+    ("go-kit", r#"["h:1"]"#),
+    ("go-micro", r#"["s","",[{"id":"1","address":"h:1"}]]"#),
+    ("go-micro", r#"{"name":"s","nodes":[[{},"1","h:1",null]]}"#),
+    ("go-zero", r#"["h:1"]"#),
+    ("dubbo", r#"["1","h",1,100,true,true,{}]"#),
+    ("gobase", r#"["h",1,100]"#),
+    ("gobase", r#""[\"h\",1,100]""#),
+    ("fireflycore", r#"[100,{"internal":"h:1"},null]"#),
+    ("fireflycore", r#"{"network":["h:1"]}"#),
+    ("fireflycore", r#"{"network":{"internal":"h:1"},"meta":["prod","s","1"]}"#),
+    ("fireflycore-by-lease", r#"[100,{"internal":"h:1"},{"env":"prod","app_id":"s"}]"#),
+    ("fireflycore-by-lease", r#"{"network":["h:1"],"meta":{"env":"prod","app_id":"s"}}"#),
+    ("fireflycore-by-lease", r#"{"network":{"internal":"h:1"},"meta":["prod","s","1"]}"#),
+];
+
+/// A fixture and its layout.
+struct Dialect {
+    fixture: &'static str,
+    layout: fn(&Value) -> Box<dyn Layout>,
+    /// The option that is a namespace here.
+    namespace: Option<&'static str>,
+    /// Write cases whose input an instance cannot express, with the reason.
+    inexpressible: &'static [(&'static str, &'static str)],
+}
+
+fn option<'a>(options: &'a Value, name: &str) -> Option<&'a str> {
+    options[name].as_str()
+}
 
 fn etcd_naming(options: &Value) -> EtcdNaming {
     let layout = EtcdNaming::default();
@@ -232,22 +255,11 @@ fn leased() -> Writing<'static> {
     Writing { lease: Some(LeaseId::new(1)), ..Writing::default() }
 }
 
-/// All layouts with their default options.
-fn layouts() -> Vec<Box<dyn Layout>> {
-    vec![
-        Box::new(Native::default()),
-        Box::new(EtcdNaming::default()),
-        Box::new(EtcdNaming::default().typed_metadata().default_port(80)),
-        Box::new(Kitex::default()),
-        Box::new(Kratos::default()),
-        Box::new(GoKit::default()),
-        Box::new(GoMicro),
-        Box::new(GoZero),
-        Box::new(Dubbo),
-        Box::new(Gobase),
-        Box::new(Fireflycore::new("prod").unwrap()),
-        Box::new(FireflycoreByLease::new("prod").unwrap()),
-    ]
+/// All layouts with their default options, and those with options that make a layout decode more values.
+fn layouts() -> Vec<Arc<dyn Layout>> {
+    let default = LAYOUTS.iter().map(|layout| layout.build(&LayoutOptions::new()).unwrap());
+    let tolerant: Arc<dyn Layout> = Arc::new(EtcdNaming::default().typed_metadata().default_port(80));
+    default.chain([tolerant]).collect()
 }
 
 /// Returns the minimal instance that a layout accepts.
@@ -258,7 +270,7 @@ fn plain(layout: &dyn Layout) -> Instance {
 }
 
 #[test]
-fn layouts_keep_their_features_and_refuse_others() {
+fn layouts_refuse_parts_they_do_not_carry() {
     let service = ServiceRef::parse("s").unwrap();
     for layout in layouts() {
         let layout = &*layout;
@@ -289,27 +301,6 @@ fn layouts_keep_their_features_and_refuse_others() {
         assert_eq!(layout.service_range(&elsewhere).is_ok(), carried, "{}", layout.name());
     }
 }
-
-/// Values with an array in place of an object, its elements in the order of the fields.
-const ARRAYS: &[(&str, &str)] = &[
-    ("native", r#"[1,"1",["h:1"],100,null,null,"serving",{},null]"#),
-    ("etcd-naming", r#"["h:1",null]"#),
-    ("kitex", r#"["tcp","h:1",10,null]"#),
-    ("kratos", r#"["1","s","",{},["grpc://h:1"]]"#),
-    ("go-kit", r#"["h:1"]"#),
-    ("go-micro", r#"["s","",[{"id":"1","address":"h:1"}]]"#),
-    ("go-micro", r#"{"name":"s","nodes":[[{},"1","h:1",null]]}"#),
-    ("go-zero", r#"["h:1"]"#),
-    ("dubbo", r#"["1","h",1,100,true,true,{}]"#),
-    ("gobase", r#"["h",1,100]"#),
-    ("gobase", r#""[\"h\",1,100]""#),
-    ("fireflycore", r#"[100,{"internal":"h:1"},null]"#),
-    ("fireflycore", r#"{"network":["h:1"]}"#),
-    ("fireflycore", r#"{"network":{"internal":"h:1"},"meta":["prod","s","1"]}"#),
-    ("fireflycore-by-lease", r#"[100,{"internal":"h:1"},{"env":"prod","app_id":"s"}]"#),
-    ("fireflycore-by-lease", r#"{"network":["h:1"],"meta":{"env":"prod","app_id":"s"}}"#),
-    ("fireflycore-by-lease", r#"{"network":{"internal":"h:1"},"meta":["prod","s","1"]}"#),
-];
 
 /// Go's decoder does not accept an array for a struct.
 #[test]

@@ -46,8 +46,9 @@ impl Checked {
         Self { fake, _etcd: etcd, registration, healthy }
     }
 
-    fn set_healthy(&self, healthy: bool) {
-        self.healthy.store(healthy, Ordering::SeqCst);
+    /// Sets the result of the checks.
+    fn set_health(&self, health: Health) {
+        self.healthy.store(health == Health::Serving, Ordering::SeqCst);
     }
 
     fn is_stored(&self) -> bool {
@@ -76,10 +77,10 @@ async fn a_change_of_health_is_one_write() {
     checked.until(is_registered).await;
     checked.fake.reset_requests();
     for _ in 0..20 {
-        checked.set_healthy(false);
+        checked.set_health(Health::NotServing);
         checked.until(is_withdrawn).await;
         assert!(!checked.is_stored());
-        checked.set_healthy(true);
+        checked.set_health(Health::Serving);
         checked.until(is_registered).await;
         assert!(checked.is_stored());
     }
@@ -94,9 +95,9 @@ async fn a_late_removal_leaves_a_shown_instance_alone() {
     let checked = Checked::start().await;
     checked.until(is_registered).await;
     checked.fake.misbehave(Misbehavior::LateTxn(30 * SECOND));
-    checked.set_healthy(false);
+    checked.set_health(Health::NotServing);
     checked.until(|state| matches!(state, RegistrationState::Suspect { .. })).await;
-    checked.set_healthy(true);
+    checked.set_health(Health::Serving);
     checked.until(is_registered).await;
     tokio::time::sleep(120 * SECOND).await;
     assert!(matches!(checked.fake.late_writes()[..], [Ok(_)]), "{:?}", checked.fake.late_writes());
@@ -106,17 +107,17 @@ async fn a_late_removal_leaves_a_shown_instance_alone() {
 #[tokio::test(start_paused = true)]
 async fn a_late_creation_shows_no_failing_instance() {
     let checked = Checked::start().await;
-    checked.set_healthy(false);
+    checked.set_health(Health::NotServing);
     checked.until(is_withdrawn).await;
     checked.fake.misbehave(Misbehavior::LateTxn(30 * SECOND));
-    checked.set_healthy(true);
+    checked.set_health(Health::Serving);
     checked.until(|state| matches!(state, RegistrationState::Reregistering { .. })).await;
-    checked.set_healthy(false);
+    checked.set_health(Health::NotServing);
     checked.until(is_withdrawn).await;
     tokio::time::sleep(120 * SECOND).await;
     assert_eq!(checked.fake.late_writes().len(), 1, "it was done, or refused, by now");
     assert!(!checked.is_stored() && is_withdrawn(&checked.registration.state()), "{:?}", checked.registration.state());
-    checked.set_healthy(true);
+    checked.set_health(Health::Serving);
     checked.until(is_registered).await;
     assert!(checked.is_stored());
 }

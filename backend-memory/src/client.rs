@@ -1,6 +1,12 @@
 //! The two handles of users: the store, with faults on demand, and a client, which represents a process.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use enlist::{
     Entry, Error, InstanceId, LeaseId, LockName, Revision, ServiceRef, TaskOwner,
@@ -8,11 +14,11 @@ use enlist::{
 };
 
 #[cfg(feature = "defects")]
-use crate::defect::Defect;
+use crate::deliberate_defects::DeliberateDefect;
 use crate::{
     session::leases::Leases,
     store::{Group, Key, Kind, Record, Value},
-    watch::hub::{Connectivity, Hub, Link},
+    watch::shared_store::{Connectivity, Link, SharedStore},
 };
 
 /// Maximum time for which a close waits for the client's tasks.
@@ -21,13 +27,16 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum time for which a close waits for the removal of instances on given leases.
 const REMOVAL_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// Number in the name of the next client.
+static NEXT_CLIENT: AtomicU64 = AtomicU64::new(1);
+
 /// A store in memory. Clones share it.
 ///
 /// Its methods produce the faults that an operator or a broken network can cause. Programs use a
 /// [`client`](Self::client).
 #[derive(Clone, Debug)]
 pub struct MemoryStore {
-    hub: Arc<Hub>,
+    store: Arc<SharedStore>,
 }
 
 impl Default for MemoryStore {
@@ -39,20 +48,21 @@ impl Default for MemoryStore {
 impl MemoryStore {
     /// Creates an empty store.
     pub fn new() -> Self {
-        Self { hub: Hub::new(None) }
+        Self { store: SharedStore::new(None) }
     }
 
     /// Creates an empty store with a deliberate defect.
     #[cfg(feature = "defects")]
     #[doc(hidden)]
-    pub fn with_defect(defect: Defect) -> Self {
-        Self { hub: Hub::new(Some(defect)) }
+    pub fn with_defect(defect: DeliberateDefect) -> Self {
+        Self { store: SharedStore::new(Some(defect)) }
     }
 
     /// Creates another client, as if another process had connected, with its own leases and its own link.
     pub fn client(&self) -> MemoryClient {
         let inner = Inner {
-            link: Link::new(Arc::clone(&self.hub)),
+            process: format!("memory:{}", NEXT_CLIENT.fetch_add(1, Ordering::Relaxed)),
+            link: Link::new(Arc::clone(&self.store)),
             tasks: TaskOwner::new(),
             leases: Leases::default(),
             key_claims: KeyClaims::default(),
@@ -64,75 +74,78 @@ impl MemoryStore {
 
     /// Returns the store's revision.
     pub fn revision(&self) -> Revision {
-        self.hub.with(|store, _| store.revision())
+        self.store.with(|store, _| store.revision())
     }
 
     /// Returns the live leases.
     pub fn leases(&self) -> Vec<LeaseId> {
-        self.hub.with(|store, _| store.leases().collect())
+        self.store.with(|store, _| store.leases().collect())
     }
 
     /// Ends a lease, with all its keys, at once. Returns `true` if it existed.
     pub fn revoke(&self, lease: LeaseId) -> bool {
-        self.hub.with(|store, _| store.revoke(lease))
+        self.store.with(|store, _| store.revoke(lease))
     }
 
     /// Returns the lease of an instance.
     pub fn lease_of(&self, service: &ServiceRef, id: &InstanceId) -> Option<LeaseId> {
-        self.hub.with(|store, _| store.get(&Key::instance(service, id))?.lease)
+        self.store.with(|store, _| store.get(&Key::instance(service, id))?.lease)
     }
 
-    /// Returns the lease of the holder of a lock, or of the leader of an election.
+    /// Returns the lease of the holder of a lock, of the leader of an election, or of the first holder of a semaphore.
     pub fn lease_of_holder(&self, name: &LockName) -> Option<LeaseId> {
         let key = self.holder(name)?;
-        self.hub.with(|store, _| store.get(&key)?.lease)
+        self.store.with(|store, _| store.get(&key)?.lease)
     }
 
-    /// Returns the lease of the last contender in the queue of a lock.
-    pub fn lease_of_waiter(&self, name: &LockName) -> Option<LeaseId> {
-        self.hub.with(|store, _| {
-            let line = Group::line(Kind::Lock, name);
-            store.range(&line).max_by_key(|(_, record)| record.created)?.1.lease
-        })
+    /// Returns the lease of the last contender in the queue of a lock or semaphore.
+    pub fn lease_of_last_contender(&self, name: &LockName) -> Option<LeaseId> {
+        let last = |kind| {
+            self.store.with(|store, _| {
+                let queue = Group::queue(kind, name);
+                store.range(&queue).max_by_key(|(_, record)| record.created)?.1.lease
+            })
+        };
+        last(Kind::Lock).or_else(|| last(Kind::Semaphore))
     }
 
     /// Deletes an instance, as an operator would. Returns `true` if it existed.
     pub fn delete(&self, service: &ServiceRef, id: &InstanceId) -> bool {
-        self.hub.with(|store, _| store.delete(&Key::instance(service, id), |_| true).is_ok())
+        self.store.with(|store, _| store.delete(&Key::instance(service, id), |_| true).is_ok())
     }
 
-    /// Deletes the key of the holder of a lock, or of the leader of an election, as an operator would. Returns `true`
-    /// if it existed.
+    /// Deletes the key of the holder of a lock, of the leader of an election, or of the first holder of a semaphore, as
+    /// an operator would. Returns `true` if it existed.
     pub fn delete_holder(&self, name: &LockName) -> bool {
         let Some(key) = self.holder(name) else { return false };
-        self.hub.with(|store, _| store.delete(&key, |_| true).is_ok())
+        self.store.with(|store, _| store.delete(&key, |_| true).is_ok())
     }
 
-    /// Returns the number of queue entries of the lock and of the election `name`, including holders.
+    /// Returns the number of queue entries of the lock, of the election and of the semaphore `name`, including holders.
     pub fn queue_length(&self, name: &LockName) -> usize {
-        let count = |kind| self.hub.with(|store, _| store.range(&Group::line(kind, name)).count());
-        count(Kind::Lock) + count(Kind::Election)
+        let count = |kind| self.store.with(|store, _| store.range(&Group::queue(kind, name)).count());
+        count(Kind::Lock) + count(Kind::Election) + count(Kind::Semaphore)
     }
 
     /// Removes all history up to now, so that an interrupted watch cannot resume.
     pub fn compact(&self) {
-        self.hub.with(|store, _| store.compact(store.revision()));
+        self.store.with(|store, _| store.compact(store.revision()));
     }
 
     /// Removes all data, including leases and the revision, as a new disk of the store does.
     pub fn wipe(&self) {
-        self.hub.with(|store, _| store.wipe());
+        self.store.with(|store, _| store.wipe());
     }
 
     fn holder(&self, name: &LockName) -> Option<Key> {
         let first = |kind| {
-            self.hub.with(|store, _| {
-                let line = Group::line(kind, name);
-                let first = store.range(&line).min_by_key(|(_, record)| record.created);
+            self.store.with(|store, _| {
+                let queue = Group::queue(kind, name);
+                let first = store.range(&queue).min_by_key(|(_, record)| record.created);
                 first.map(|(key, _)| key.clone())
             })
         };
-        first(Kind::Lock).or_else(|| first(Kind::Election))
+        first(Kind::Lock).or_else(|| first(Kind::Election)).or_else(|| first(Kind::Semaphore))
     }
 }
 
@@ -146,6 +159,8 @@ pub struct MemoryClient {
 
 #[derive(Debug)]
 pub(crate) struct Inner {
+    /// Name of the process that this client represents, like the `host:pid` of the etcd backend.
+    pub(crate) process: String,
     pub(crate) link: Link,
     pub(crate) tasks: TaskOwner,
     pub(crate) leases: Leases,
@@ -240,7 +255,7 @@ impl Group {
         Self { kind: Kind::Instance, namespace: service.namespace().clone(), name: service.name().as_str().into() }
     }
 
-    pub(crate) fn line(kind: Kind, name: &LockName) -> Self {
+    pub(crate) fn queue(kind: Kind, name: &LockName) -> Self {
         Self { kind, namespace: name.namespace().clone(), name: name.name().into() }
     }
 }
@@ -250,14 +265,14 @@ impl Record {
     pub(crate) fn entry(&self) -> Option<Entry> {
         match &self.value {
             Value::Instance { instance, .. } => Some(Entry::new((**instance).clone(), self.created, self.modified)),
-            Value::QueueEntry { .. } | Value::Raw(_) => None,
+            _ => None,
         }
     }
 
     pub(crate) fn owner(&self) -> Option<&str> {
         match &self.value {
             Value::Instance { owner, .. } => owner.as_deref(),
-            Value::QueueEntry { .. } | Value::Raw(_) => None,
+            _ => None,
         }
     }
 }

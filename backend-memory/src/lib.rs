@@ -39,7 +39,8 @@
 //! `defects`: deliberate defects for testing the conformance suite itself; not for users.
 
 mod client;
-mod defect;
+mod config;
+mod deliberate_defects;
 mod discovery;
 mod lock;
 #[cfg(test)]
@@ -51,4 +52,4 @@ mod watch;
 
 pub use client::{MemoryClient, MemoryStore};
 #[doc(hidden)]
-pub use defect::Defect;
+pub use deliberate_defects::DeliberateDefect;

@@ -40,13 +40,13 @@ enum Step {
         key: u8,
     },
     /// Joins the queue of the lock.
-    Stand {
+    Join {
         lease: usize,
         shared: bool,
     },
     /// Leaves the queue.
     Leave {
-        place: usize,
+        entry: usize,
     },
     Advance {
         seconds: u64,
@@ -74,8 +74,8 @@ struct Model {
     leases: BTreeMap<LeaseId, (u64, u64)>,
     instances: BTreeMap<u8, ModelKey>,
     /// Queue entries by the numbers in their keys.
-    places: BTreeMap<u64, ModelKey>,
-    stood: u64,
+    entries: BTreeMap<u64, ModelKey>,
+    joined: u64,
     compacted: u64,
 }
 
@@ -91,10 +91,10 @@ impl Model {
         if self.leases.remove(&id).is_none() {
             return;
         }
-        let before = self.instances.len() + self.places.len();
+        let before = self.instances.len() + self.entries.len();
         self.instances.retain(|_, key| key.lease != Some(id));
-        self.places.retain(|_, key| key.lease != Some(id));
-        if self.instances.len() + self.places.len() < before {
+        self.entries.retain(|_, key| key.lease != Some(id));
+        if self.instances.len() + self.entries.len() < before {
             self.revision += 1;
         }
     }
@@ -117,8 +117,8 @@ impl ReferenceStateMachine for Reference {
             granted: Vec::new(),
             leases: BTreeMap::new(),
             instances: BTreeMap::new(),
-            places: BTreeMap::new(),
-            stood: 0,
+            entries: BTreeMap::new(),
+            joined: 0,
             compacted: 0,
         })
         .boxed()
@@ -134,8 +134,8 @@ impl ReferenceStateMachine for Reference {
                 .prop_map(|(key, lease, weight)| Step::Put { key, lease, weight }),
             1 => (0u8..6).prop_map(|key| Step::PutStale { key }),
             2 => (0u8..6).prop_map(|key| Step::Delete { key }),
-            4 => (any(), proptest::bool::ANY).prop_map(|(lease, shared)| Step::Stand { lease, shared }),
-            2 => any().prop_map(|place| Step::Leave { place }),
+            4 => (any(), proptest::bool::ANY).prop_map(|(lease, shared)| Step::Join { lease, shared }),
+            2 => any().prop_map(|entry| Step::Leave { entry }),
             3 => (0u64..6).prop_map(|seconds| Step::Advance { seconds }),
             1 => Just(Step::Compact),
             1 => Just(Step::Wipe),
@@ -176,18 +176,18 @@ impl ReferenceStateMachine for Reference {
                     model.revision += 1;
                 }
             }
-            Step::Stand { lease, shared } => {
+            Step::Join { lease, shared } => {
                 if let Some(id) = model.lease(*lease).filter(|id| model.leases.contains_key(id)) {
                     model.revision += 1;
                     let at = model.revision;
-                    let place = ModelKey { lease: Some(id), created: at, modified: at, content: u32::from(*shared) };
-                    model.places.insert(model.stood, place);
+                    let entry = ModelKey { lease: Some(id), created: at, modified: at, content: u32::from(*shared) };
+                    model.entries.insert(model.joined, entry);
                 }
-                model.stood += 1;
+                model.joined += 1;
             }
-            Step::Leave { place } => {
-                let number = *place as u64 % model.stood.max(1);
-                if model.places.remove(&number).is_some() {
+            Step::Leave { entry } => {
+                let number = *entry as u64 % model.joined.max(1);
+                if model.entries.remove(&number).is_some() {
                     model.revision += 1;
                 }
             }
@@ -197,11 +197,11 @@ impl ReferenceStateMachine for Reference {
             }
             Step::Compact => model.compacted = model.revision,
             Step::Wipe => {
-                let (granted, now, stood) = (std::mem::take(&mut model.granted), model.now, model.stood);
+                let (granted, now, joined) = (std::mem::take(&mut model.granted), model.now, model.joined);
                 model.leases.clear();
                 model.instances.clear();
-                model.places.clear();
-                model = Model { granted, now, stood, revision: 1, compacted: 0, ..model };
+                model.entries.clear();
+                model = Model { granted, now, joined, revision: 1, compacted: 0, ..model };
             }
         }
         model
@@ -214,7 +214,7 @@ struct Subject {
     start: Instant,
     now: u64,
     granted: Vec<LeaseId>,
-    stood: u64,
+    joined: u64,
     follower: BTreeMap<Key, Record>,
     seen: Revision,
     incarnation: u64,
@@ -229,12 +229,12 @@ fn key(number: u8) -> Key {
     Key::instance(&service(), &InstanceId::parse(format!("i{number}")).unwrap())
 }
 
-fn line() -> Group {
-    Group::line(Kind::Lock, &LockName::parse("l").unwrap())
+fn queue() -> Group {
+    Group::queue(Kind::Lock, &LockName::parse("l").unwrap())
 }
 
-fn place(number: u64) -> Key {
-    Key { group: line(), member: format!("{number:08}").into() }
+fn entry_key(number: u64) -> Key {
+    Key { group: queue(), member: format!("{number:08}").into() }
 }
 
 fn instance(weight: u32) -> Value {
@@ -262,13 +262,13 @@ impl Subject {
 
     fn stand(&mut self, lease: Option<LeaseId>, mode: LockMode) {
         let value = Value::QueueEntry { mode, text: String::new() };
-        let stood = lease.map(|lease| self.store.put(&place(self.stood), None, value, Some(lease)));
-        if let Some(Ok(revision)) = stood {
+        let joined = lease.map(|lease| self.store.put(&entry_key(self.joined), None, value, Some(lease)));
+        if let Some(Ok(revision)) = joined {
             let token = FencingToken::new(revision.get());
             assert!(token > self.last_token, "tokens strictly increase");
             self.last_token = token;
         }
-        self.stood += 1;
+        self.joined += 1;
     }
 
     /// Applies the changes since the last call, or starts over if they were compacted. Then the follower must equal the
@@ -296,8 +296,8 @@ impl Subject {
 
     fn content(&self) -> BTreeMap<Key, Record> {
         let group = Group::service(&service());
-        let line = line();
-        let all = self.store.range(&group).chain(self.store.range(&line));
+        let queue = queue();
+        let all = self.store.range(&group).chain(self.store.range(&queue));
         all.map(|(key, record)| (key.clone(), record.clone())).collect()
     }
 }
@@ -314,7 +314,7 @@ impl StateMachineTest for StoreTest {
             start: Instant::now(),
             now: 0,
             granted: Vec::new(),
-            stood: 0,
+            joined: 0,
             follower: BTreeMap::new(),
             seen: Revision::default(),
             incarnation: 0,
@@ -352,12 +352,12 @@ impl StateMachineTest for StoreTest {
             Step::Delete { key: number } => {
                 let _ = subject.store.delete(&key(number), |_| true);
             }
-            Step::Stand { lease, shared } => {
+            Step::Join { lease, shared } => {
                 let lease = subject.lease(lease);
                 subject.stand(lease, if shared { LockMode::Shared } else { LockMode::Exclusive });
             }
-            Step::Leave { place: number } => {
-                let _ = subject.store.delete(&place(number as u64 % subject.stood.max(1)), |_| true);
+            Step::Leave { entry: number } => {
+                let _ = subject.store.delete(&entry_key(number as u64 % subject.joined.max(1)), |_| true);
             }
             Step::Advance { seconds } => {
                 subject.now += seconds;
@@ -400,31 +400,31 @@ impl StateMachineTest for StoreTest {
         if model.compacted > 0 {
             assert!(subject.store.changes_after(seen).is_none(), "compacted history is refused");
         }
-        check_line(subject, model);
+        check_queue(subject, model);
     }
 }
 
 /// The queue equals the model's, and a holder excludes holders of the other mode.
-fn check_line(subject: &Subject, model: &Model) {
-    let line = line();
-    let places: Vec<QueueEntry> = subject
+fn check_queue(subject: &Subject, model: &Model) {
+    let queue = queue();
+    let entries: Vec<QueueEntry> = subject
         .store
-        .range(&line)
+        .range(&queue)
         .filter_map(|(_, record)| match record.value {
             Value::QueueEntry { mode, .. } => Some(QueueEntry { token: FencingToken::new(record.created.get()), mode }),
-            Value::Instance { .. } | Value::Raw(_) => None,
+            _ => None,
         })
         .collect();
-    let mut tokens: Vec<_> = places.iter().map(|place| place.token.get()).collect();
+    let mut tokens: Vec<_> = entries.iter().map(|entry| entry.token.get()).collect();
     tokens.sort_unstable();
-    let mut expected: Vec<_> = model.places.values().map(|place| place.created).collect();
+    let mut expected: Vec<_> = model.entries.values().map(|entry| entry.created).collect();
     expected.sort_unstable();
     assert_eq!(tokens, expected);
-    let holds = |place: &&QueueEntry| queue_position(places.iter().copied(), place.token) == QueuePosition::Holder;
-    let holders: Vec<_> = places.iter().filter(holds).collect();
-    assert_eq!(holders.is_empty(), places.is_empty(), "a line has a holder");
+    let holds = |entry: &&QueueEntry| queue_position(entries.iter().copied(), entry.token) == QueuePosition::Holder;
+    let holders: Vec<_> = entries.iter().filter(holds).collect();
+    assert_eq!(holders.is_empty(), entries.is_empty(), "a queue has a holder");
     let alone = holders.len() <= 1;
-    assert!(alone || holders.iter().all(|place| place.mode == LockMode::Shared), "an exclusive holder is alone");
+    assert!(alone || holders.iter().all(|entry| entry.mode == LockMode::Shared), "an exclusive holder is alone");
 }
 
 prop_state_machine! {

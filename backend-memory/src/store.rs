@@ -2,7 +2,7 @@
 //!
 //! It behaves like etcd as far as the traits can observe it: every change has a revision, the end of a lease removes
 //! all its keys at one revision, history can be compacted, and a wiped store starts over at revision 1.
-//! [`crate::watch::hub`] shares it between clients.
+//! [`crate::watch::shared_store`] shares it between clients.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use enlist::{Instance, LeaseId, LockMode, Namespace, Revision, escape::Hidden};
+use enlist::{Expect, Instance, LeaseId, LockMode, Namespace, Revision, backend::PermitState, escape::Hidden};
 use tokio::time::Instant;
 
 /// Purpose of a key.
@@ -23,11 +23,16 @@ pub(crate) enum Kind {
     /// Marks of holders with a `lock_delay` that did not release.
     LockMark,
     ElectionMark,
+    Semaphore,
+    /// Numbers of permits of semaphores.
+    SemaphorePermits,
     /// Raw keys of users.
     Raw,
+    /// Values of configuration.
+    Config,
 }
 
-/// Keys of one service, lock or election.
+/// Keys of one service, lock, election or semaphore.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Group {
     pub(crate) kind: Kind,
@@ -41,10 +46,24 @@ pub(crate) struct Key {
     pub(crate) member: Arc<str>,
 }
 
+/// Value of a key. The text of a queue entry is the name of the contender's process, or the value of a candidate.
 #[derive(Clone, PartialEq)]
 pub(crate) enum Value {
-    Instance { instance: Arc<Instance>, owner: Option<String>, term: u64 },
-    QueueEntry { mode: LockMode, text: String },
+    Instance {
+        instance: Arc<Instance>,
+        owner: Option<String>,
+        term: u64,
+    },
+    QueueEntry {
+        mode: LockMode,
+        text: String,
+    },
+    PermitEntry {
+        permits: u32,
+        state: PermitState,
+    },
+    /// Number of permits of a semaphore.
+    Permits(u32),
     Raw(Arc<[u8]>),
 }
 
@@ -71,6 +90,10 @@ impl fmt::Debug for Value {
             Self::QueueEntry { mode, text } => {
                 f.debug_struct("QueueEntry").field("mode", mode).field("text", text).finish()
             }
+            Self::PermitEntry { permits, state } => {
+                f.debug_struct("PermitEntry").field("permits", permits).field("state", state).finish()
+            }
+            Self::Permits(permits) => f.debug_tuple("Permits").field(permits).finish(),
             Self::Raw(bytes) => f.debug_struct("Raw").field("bytes", &bytes.len()).finish(),
         }
     }
@@ -110,6 +133,24 @@ pub(crate) enum Refusal {
     Guard(Option<Record>),
     /// The lease is unknown or has ended.
     NoLease,
+}
+
+/// One write of several. Keys written in this way have no lease.
+#[derive(Clone, Debug)]
+pub(crate) struct KeyWrite {
+    pub(crate) key: Key,
+    pub(crate) expect: Expect,
+    /// The new value; `None` to delete the key.
+    pub(crate) value: Option<Value>,
+}
+
+/// Refusal of several writes, because of one of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RefusedWrite {
+    /// The first write whose condition does not hold.
+    pub(crate) index: usize,
+    /// Revision of the last change of its key; `None` if it is absent.
+    pub(crate) present: Option<Revision>,
 }
 
 #[derive(Debug)]
@@ -170,6 +211,11 @@ impl Store {
         self.records.keys().filter(matching).map(|key| Arc::clone(&key.group.name)).collect()
     }
 
+    /// Returns the namespaces that have a key of `kind`, in order.
+    pub(crate) fn namespaces(&self, kind: Kind) -> BTreeSet<Namespace> {
+        self.records.keys().filter(|key| key.group.kind == kind).map(|key| key.group.namespace.clone()).collect()
+    }
+
     /// Returns the changes after `seen`, oldest first; `None` if some of them have been compacted.
     pub(crate) fn changes_after(&self, seen: Revision) -> Option<impl Iterator<Item = &KeyChange>> {
         let from = self.history.partition_point(|change| change.revision <= seen);
@@ -222,6 +268,49 @@ impl Store {
             }
             other => Err(Refusal::Guard(other.cloned())),
         }
+    }
+
+    /// Writes all of these keys at one revision if each condition holds, else none. Returns the revision of the store
+    /// after that. It does not change if nothing was written or deleted.
+    pub(crate) fn write_together(&mut self, writes: Vec<KeyWrite>) -> Result<Revision, RefusedWrite> {
+        let modified = |write: &KeyWrite| self.records.get(&write.key).map(|record| record.modified);
+        let refused = writes.iter().position(|write| !write.expect.holds(modified(write)));
+        if let Some(index) = refused {
+            return Err(RefusedWrite { index, present: modified(&writes[index]) });
+        }
+        let changes = |write: &KeyWrite| write.value.is_some() || self.records.contains_key(&write.key);
+        if !writes.iter().any(changes) {
+            return Ok(self.revision);
+        }
+        self.revision = self.revision.next();
+        for KeyWrite { key, value, .. } in writes {
+            match (value, self.records.get(&key)) {
+                (Some(value), present) => {
+                    let created = present.map_or(self.revision, |record| record.created);
+                    let record = Record { value, created, modified: self.revision, lease: None };
+                    self.records.insert(key.clone(), record.clone());
+                    let (revision, record) = (self.revision, Some(record));
+                    self.history.push_back(KeyChange { revision, key, record, departure: None });
+                }
+                (None, Some(_)) => self.erase(&key, Some(Departure::ByHand)),
+                (None, None) => {}
+            }
+        }
+        Ok(self.revision)
+    }
+
+    /// As [`write_together`](Self::write_together), with one revision for each write.
+    pub(crate) fn write_one_by_one(&mut self, writes: Vec<KeyWrite>) -> Result<Revision, RefusedWrite> {
+        let mut revision = self.revision;
+        for (index, write) in writes.into_iter().enumerate() {
+            revision = self.write_together(vec![write]).map_err(|refused| RefusedWrite { index, ..refused })?;
+        }
+        Ok(revision)
+    }
+
+    /// Returns the changes of `key` that are in the history, the newest first.
+    pub(crate) fn changes_of<'a>(&'a self, key: &'a Key) -> impl Iterator<Item = &'a KeyChange> {
+        self.history.iter().rev().filter(move |change| change.key == *key)
     }
 
     pub(crate) fn grant(&mut self, ttl: Duration, now: Instant) -> LeaseId {
@@ -314,6 +403,58 @@ impl Store {
 mod tests {
     use super::*;
     use enlist::{Endpoint, InstanceId};
+
+    fn key(member: &str) -> Key {
+        let group = Group { kind: Kind::Config, namespace: Namespace::default(), name: "".into() };
+        Key { group, member: member.into() }
+    }
+
+    fn put(member: &str, expect: Expect) -> KeyWrite {
+        KeyWrite { key: key(member), expect, value: Some(Value::Raw(Arc::from(member.as_bytes()))) }
+    }
+
+    fn delete(member: &str, expect: Expect) -> KeyWrite {
+        KeyWrite { key: key(member), expect, value: None }
+    }
+
+    #[test]
+    fn keys_that_are_written_together_have_one_revision() {
+        let mut store = Store::default();
+        let first = store.write_together(vec![put("a", Expect::Absent), put("b", Expect::Any)]).unwrap();
+        assert_eq!(first, Revision::new(2));
+        let writes = vec![put("a", Expect::Revision(first)), delete("b", Expect::Any), put("c", Expect::Absent)];
+        let second = store.write_together(writes).unwrap();
+        let changed: Vec<_> = store.changes_after(first).unwrap().collect();
+        assert_eq!((second, changed.len()), (Revision::new(3), 3));
+        assert!(changed.iter().all(|change| change.revision == second));
+        let record = store.get(&key("a")).unwrap();
+        assert_eq!((record.created, record.modified, store.get(&key("b"))), (first, second, None));
+    }
+
+    #[test]
+    fn one_condition_that_does_not_hold_refuses_all_writes() {
+        let mut store = Store::default();
+        let first = store.write_together(vec![put("a", Expect::Any)]).unwrap();
+        for (expect, member, present) in [
+            (Expect::Absent, "a", Some(first)),
+            (Expect::Revision(first.next()), "a", Some(first)),
+            (Expect::Revision(first), "absent", None),
+        ] {
+            let refused = store.write_together(vec![put("other", Expect::Any), put(member, expect)]);
+            assert_eq!(refused, Err(RefusedWrite { index: 1, present }));
+        }
+        assert_eq!((store.revision(), store.get(&key("other"))), (first, None));
+    }
+
+    #[test]
+    fn what_changes_nothing_has_no_revision_of_its_own() {
+        let mut store = Store::default();
+        assert_eq!(store.write_together(vec![]), Ok(Revision::new(1)));
+        let writes = vec![delete("a", Expect::Any), delete("b", Expect::Revision(Revision::default()))];
+        assert_eq!(store.write_together(writes), Ok(Revision::new(1)));
+        store.write_together(vec![put("a", Expect::Any)]).unwrap();
+        assert_eq!(store.write_together(vec![put("a", Expect::Any)]), Ok(Revision::new(3)));
+    }
 
     #[test]
     fn owner_tokens_are_not_shown() {

@@ -7,7 +7,7 @@ use enlist::{
     BackoffPolicy, Endpoint, Error, Instance, InstanceId, RegisterOptions, Registration, RegistrationState, Registry,
     Resolver, ServiceRef, Start,
 };
-use enlist_memory::{Defect, MemoryClient, MemoryStore};
+use enlist_memory::{DeliberateDefect, MemoryClient, MemoryStore};
 use tokio::time::Instant;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -44,7 +44,7 @@ async fn attempts_at_a_fixed_delay_are_limited() {
     until(&a, |state| matches!(state, RegistrationState::Registered { .. })).await;
     client.cut();
     let begun = Instant::now();
-    drop(a.update(|draft| _ = draft.weight(7)));
+    drop(a.update(|update| _ = update.weight(7)));
     until(&a, |state| matches!(state, RegistrationState::Ended)).await;
     // The first attempt is made at once, four more follow.
     assert_eq!(begun.elapsed(), 40 * SECOND);
@@ -65,7 +65,7 @@ async fn unlimited_attempts_continue_at_the_fixed_delay() {
 /// The defect is a registration that does not notice a deletion by itself.
 #[tokio::test(start_paused = true)]
 async fn an_audit_is_the_observe_delay() {
-    let store = MemoryStore::with_defect(Defect::NeverReregisters);
+    let store = MemoryStore::with_defect(DeliberateDefect::NeverReregisters);
     let client = store.client();
     let a = register(&client, kitex()).await;
     until(&a, |state| matches!(state, RegistrationState::Registered { .. })).await;

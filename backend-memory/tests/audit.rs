@@ -4,11 +4,11 @@
 use std::time::Duration;
 
 use enlist::{Endpoint, Instance, InstanceId, RegisterOptions, Registry, Resolver, ServiceRef};
-use enlist_memory::{Defect, MemoryClient, MemoryStore};
+use enlist_memory::{DeliberateDefect, MemoryClient, MemoryStore};
 
 /// Registers an instance and deletes it by hand. Returns `true` if it is back after an hour.
 async fn comes_back(options: RegisterOptions) -> bool {
-    let store = MemoryStore::with_defect(Defect::NeverReregisters);
+    let store = MemoryStore::with_defect(DeliberateDefect::NeverReregisters);
     let (client, service): (MemoryClient, _) = (store.client(), ServiceRef::parse("svc").unwrap());
     let instance = Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("h:1").unwrap()]).unwrap();
     let _a = client.register(&service, instance, options).await.unwrap();

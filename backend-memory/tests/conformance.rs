@@ -2,10 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
-mod common;
+#[path = "support/harness.rs"]
+mod harness;
 
-use common::MemoryHarness;
 use enlist_memory::MemoryStore;
+use harness::MemoryHarness;
 
 enlist_testkit::conformance!(
     #[tokio::test(start_paused = true)]

@@ -52,7 +52,7 @@ async fn a_deadline_during_an_outage_names_its_cause() {
     assert_eq!(late().await.as_deref(), Some("store unavailable"));
     client.heal();
     let _holder = client.acquire(&name(), LockOptions::new()).await.unwrap();
-    assert_eq!(late().await, None, "it is in line, and waits for its turn");
+    assert_eq!(late().await, None, "it is in the queue, and waits for its turn");
 }
 
 #[tokio::test(start_paused = true)]
@@ -114,7 +114,7 @@ async fn a_deadline_in_an_outage_names_its_cause() {
     let holder = first.acquire(&name, LockOptions::new()).await.unwrap();
     let waiting = second.acquire(&name, LockOptions::new().deadline(10 * DELAY));
     let releasing = async {
-        eventually("two are in line", || async {
+        eventually("two are in the queue", || async {
             let now = store.queue_length(&name);
             if now == 2 { Ok(()) } else { Err(now) }
         })

@@ -2,16 +2,17 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
-mod common;
+#[path = "support/harness.rs"]
+mod harness;
 
 use std::{
     panic::{self, AssertUnwindSafe},
     time::Duration,
 };
 
-use common::MemoryHarness;
-use enlist_memory::{Defect, MemoryStore};
+use enlist_memory::{DeliberateDefect, MemoryStore};
 use enlist_testkit::cases::{Case, all};
+use harness::MemoryHarness;
 
 /// Failure of a case.
 #[derive(Debug)]
@@ -22,7 +23,7 @@ struct Failure {
 }
 
 /// Runs one case.
-fn run(case: &Case<MemoryHarness>, defect: Defect) -> Option<Failure> {
+fn run(case: &Case<MemoryHarness>, defect: DeliberateDefect) -> Option<Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     let harness = MemoryHarness::new(MemoryStore::with_defect(defect));
     let run = async {
@@ -63,7 +64,7 @@ fn every_defect_fails_a_case() {
     // Hundreds of failures are expected here; their messages would hide the result.
     let hook = panic::take_hook();
     panic::set_hook(Box::new(|_| {}));
-    let results: Vec<(Defect, Vec<Failure>)> = Defect::ALL
+    let results: Vec<(DeliberateDefect, Vec<Failure>)> = DeliberateDefect::ALL
         .into_iter()
         .map(|defect| (defect, all().iter().filter_map(|case| run(case, defect)).collect()))
         .collect();

@@ -17,7 +17,7 @@ use std::{
 use rustix::{
     fs::{Access, access},
     io::Errno,
-    process::{Pid, Signal as Number, kill_process_group},
+    process::{Pid, Signal as Number, kill_process, kill_process_group},
 };
 use tokio::{
     io::AsyncWriteExt,
@@ -30,7 +30,7 @@ use crate::{
     output::Failure,
     process_group::has_members,
     reaper,
-    signals::{self, Signal},
+    signals::{self, Signal, Signals},
     terminal::Job,
 };
 
@@ -118,6 +118,27 @@ impl Running {
     pub(crate) fn signal(&self, signal: Signal) {
         if let Some(number) = Number::from_named_raw(signal.0.as_raw_value()) {
             self.group.signal(number);
+        }
+    }
+
+    /// Sends a signal to the program itself. Nothing happens after [`ended`](Self::ended) has returned.
+    pub(crate) fn signal_program(&self, signal: Signal) {
+        if let Some(number) = Number::from_named_raw(signal.0.as_raw_value())
+            && self.child.id().is_some()
+        {
+            // An error means that it has ended.
+            let _ = kill_process(self.id, number);
+        }
+    }
+
+    /// Forwards signals until the program itself ends.
+    pub(crate) async fn ended_with(&mut self, signals: &mut Signals) -> io::Result<ExitStatus> {
+        loop {
+            let signal = tokio::select! {
+                status = self.ended() => return status,
+                signal = signals.next() => signal,
+            };
+            self.signal(signal);
         }
     }
 

@@ -3,13 +3,10 @@
 use std::{env, fs, path::Path};
 
 use enlist::{LockName, Namespace, ServiceName, ServiceRef};
-use enlist_etcd::{
-    Dubbo, Etcd, EtcdBuilder, EtcdConcurrency, EtcdNaming, Fireflycore, FireflycoreByLease, GoKit, GoMicro, GoZero,
-    Gobase, GobaseLock, Kitex, Kratos, Tls, endpoint_url, is_clear_text,
-};
+use enlist_etcd::{ConfigLayout, Etcd, EtcdBuilder, Tls, endpoint_url, is_clear_text, layout::LayoutOptions};
 
 use crate::{
-    args::{Global, LayoutChoice, LockLayoutChoice, Register, Token},
+    args::{Global, Register, Token},
     output::{Failure, Output, To},
 };
 
@@ -73,51 +70,21 @@ impl Global {
         if let (Some(cert), Some(key)) = (&self.cert, &self.key) {
             builder = builder.client_certificate(cert, key);
         }
-        let builder = self.with_lock_layout(self.with_layout(builder)?);
-        // The prefix of the native layout is also that of locks.
-        Ok(match (&self.prefix, self.layout) {
-            (Some(prefix), LayoutChoice::Native) => builder.prefix(prefix),
-            _ => builder,
-        })
-    }
-
-    fn with_layout(&self, builder: EtcdBuilder) -> Result<EtcdBuilder, Failure> {
-        let prefix = self.prefix.as_deref();
-        Ok(match (self.layout, prefix) {
-            (LayoutChoice::Native, _) => builder,
-            (LayoutChoice::Kitex, Some(prefix)) => builder.layout(Kitex::with_prefix(prefix)?),
-            (LayoutChoice::Kitex, None) => builder.layout(Kitex::default()),
-            (LayoutChoice::Kratos, Some(prefix)) => builder.layout(Kratos::with_namespace(prefix)?),
-            (LayoutChoice::Kratos, None) => builder.layout(Kratos::default()),
-            (LayoutChoice::GoKit, Some(prefix)) => builder.layout(GoKit::with_prefix(prefix)?),
-            (LayoutChoice::GoKit, None) => builder.layout(GoKit::default()),
-            (LayoutChoice::EtcdNaming, _) => builder.layout(match self.layout_port {
-                Some(port) => EtcdNaming::default().default_port(port),
-                None => EtcdNaming::default(),
-            }),
-            (LayoutChoice::GoMicro, _) => builder.layout(GoMicro),
-            (LayoutChoice::GoZero, _) => builder.layout(GoZero),
-            (LayoutChoice::Dubbo, _) => builder.layout(Dubbo),
-            (LayoutChoice::Gobase, _) => builder.layout(Gobase),
-            (LayoutChoice::Fireflycore, _) => builder.layout(self.fireflycore()?),
-            (LayoutChoice::FireflycoreByLease, _) => builder.layout(FireflycoreByLease::from(self.fireflycore()?)),
-        })
-    }
-
-    fn with_lock_layout(&self, builder: EtcdBuilder) -> EtcdBuilder {
-        match self.lock_layout {
-            LockLayoutChoice::Native => builder,
-            LockLayoutChoice::EtcdConcurrency => builder.lock_layout(EtcdConcurrency),
-            LockLayoutChoice::Gobase => builder.lock_layout(GobaseLock),
+        if let Some(prefix) = &self.config_prefix {
+            builder = builder.config_layout(ConfigLayout::plain(prefix));
         }
+        Ok(builder.named_layout(self.layout, &self.layout_options())?.named_lock_layout(self.lock_layout))
     }
 
-    fn fireflycore(&self) -> Result<Fireflycore, Failure> {
-        let layout = Fireflycore::new(&self.layout_env)?;
-        Ok(match self.layout_port {
-            Some(port) => layout.default_port(port),
-            None => layout,
-        })
+    fn layout_options(&self) -> LayoutOptions {
+        let mut options = LayoutOptions::new().environment(&self.layout_env);
+        if let Some(prefix) = &self.prefix {
+            options = options.prefix(prefix);
+        }
+        if let Some(port) = self.layout_port {
+            options = options.default_port(port);
+        }
+        options
     }
 
     /// Returns a client. It connects in the background.

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use enlist::{
-    Directory, Endpoint, Health, Instance, InstanceId, Moment, Policy, RegisterOptions, Registration, Registry,
+    Directory, Endpoint, Health, Instance, InstanceId, Moment, PickPolicy, RegisterOptions, Registration, Registry,
     Resolver, ServiceRef, ServiceView,
 };
 use enlist_memory::MemoryStore;
@@ -141,7 +141,7 @@ impl Stage {
 
     /// Shows the tables for the length of a scene, and picks an instance for each call meanwhile.
     async fn scene(&mut self, text: &str) -> Result<(), Failure> {
-        let mut picker = self.views[0].picker(Policy::Weighted);
+        let mut picker = self.views[0].picker(PickPolicy::Weighted);
         let begun = Moment::now();
         // The views are updated within one frame.
         tokio::time::sleep(FRAME).await;
@@ -169,7 +169,7 @@ impl Stage {
             for number in 1..=3_u16 {
                 let leaving = self.shops.remove(0);
                 // Clients see the mark and stop picking the instance before it is removed.
-                leaving.update(|draft| _ = draft.health(Health::Draining)).await?;
+                leaving.update(|update| _ = update.health(Health::Draining)).await?;
                 self.scene(&format!("rolling restart: shop-{number} drains")).await?;
                 leaving.deregister().await?;
                 let next = instance("shop", number, &version)?;

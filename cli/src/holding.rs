@@ -1,9 +1,11 @@
-//! A held lock or leadership: it is acquired, a program runs while it is held, and it is released.
+//! A held lock, leadership or permits: it is acquired, a program runs while it is held, and it is released. A job that
+//! runs once is marked before the release.
 
 use std::time::Duration;
 
 use enlist::{
-    Election, Error, Leadership, LockGuard, LockName, Loss, Moment, Released, backend::safe_validity, with_causes,
+    Begun, Election, Error, JobRecord, JobRun, Leadership, LockGuard, LockName, Loss, Moment, Once, PermitGuard,
+    Queues, Released, backend::safe_validity, with_causes,
 };
 use enlist_etcd::Etcd;
 use serde_json::json;
@@ -11,7 +13,7 @@ use serde_json::json;
 use crate::{
     args::{Reporting, Run},
     child::{Running, exit_code},
-    output::{Failure, Output, To},
+    output::{Failure, Output, To, time},
     signals::{Signals, ending},
 };
 
@@ -24,9 +26,10 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum wait for the name of the holder after an acquisition that failed.
 const HOLDER_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A lock or a leadership.
+/// A lock, permits or a leadership.
 pub(crate) enum Held {
     Lock(LockGuard),
+    Permits(PermitGuard),
     Leadership(Leadership),
 }
 
@@ -34,6 +37,7 @@ impl Held {
     fn guard(&self) -> &LockGuard {
         match self {
             Self::Lock(guard) => guard,
+            Self::Permits(permits) => permits,
             Self::Leadership(leadership) => leadership,
         }
     }
@@ -41,23 +45,28 @@ impl Held {
     async fn release(self) -> Result<Released, Error> {
         match self {
             Self::Lock(guard) => guard.release().await,
+            Self::Permits(permits) => permits.release().await,
             Self::Leadership(leadership) => leadership.resign().await,
         }
     }
 }
 
-/// Kind of what is held.
-#[derive(Clone, Copy)]
+/// Kind of what is held, or is done while it is held.
 pub(crate) enum Kind {
     Lock,
+    Semaphore,
     Election,
+    /// A job that runs once, under the lock of its name.
+    Job(Once),
 }
 
 impl Kind {
-    fn as_str(self) -> &'static str {
+    fn as_str(&self) -> &'static str {
         match self {
             Self::Lock => "lock",
+            Self::Semaphore => "semaphore",
             Self::Election => "election",
+            Self::Job(_) => "job",
         }
     }
 }
@@ -79,12 +88,26 @@ enum Outcome {
     Lost,
 }
 
+/// Beginning of a job that runs once.
+enum Start {
+    /// The program runs. A job has a run, whose end is to be marked.
+    Run(Option<JobRun>),
+    /// The job is done.
+    Skip(JobRecord),
+    /// The lock was lost.
+    Lost(Loss),
+    /// A signal came first.
+    Signal(u8),
+}
+
 /// Reason for which a contender did not acquire a lock.
 enum Obstacle {
     /// A holder, with its name.
     Holder(Option<String>),
     /// The lock delay of an earlier holder.
     Delay,
+    /// The number of permits of a semaphore without a holder, if it has one.
+    Permits(Option<u32>),
 }
 
 impl<'a> Holding<'a> {
@@ -130,6 +153,18 @@ impl<'a> Holding<'a> {
     async fn hold(&self, held: Held, signals: &mut Signals) -> Result<u8, Failure> {
         let token = held.guard().fencing_token();
         self.report_expected("acquired", &format!(" with token {token}"), json!({ "token": token.get() }));
+        let job = match self.begin(held.guard(), signals).await? {
+            Start::Run(job) => job,
+            Start::Skip(record) => {
+                self.report_already_done(&record);
+                return Ok(self.release(held, 0).await);
+            }
+            Start::Lost(loss) => {
+                self.report_loss(loss);
+                return Ok(self.reporting.lost);
+            }
+            Start::Signal(code) => return Ok(self.release(held, code).await),
+        };
         let outcome = if self.run.command.is_empty() {
             self.wait(held.guard(), signals).await
         } else {
@@ -139,10 +174,64 @@ impl<'a> Holding<'a> {
             let running = Running::start(&self.run.command, &variables, Some(limit)).await?;
             self.supervise(held.guard(), running, signals).await?
         };
-        match outcome {
-            // No process of the program is left, so another holder may start.
-            Outcome::Done(code) => Ok(self.release(held, code).await),
-            Outcome::Lost => Ok(self.reporting.lost),
+        let Outcome::Done(mut code) = outcome else { return Ok(self.reporting.lost) };
+        if let Some(job) = job {
+            code = self.finish(job, code, signals).await?;
+        }
+        // No process of the program is left, so another holder may start.
+        Ok(self.release(held, code).await)
+    }
+
+    /// Records the beginning of a job.
+    async fn begin(&self, guard: &LockGuard, signals: &mut Signals) -> Result<Start, Failure> {
+        let Kind::Job(once) = &self.kind else { return Ok(Start::Run(None)) };
+        let begun = tokio::select! {
+            begun = guard.run(once.begin(guard)) => begun,
+            signal = ending(signals) => return Ok(Start::Signal(signal)),
+        };
+        match begun {
+            Ok(Ok(Begun::Run(run))) => Ok(Start::Run(Some(run))),
+            Ok(Ok(Begun::AlreadyDone(record))) => Ok(Start::Skip(record)),
+            Ok(Err(error)) => Err(error.into()),
+            Ok(Ok(_)) => Err(Failure::new("the job has an unknown state")),
+            Err(loss) => Ok(Start::Lost(loss)),
+        }
+    }
+
+    /// Marks a job whose program ended with 0. Returns the exit status.
+    async fn finish(&self, job: JobRun, code: u8, signals: &mut Signals) -> Result<u8, Failure> {
+        if code != 0 {
+            self.report("failed", &format!(" with status {code}; it is not marked as done"), json!({ "status": code }));
+            return Ok(code);
+        }
+        let marked = tokio::select! {
+            marked = job.finish() => marked,
+            signal = ending(signals) => {
+                let text = "; its mark is not confirmed, and it may run again";
+                self.report("unconfirmed", text, json!({}));
+                return Ok(signal);
+            }
+        };
+        match marked {
+            Ok(record) => {
+                let token = record.token;
+                self.report_expected("done", &format!(" at token {token}"), json!({ "token": token.get() }));
+                Ok(code)
+            }
+            Err(Error::Conflict { revision, .. }) => {
+                let text = ": another run began meanwhile, or the job was forgotten; this run is not marked";
+                self.report("overtaken", text, json!({ "revision": revision.get() }));
+                Ok(self.reporting.lost)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    pub(crate) fn report_already_done(&self, record: &JobRecord) {
+        let token = record.token;
+        let fields = json!({ "token": token.get(), "done": record.done.map(time) });
+        if !self.reporting.quiet {
+            self.report_as("already-done", &format!("already done at token {token}"), fields);
         }
     }
 
@@ -221,6 +310,10 @@ impl<'a> Holding<'a> {
     }
 
     fn report(&self, event: &str, text: &str, fields: serde_json::Value) {
+        self.report_as(event, &format!("{event}{text}"), fields);
+    }
+
+    fn report_as(&self, event: &str, text: &str, fields: serde_json::Value) {
         // Standard output belongs to the program, if there is one.
         let to = if self.run.command.is_empty() { To::Stdout } else { To::Stderr };
         let (kind, name) = (self.kind.as_str(), self.name);
@@ -228,7 +321,7 @@ impl<'a> Holding<'a> {
         if let (Some(object), serde_json::Value::Object(fields)) = (object.as_object_mut(), fields) {
             object.extend(fields);
         }
-        self.output.tell(to, format!("enlist: {kind} {name} {event}{text}"), &object);
+        self.output.tell(to, format!("enlist: {kind} {name} {text}"), &object);
     }
 
     fn report_loss(&self, loss: Loss) {
@@ -256,6 +349,13 @@ impl<'a> Holding<'a> {
                 let cause = "a holder did not release, and its lock delay has not passed";
                 self.report_expected("not-acquired", &format!(": {cause}"), json!({ "holder": null, "cause": cause }));
             }
+            Ok(Obstacle::Permits(permits)) => {
+                let cause = match permits {
+                    Some(permits) => format!("the semaphore has {permits} permits, and nothing overtakes"),
+                    None => "the semaphore has no number of permits: set it, or use --of".to_owned(),
+                };
+                self.report_expected("not-acquired", &format!(": {cause}"), json!({ "holder": null, "cause": cause }));
+            }
             obstacle => {
                 let holder = if let Ok(Obstacle::Holder(holder)) = obstacle { holder } else { None };
                 let by = holder.as_deref().unwrap_or("another client");
@@ -266,11 +366,19 @@ impl<'a> Holding<'a> {
     }
 
     async fn obstacle(&self) -> Result<Obstacle, Error> {
-        match self.kind {
-            Kind::Lock => {
+        match &self.kind {
+            Kind::Lock | Kind::Job(_) => {
                 let queue = self.etcd.lock_queue(self.name).await?;
                 let holder = || queue.holders().first().and_then(|holder| holder.process.clone());
                 Ok(if queue.delayed { Obstacle::Delay } else { Obstacle::Holder(holder()) })
+            }
+            Kind::Semaphore => {
+                let queue = self.etcd.semaphore_queue(self.name).await?;
+                let first = queue.holders().next();
+                Ok(match first {
+                    Some(holder) => Obstacle::Holder(holder.process.clone()),
+                    None => Obstacle::Permits(queue.permits),
+                })
             }
             Kind::Election => Ok(Obstacle::Holder(self.etcd.leader(self.name).await?.map(|leader| leader.value))),
         }

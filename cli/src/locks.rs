@@ -1,6 +1,7 @@
-//! `enlist lock` and `enlist elect`.
+//! `enlist lock`, for locks and permits, and `enlist elect`.
 
-use enlist::{Election, LockMode, LockOptions};
+use enlist::{Election, LockMode, LockName, LockOptions, Semaphore, SemaphoreOptions};
+use enlist_etcd::Etcd;
 
 use crate::{
     args::{Elect, Global, Lock},
@@ -13,6 +14,9 @@ pub(crate) async fn lock(global: &Global, lock: Lock, output: Output) -> Result<
     use enlist::Lock as _;
     let (etcd, name) = (global.client()?, global.lock(&lock.name)?);
     child::check(&lock.run.command)?;
+    if let Some(permits) = lock.permits {
+        return self::permits(&etcd, &name, &lock, permits, output).await;
+    }
     let mut options = LockOptions::new().ttl(lock.ttl).lock_delay(lock.delay);
     if lock.shared {
         options.mode = LockMode::Shared;
@@ -26,6 +30,21 @@ pub(crate) async fn lock(global: &Global, lock: Lock, output: Output) -> Result<
         }
     };
     let holding = Holding::new(&etcd, &name, Kind::Lock, lock.ttl, &lock.run, lock.reporting, output);
+    holding.run(acquiring).await
+}
+
+async fn permits(etcd: &Etcd, name: &LockName, lock: &Lock, permits: u32, output: Output) -> Result<u8, Failure> {
+    let mut options = SemaphoreOptions::new().ttl(lock.ttl).permits(permits);
+    options.permits_if_unset = lock.of;
+    (options.deadline, options.renewal_interval) = (lock.wait, lock.renewals.interval);
+    let acquiring = async {
+        if lock.attempt {
+            Ok(etcd.try_acquire_permits(name, options).await?.map(Held::Permits))
+        } else {
+            etcd.acquire_permits(name, options).await.map(|guard| Some(Held::Permits(guard)))
+        }
+    };
+    let holding = Holding::new(etcd, name, Kind::Semaphore, lock.ttl, &lock.run, lock.reporting, output);
     holding.run(acquiring).await
 }
 

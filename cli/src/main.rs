@@ -3,14 +3,19 @@
 // These macros panic if the reader has closed the stream.
 #![warn(clippy::print_stderr, clippy::print_stdout)]
 
+#[cfg(feature = "agent")]
+mod agent;
 mod args;
 mod child;
+mod config;
 mod connect;
 mod demo;
 mod doctor;
 mod exit;
+mod freshness;
 mod holding;
 mod instances;
+mod jobs;
 mod leaders;
 mod locks;
 mod output;
@@ -18,6 +23,7 @@ mod process_group;
 mod queues;
 mod reaper;
 mod register;
+mod semaphores;
 mod signals;
 mod table;
 mod terminal;
@@ -43,7 +49,7 @@ fn main() -> ExitCode {
             clap_complete::generate(shell, &mut Cli::command(), "enlist", &mut text);
             print(&text)
         }
-        Command::Man { command } => man(command.as_deref()),
+        Command::Man { command } => man(&command),
         command => {
             // Before any thread is started, because threads inherit the mask.
             if command.runs_a_command()
@@ -77,11 +83,19 @@ async fn run(global: &args::Global, command: Command, output: Output) -> Result<
         Command::Remove(remove) if remove.force => instances::evict(global, &remove, output).await,
         Command::Remove(remove) => instances::remove(global, &remove, output).await,
         Command::Lock(lock) => locks::lock(global, lock, output).await,
+        Command::Once(job) => jobs::run(global, job, output).await,
+        Command::Jobs { name } => jobs::jobs(global, name.as_deref(), output).await,
+        Command::Forget(forget) => jobs::forget(global, &forget, output).await,
         Command::Locks { name } => queues::locks(global, name.as_deref(), output).await,
+        Command::Semaphores(asked) => semaphores::semaphores(global, &asked, output).await,
         Command::Elect(elect) => locks::elect(global, elect, output).await,
+        Command::Elections { name } => queues::elections(global, name.as_deref(), output).await,
         Command::Leader { name } => leaders::leader(global, &name, output).await,
         Command::Observe { name } => leaders::observe(global, &name, output).await,
+        Command::Config(command) => config::run(global, command, output).await,
         Command::Doctor => doctor::run(global, output).await,
+        #[cfg(feature = "agent")]
+        Command::Agent(options) => agent::run(global, &options, output).await,
         Command::Demo(demo) => demo::run(&demo, output).await,
         // Handled without a runtime.
         Command::Completions { .. } | Command::Man { .. } => Ok(0),
@@ -89,16 +103,15 @@ async fn run(global: &args::Global, command: Command, output: Output) -> Result<
 }
 
 /// Prints the man page of the command, or of one of its subcommands.
-fn man(of: Option<&str>) -> Result<u8, Failure> {
-    let mut root = Cli::command();
-    root.build();
-    let page = match of {
-        None => root,
-        Some(name) => {
-            let found = root.find_subcommand(name).cloned();
-            found.ok_or_else(|| Failure::usage(format!("there is no command `{name}`; `enlist --help` lists them")))?
-        }
-    };
+fn man(of: &[String]) -> Result<u8, Failure> {
+    let mut page = Cli::command();
+    page.build();
+    for name in of {
+        let found = page.find_subcommand(name).cloned();
+        page = found.ok_or_else(|| {
+            Failure::usage(format!("there is no command `{}`; `enlist --help` lists them", of.join(" ")))
+        })?;
+    }
     let mut text = Vec::new();
     clap_mangen::Man::new(page).render(&mut text)?;
     print(&text)

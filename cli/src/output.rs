@@ -7,6 +7,7 @@ use std::{
     fmt::Display,
     io::{self, IsTerminal, Write},
     process::ExitCode,
+    time::SystemTime,
 };
 
 use enlist::{
@@ -66,6 +67,11 @@ impl<T: Display> From<T> for Text {
 impl Output {
     pub(crate) fn new(format: Format, color: Color) -> Self {
         Self { json: format == Format::Json, color }
+    }
+
+    /// Returns the same output as JSON.
+    pub(crate) fn as_json(self) -> Self {
+        Self { json: true, ..self }
     }
 
     /// Returns `true` if the output can be redrawn in place.
@@ -142,6 +148,16 @@ fn one_object(object: &impl Serialize) -> serde_json::Result<String> {
 pub(crate) fn columns() -> Option<usize> {
     let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
     Some(usize::from(size.ws_col)).filter(|columns| *columns > 0)
+}
+
+/// Returns a time as text in UTC; `-` for one after the year 9999.
+pub(crate) fn time(time: SystemTime) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::new();
+    match write!(text, "{}", humantime::format_rfc3339_millis(time)) {
+        Ok(()) => text,
+        Err(_) => "-".to_owned(),
+    }
 }
 
 /// Reason for which a command failed.
@@ -280,6 +296,13 @@ pub(crate) fn health(health: Health) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_time_of_any_store_is_shown() {
+        let at = |millis| time(SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(millis));
+        assert_eq!(at(1_795_000_000_123), "2026-11-18T11:06:40.123Z");
+        assert_eq!(at(u64::MAX / 4), "-");
+    }
 
     #[test]
     fn json_escapes_unprintable_characters_without_changing_the_value() {

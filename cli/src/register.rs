@@ -203,7 +203,7 @@ impl KeptRegistration {
                     let mut leaving = std::pin::pin!(leaving);
                     let deregistered = tokio::time::timeout(drain + DEREGISTER_TIMEOUT, &mut leaving).await.is_ok();
                     running.signal(signal);
-                    let ended = forward_signals(&mut running, signals);
+                    let ended = running.ended_with(signals);
                     if deregistered { ended.await? } else { tokio::join!(ended, leaving).0? }
                 };
                 let code = exit_code(status);
@@ -288,22 +288,11 @@ async fn ended(running: Option<&mut Running>) -> std::io::Result<std::process::E
     }
 }
 
-/// Forwards signals until the program ends.
-async fn forward_signals(running: &mut Running, signals: &mut Signals) -> std::io::Result<std::process::ExitStatus> {
-    loop {
-        let signal = tokio::select! {
-            status = running.ended() => return status,
-            signal = signals.next() => signal,
-        };
-        running.signal(signal);
-    }
-}
-
 /// Marks the instance as draining for `drain`, and removes it.
 async fn leave(registration: Registration, reporter: &Reporter, drain: Duration) {
     if !drain.is_zero() {
-        let marked = registration.update(|draft| {
-            draft.health(Health::Draining);
+        let marked = registration.update(|update| {
+            update.health(Health::Draining);
         });
         // A layout without health, or an etcd that does not answer, does not prevent the removal.
         let marking = async {

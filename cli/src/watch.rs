@@ -10,6 +10,7 @@ use serde_json::json;
 
 use crate::{
     args::Global,
+    freshness::PrintedFreshness,
     output::{Failure, InstanceObject, Output, Paint, Text, To, endpoints, health},
     signals::Signals,
     table::{self, Live},
@@ -72,7 +73,7 @@ pub(crate) async fn watch(global: &Global, service: &str, output: Output) -> Res
     let mut absence = std::pin::pin!(report_absence(&*resolver, &service, output));
     let mut following = Following { changes: view.changes(), view, last: None };
     let mut live = output.is_live().then(Live::default);
-    let mut lines = Lines { service: service.to_string(), last: None, is_live: true, output };
+    let mut lines = Lines { service: service.to_string(), last: None, freshness: PrintedFreshness::default(), output };
     loop {
         let seen = tokio::select! {
             seen = following.next() => seen?,
@@ -116,7 +117,7 @@ struct Lines {
     service: String,
     /// Snapshot after the lines so far.
     last: Option<Snapshot>,
-    is_live: bool,
+    freshness: PrintedFreshness,
     output: Output,
 }
 
@@ -166,22 +167,8 @@ impl Lines {
 
     /// Prints a line if the freshness has changed.
     fn freshness(&mut self, freshness: &Freshness) -> Result<(), Failure> {
-        let live = freshness.is_live();
-        if std::mem::replace(&mut self.is_live, live) == live {
-            return Ok(());
-        }
-        let age = freshness.age().as_secs_f64();
-        let cause = match freshness {
-            Freshness::Stale { cause, .. } => Some(with_causes(cause).to_string()),
-            _ => None,
-        };
-        let text = match &cause {
-            Some(cause) => format!("! not up to date: {cause}"),
-            None => "! up to date again".to_owned(),
-        };
-        let object = json!({
-            "event": "freshness", "service": self.service, "live": live, "age_seconds": age, "cause": cause,
-        });
+        let Some((text, mut object)) = self.freshness.change(freshness) else { return Ok(()) };
+        object["service"] = self.service.as_str().into();
         Ok(self.output.line(To::Stdout, text, &object)?)
     }
 }

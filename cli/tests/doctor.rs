@@ -11,11 +11,11 @@ use enlist_testkit::{EtcdCluster, EtcdServer, Provider, ServerOptions, eventuall
 use http_body_util::{Either, Empty};
 use hyper::{Request, Response, body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use support::{Done, enlist, raw, run, server};
+use support::{Done, certificate, enlist, raw, run, server};
 use tokio::net::{TcpListener, TcpStream};
 
 /// Address without a listener.
-const NOBODY: &str = "http://127.0.0.1:1";
+const DEAD_ENDPOINT: &str = "http://127.0.0.1:1";
 
 async fn doctor(server: &EtcdServer, arguments: &[&str]) -> Done {
     run(enlist(server, ["doctor"].iter().chain(arguments))).await
@@ -31,12 +31,12 @@ fn line<'a>(done: &'a Done, check: &str) -> &'a str {
 #[tokio::test]
 async fn a_dead_member_is_named() {
     let server = server().await;
-    for endpoints in [[NOBODY, &server.url()], [&server.url(), NOBODY]] {
+    for endpoints in [[DEAD_ENDPOINT, &server.url()], [&server.url(), DEAD_ENDPOINT]] {
         let done = doctor(&server, &["--endpoints", &endpoints.join(",")]).await;
         assert_eq!(done.code, Some(1), "{done:#?}");
         let failed: Vec<_> = done.stdout.lines().filter(|line| line.starts_with("failed")).collect();
         assert_eq!(failed.len(), 1, "{done:#?}");
-        assert!(failed[0].contains(&format!("endpoint: {NOBODY}: Connection refused")), "{done:#?}");
+        assert!(failed[0].contains(&format!("endpoint: {DEAD_ENDPOINT}: Connection refused")), "{done:#?}");
         assert!(done.stdout.contains(&format!("ok       endpoint: {} answers", server.url())), "{done:#?}");
         assert!(line(&done, "latency").starts_with("ok") && !done.stdout.contains("skipped"), "{done:#?}");
     }
@@ -68,15 +68,6 @@ async fn a_member_without_a_leader_is_named() {
         let rest = if endpoints.len() > 1 { "ok" } else { "skipped" };
         assert!(line(&done, "latency").starts_with(rest), "{done:#?}");
     }
-}
-
-/// Creates a self-signed certificate for localhost, and its key.
-fn certificate(directory: &std::path::Path) -> [String; 2] {
-    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    let files = ["cert.pem", "key.pem"].map(|name| directory.join(name).display().to_string());
-    std::fs::write(&files[0], made.cert.pem()).unwrap();
-    std::fs::write(&files[1], made.signing_key.serialize_pem()).unwrap();
-    files
 }
 
 #[tokio::test]
@@ -111,7 +102,7 @@ async fn the_cause_of_a_broken_connection_is_named() {
     let done = doctor(&server, &good).await;
     assert!(line(&done, "endpoint").starts_with("ok"), "{done:#?}");
     for (arguments, cause, advice) in [
-        (vec![NOBODY], "Connection refused", "start etcd there"),
+        (vec![DEAD_ENDPOINT], "Connection refused", "start etcd there"),
         (vec!["http://no-such-host.invalid:2379"], "lookup address", "correct --endpoints"),
         (vec![tls_at_plain.as_str()], "no TLS is spoken there", "use http://"),
         (vec![&plain_at_tls], "TLS is spoken there", "use https://"),
@@ -126,6 +117,43 @@ async fn the_cause_of_a_broken_connection_is_named() {
         assert!(line.starts_with("failed") && line.contains(cause) && line.contains(advice), "{arguments:?}: {line}");
         assert!(done.stdout.contains("skipped  latency: no endpoint answers"), "{done:#?}");
     }
+}
+
+/// Starts a member without TLS that resets a connection on which a TLS handshake begins. etcd does so at times; else it
+/// closes the connection in order.
+async fn resetting_handshakes(member: SocketAddr) -> (String, TaskOwner) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap());
+    let tasks = TaskOwner::new();
+    let stop = tasks.stop_signal();
+    let accepting = async move {
+        let mut connections = tokio::task::JoinSet::new();
+        while let Ok((mut stream, _)) = listener.accept().await {
+            connections.spawn(async move {
+                let mut first = [0];
+                // Closing a connection with unread bytes resets it. 22 is the type of a handshake record.
+                if stream.peek(&mut first).await.is_ok_and(|read| read == 1) && first != [22] {
+                    let mut upstream = TcpStream::connect(member).await.unwrap();
+                    let _ = tokio::io::copy_bidirectional(&mut stream, &mut upstream).await;
+                }
+            });
+        }
+    };
+    tasks
+        .spawn("member", async move {
+            let _ = stop.run_until_cancelled_owned(accepting).await;
+        })
+        .unwrap();
+    (url, tasks)
+}
+
+#[tokio::test]
+async fn a_reset_handshake_means_no_tls_is_spoken() {
+    let server = EtcdServer::start_with(Provider::Process, ServerOptions::new()).await;
+    let (url, _member) = resetting_handshakes(server.address()).await;
+    let done = doctor(&server, &["--endpoints", &url]).await;
+    let line = line(&done, "endpoint");
+    assert!(line.contains("no TLS is spoken there") && line.contains("use http://"), "{line}");
 }
 
 /// Starts a member that reports its status to root only, like 3.5.28 to 3.5.31 and 3.6.9 to 3.6.11. It forwards all

@@ -68,7 +68,7 @@ fn family(file: &Path) -> String {
 }
 
 #[tokio::test]
-async fn register_survives_everything_and_leaves_at_once() {
+async fn register_survives_every_fault() {
     let mut server = server().await;
     let mut running = Running::start(register(&server, &[]));
     running.says("registered").await;
@@ -94,7 +94,7 @@ async fn register_survives_everything_and_leaves_at_once() {
 }
 
 #[tokio::test]
-async fn register_ends_with_its_program_and_forwards_signals() {
+async fn register_ends_with_its_program() {
     let server = server().await;
     let script = ["--", "sh", "-c", "echo \"id $ENLIST_INSTANCE_ID\"; exit 7"];
     let done = run(register(&server, &script)).await;

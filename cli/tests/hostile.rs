@@ -57,9 +57,9 @@ async fn every_field_of_every_command_is_shown_escaped() {
     let mut holding = Running::start(enlist(&server, ["lock", NAME]));
     holding.says("acquired").await;
 
-    let place = serde_json::json!({ "v": 1, "mode": "exclusive", "holder": VALUE }).to_string();
+    let entry = serde_json::json!({ "v": 1, "mode": "exclusive", "holder": VALUE }).to_string();
     let key = "enlist/locks/default/other/0000000000000001-0000000000000001";
-    raw(&server).await.put(key, place, None).await.unwrap();
+    raw(&server).await.put(key, entry, None).await.unwrap();
 
     let resolved = printable(&server, &["resolve", NAME]).await;
     let instance: serde_json::Value = serde_json::from_str(resolved.stdout.lines().next().unwrap()).unwrap();
@@ -83,6 +83,8 @@ async fn every_field_of_every_command_is_shown_escaped() {
     assert_eq!(serde_json::from_str::<serde_json::Value>(&tried.stdout).unwrap()["holder"], VALUE);
     printable(&server, &["elect", NAME, VALUE, "--wait", "100ms"]).await;
     printable(&server, &["doctor", "--namespace", NAME]).await;
+    let elections = printable(&server, &["elections"]).await;
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&elections.stdout).unwrap()["leader"], VALUE);
     let leader = printable(&server, &["leader", NAME]).await;
     let leader: serde_json::Value = serde_json::from_str(&leader.stdout).unwrap();
     assert_eq!(leader["leader"], VALUE);
@@ -108,4 +110,37 @@ async fn every_field_of_every_command_is_shown_escaped() {
         let rest = running.says_all("re").await;
         assert_printable("at the end", &Done { code: None, stdout: rest, stderr: String::new() });
     }
+}
+
+#[tokio::test]
+async fn configuration_is_shown_escaped() {
+    let server = server().await;
+    let lines = format!("first\n{VALUE}");
+    for value in ["first", &lines] {
+        printable(&server, &["config", "set", NAME, value]).await;
+    }
+    for arguments in [
+        &["config", "list", "--values"][..],
+        &["config", "history", NAME, "--values"],
+        &["config", "diff", NAME, "--from", "2"],
+        &["config", "set", NAME, VALUE, "--create"],
+        &["config", "delete", "\u{200b}"],
+    ] {
+        printable(&server, arguments).await;
+    }
+    let json = run(enlist(&server, ["config", "get", NAME, "--output", "json"])).await;
+    assert_printable("a value as JSON", &json);
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&json.stdout).unwrap()["value"], lines);
+    // Not on a terminal, the bytes are those of the value.
+    assert_eq!(run(enlist(&server, ["config", "get", NAME])).await.stdout, lines);
+    let mut watching = Running::start(enlist(&server, ["config", "watch", "--values"]));
+    let seen = watching.says_all("= 1 values").await;
+    assert_printable("a watch", &Done { code: None, stdout: seen, stderr: String::new() });
+    // On a terminal they are escaped, except for the ends of lines.
+    let mut shell = Shell::start(&server).await;
+    shell.types(&format!("$E config get {NAME}; echo do''ne\n"));
+    let shown = shell.shows("done").await;
+    assert!(shown.starts_with("first\r\nv\\u{1b}]0;title"), "{shown:?}");
+    let hidden = |c: char| !['\r', '\n'].contains(&c) && enlist::escape::is_unprintable(c);
+    assert!(!shown.contains(hidden), "{shown:?}");
 }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use support::{Running, bare, enlist, raw, run, server};
 
 #[tokio::test]
-async fn holders_are_named_and_waiting_contenders_counted() {
+async fn locks_are_shown_with_their_queues() {
     let server = server().await;
     let none = run(enlist(&server, ["locks"])).await;
     assert_eq!((none.code, none.stdout.as_str()), (Some(0), ""), "{none:?}");
@@ -83,6 +83,53 @@ async fn holders_are_named_and_waiting_contenders_counted() {
     assert!(refused.code == Some(1) && refused.stderr.contains("elections in the layout gobase"), "{refused:?}");
 }
 
+#[tokio::test]
+async fn leaders_are_named_and_waiting_candidates_counted() {
+    let server = server().await;
+    let none = run(enlist(&server, ["elections"])).await;
+    assert_eq!((none.code, none.stdout.as_str()), (Some(0), ""), "{none:?}");
+    let empty = run(enlist(&server, ["elections", "office"])).await;
+    assert_eq!((empty.code, empty.stdout.as_str()), (Some(1), ""), "{empty:?}");
+    assert!(empty.stderr.contains("default/office has no candidates"), "{empty:?}");
+    let empty = run(enlist(&server, ["elections", "office", "--output", "json"])).await;
+    assert_eq!((empty.code, empty.stderr.as_str()), (Some(1), ""), "{empty:?}");
+    let object = json!({
+        "election": "default/office", "leader": null, "token": null, "modified": null, "waiting": 0, "delayed": false,
+    });
+    assert_eq!(serde_json::from_str::<Value>(&empty.stdout).unwrap(), object);
+
+    let mut leader = Running::start(enlist(&server, ["elect", "office", "10.0.0.1:9"]));
+    leader.says("acquired").await;
+    let _waiting = Running::start(enlist(&server, ["elect", "office", "10.0.0.2:9"]));
+    let mut other = Running::start(enlist(&server, ["elect", "a/b %", "v"]));
+    other.says("acquired").await;
+    let listed = eventually("one waits", || async {
+        let done = run(enlist(&server, ["elections", "--output", "json"])).await;
+        let all: Vec<Value> = done.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        if all.iter().any(|election| election["waiting"] == 1) { Ok(all) } else { Err(all) }
+    })
+    .await;
+    assert_eq!(listed.len(), 2, "{listed:?}");
+    assert_eq!((&listed[0]["election"], &listed[0]["waiting"]), (&json!("default/a/b %"), &json!(0)));
+    assert_eq!((&listed[1]["leader"], &listed[1]["delayed"]), (&json!("10.0.0.1:9"), &json!(false)));
+    assert!(listed[1]["token"].as_u64().unwrap() > 0 && listed[1]["modified"] == listed[1]["token"], "{listed:?}");
+    let text = run(enlist(&server, ["elections", "office"])).await;
+    let rows: Vec<Vec<_>> = text.stdout.lines().map(|line| line.split_whitespace().collect()).collect();
+    let token = listed[1]["token"].to_string();
+    assert_eq!(
+        rows,
+        [vec!["ELECTION", "LEADER", "TOKEN", "WAITING"], vec!["default/office", "10.0.0.1:9", &token, "1"]]
+    );
+    assert_eq!((text.code, text.stderr.as_str()), (Some(0), ""), "{text:?}");
+    // Neither of the other layouts has a list, and that of gobase has no elections.
+    for layout in ["etcd-concurrency", "gobase"] {
+        let all = run(enlist(&server, ["elections", "--lock-layout", layout])).await;
+        assert!(all.code == Some(1) && all.stderr.contains("not supported"), "{all:?}");
+    }
+    let theirs = run(enlist(&server, ["elections", "office", "--lock-layout", "gobase"])).await;
+    assert!(theirs.code == Some(1) && theirs.stderr.contains("elections in the layout gobase"), "{theirs:?}");
+}
+
 /// A contender that waits for the `lock_delay` of another holder holds nothing yet.
 #[tokio::test]
 async fn nobody_holds_a_lock_during_its_delay() {
@@ -101,7 +148,7 @@ async fn nobody_holds_a_lock_during_its_delay() {
     })
     .await;
     holder.signal("-KILL");
-    let delayed = eventually("the delay is told", || async {
+    let delayed = eventually("the delay is reported", || async {
         let lock = asked().await;
         if lock["delayed"] == true { Ok(lock) } else { Err(lock) }
     })
@@ -190,7 +237,7 @@ async fn an_outage_is_not_reported_as_held() {
         let away = ["--endpoints", "http://127.0.0.1:1", "--wait", "300ms", "--quiet", "--", "true"];
         let done = run(enlist(&server, command.iter().copied().chain(away))).await;
         assert_eq!((done.code, done.stdout.as_str()), (Some(123), ""), "{done:?}");
-        let said = format!("enlist: {kind} default/l not-acquired: etcd does not answer: store unavailable");
-        assert!(done.stderr.starts_with(&said), "{done:?}");
+        let message = format!("enlist: {kind} default/l not-acquired: etcd does not answer: store unavailable");
+        assert!(done.stderr.starts_with(&message), "{done:?}");
     }
 }

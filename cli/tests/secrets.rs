@@ -20,8 +20,8 @@ async fn commands_and_reapers_get_no_secret() {
         command.env("ENLIST_PASSWORD", SECRET).env("ENLIST_OWNER", SECRET).env("KEPT", "yes");
         let done = run(command).await;
         assert!(done.code == Some(0) && done.stdout.contains("KEPT=yes"), "{done:?}");
-        let told: Vec<_> = done.stdout.lines().filter(|line| line.contains(SECRET)).collect();
-        assert_eq!(told, Vec::<&str>::new(), "{arguments:?}");
+        let lines: Vec<_> = done.stdout.lines().filter(|line| line.contains(SECRET)).collect();
+        assert_eq!(lines, Vec::<&str>::new(), "{arguments:?}");
     }
 }
 

@@ -32,9 +32,16 @@ fn numbers(file: &Path) -> Vec<u64> {
     fs::read_to_string(file).unwrap_or_default().lines().filter_map(|line| line.parse().ok()).collect()
 }
 
+/// Revocations of leases during a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Revocations {
+    None,
+    AtRandom,
+}
+
 /// Runs programs concurrently for a while. Now and then a holder is frozen for up to three TTLs, or a lease is revoked.
 /// Returns the number of programs, and the length of each overlap in milliseconds.
-async fn soak(revokes: bool, seed: u64) -> (usize, Vec<u64>) {
+async fn soak(revocations: Revocations, seed: u64) -> (usize, Vec<u64>) {
     const TTL: Duration = Duration::from_secs(2);
     println!("repeat with ENLIST_SEED={seed}");
     let mut random = fastrand::Rng::with_seed(seed);
@@ -52,7 +59,7 @@ async fn soak(revokes: bool, seed: u64) -> (usize, Vec<u64>) {
                 *holder = Some(Running::start(command));
             }
         }
-        if revokes {
+        if revocations == Revocations::AtRandom {
             let mut raw = raw(&server).await;
             let leases = raw.leases().await.unwrap().leases().to_vec();
             if !leases.is_empty() {
@@ -83,7 +90,7 @@ fn seed() -> u64 {
 
 #[tokio::test]
 async fn frozen_holders_never_let_two_programs_overlap() {
-    let (runs, overlaps) = soak(false, seed()).await;
+    let (runs, overlaps) = soak(Revocations::None, seed()).await;
     println!("{runs} commands ran, overlaps {overlaps:?}");
     assert!(runs >= 5, "{runs}");
     assert!(overlaps.is_empty(), "{overlaps:?} ms");
@@ -91,7 +98,7 @@ async fn frozen_holders_never_let_two_programs_overlap() {
 
 #[tokio::test]
 async fn the_overlap_after_a_revocation_is_bounded() {
-    let (runs, overlaps) = soak(true, seed()).await;
+    let (runs, overlaps) = soak(Revocations::AtRandom, seed()).await;
     println!("{runs} commands ran, {} overlaps, at most {:?} ms", overlaps.len(), overlaps.iter().max());
     assert!(runs >= 5, "{runs}");
     // A second until the loss is noticed, half a second of grace, and a tolerance for a busy machine.

@@ -83,8 +83,8 @@ async fn a_refusal_is_reported_once() {
     let mut first = Running::start(enlist(&server, ["register", "svc", "10.0.0.1:80", "--id", "a"]));
     first.says("registered").await;
     let second = run(enlist(&server, ["register", "svc", "10.0.0.1:80", "--id", "a", "--ttl", "2s"])).await;
-    let told = (second.stdout + &second.stderr).matches("already registered").count();
-    assert_eq!((second.code, told), (Some(1), 1), "{}", second.stderr);
+    let count = (second.stdout + &second.stderr).matches("already registered").count();
+    assert_eq!((second.code, count), (Some(1), 1), "{}", second.stderr);
 }
 
 /// A service above the limits is not read, and one that exceeds them while it is watched keeps its last view.
@@ -208,8 +208,8 @@ async fn a_watch_reports_an_outage_at_its_start() {
     let mut server = server().await;
     server.kill().await;
     let mut watching = Running::start(enlist(&server, ["watch", "svc"]));
-    let said = watching.warns("default/svc").await;
-    assert!(said.contains("not known yet: store unavailable"), "{said}");
+    let warning = watching.warns("default/svc").await;
+    assert!(warning.contains("not known yet: store unavailable"), "{warning}");
     server.restart().await;
     watching.says("= 0 instances").await;
 }

@@ -8,12 +8,17 @@
 //! | publish an instance, and change it from other tasks | [`Registry::register`], [`Registration`], [`InstanceHandle`] |
 //! | let instances end together | [`Registry::grant_lease`], [`Lease`] |
 //! | find instances once, or watch them | [`Resolver`], [`Watcher`] |
+//! | read, watch and write configuration | [`Config`], [`ConfigWatcher`], [`ConfigWrite`] |
+//! | list services and namespaces, or watch the list of services | [`Resolver::watch_services`], [`ServiceList`] |
 //! | store and watch raw keys and values | [`RawValues`], [`RawWatcher`] |
 //! | read and pick from a shared view | [`Directory`], [`ServiceView`], [`Picker`] |
 //! | call instances over clients of your own | [`Pool`] |
 //! | exclude others | [`Lock::acquire`], [`LockGuard`] |
 //! | refuse former holders of a lock at the resource | [`LockGuard::fencing_token`], [`Fence`] |
+//! | bound the number of users of a resource | [`Semaphore::acquire_permits`], [`PermitGuard`] |
+//! | run a job once, whatever crashes | [`Once::run`], [`JobRecord`] |
 //! | elect one leader | [`Candidate`], [`Election::campaign`], [`Leadership`] |
+//! | show the holders and the waiting contenders of locks and elections | [`Queues`] |
 //! | move a fleet from one registry to another | [`Migration`] |
 //! | start and stop a server in order | [`Graceful`] |
 //! | read counters | [`Counters`], [`telemetry`]; with the feature `metrics` they go to the facade of that name |
@@ -24,7 +29,7 @@
 //! # Example
 //!
 //! ```
-//! use enlist::{Directory, Endpoint, Instance, InstanceId, Policy, RegisterOptions, Registry, ServiceRef};
+//! use enlist::{Directory, Endpoint, Instance, InstanceId, PickPolicy, RegisterOptions, Registry, ServiceRef};
 //! use enlist_memory::MemoryStore;
 //! use std::sync::Arc;
 //!
@@ -38,7 +43,7 @@
 //!
 //! let view = Directory::new(Arc::new(store.client())).view(&service);
 //! view.ready().await?;
-//! let mut picker = view.picker(Policy::Weighted);
+//! let mut picker = view.picker(PickPolicy::Weighted);
 //! println!("calling {}", picker.pick()?.instance().endpoints()[0]);
 //!
 //! registration.deregister().await?;
@@ -48,6 +53,7 @@
 
 pub mod backend;
 mod balancing;
+mod config;
 mod discovery;
 mod error;
 mod lock;
@@ -66,7 +72,7 @@ pub use self::{
         ejection::Ejection,
         filter::Filter,
         picker::Picker,
-        policy::Policy,
+        policy::PickPolicy,
         pool::{
             Pool,
             error::{FailedAttempt, PoolError},
@@ -74,10 +80,18 @@ pub use self::{
             retry::Retry,
         },
     },
+    config::{
+        limit::{MAX_CONFIG_BYTES, MAX_CONFIG_WRITES},
+        path::{ConfigPath, ConfigScope, MAX_CONFIG_PATH_BYTES},
+        snapshot::{ConfigEntry, ConfigEvent, ConfigSnapshot, ConfigVersion},
+        store::{Config, ConfigChange, ConfigWatcher},
+        write::{ConfigWrite, Expect},
+    },
     discovery::{
         directory::Directory,
         freshness::{Freshness, Proof},
         resolver::{Change, Resolver, Watcher},
+        service_list::{ServiceList, ServicesChange, ServicesWatcher},
         service_view::ServiceView,
         snapshot::{Event, Snapshot},
         view_changes::ViewChanges,
@@ -89,9 +103,14 @@ pub use self::{
         election::{Election, Leader, LeaderChange, LeaderWatcher, Leadership},
         fence::{Fence, StaleToken},
         guard::LockGuard,
+        job_record::JobRecord,
         lock::Lock,
         loss::{Loss, Released},
+        once::{Begun, Forgotten, JobRun, Once, OnceOutcome},
         options::{LockMode, LockOptions},
+        queues::{ElectionQueue, LockQueue, QueuedCandidate, QueuedContender, Queues},
+        semaphore::{PermitGuard, Semaphore},
+        semaphore_options::SemaphoreOptions,
     },
     migration::{Migration, side::Side},
     model::{

@@ -22,6 +22,8 @@
 //! | `enlist_view_age_seconds` | gauge, by `service` | time since the view was last proven right |
 //! | `enlist_lock_wait_seconds` | histogram | from requesting a lock to holding it |
 //! | `enlist_lock_losses_total` | counter | locks that were lost before they were released |
+//! | `enlist_config_updates_total` | counter | values of configuration that a typed view took over |
+//! | `enlist_config_rejections_total` | counter | states of the store that a typed view rejected |
 //!
 //! The recorder runs on a separate thread behind a queue of 4,096 samples. A slow recorder loses samples
 //! ([`dropped_samples`]), and a panic loses its sample. Neither delays a caller.

@@ -11,7 +11,7 @@ use std::{
 use async_trait::async_trait;
 use enlist::{
     Change, Directory, DirectoryOptions, Endpoint, Entry, Epoch, Error, Event, Health, Instance, InstanceId, Moment,
-    Namespace, PickError, Picker, Policy, Presence, RegisterOptions, Registration, Registry, Resolver, Revision,
+    Namespace, PickError, PickPolicy, Picker, Presence, RegisterOptions, Registration, Registry, Resolver, Revision,
     ServiceName, ServiceRef, ServiceView, Snapshot, Watcher,
     backend::{LONGEST, Publisher, ServiceWatcher, SnapshotBuilder},
 };
@@ -66,23 +66,24 @@ async fn until_candidates(picker: &mut Picker, count: usize) {
 /// A resolver without a task: its watches show the snapshots published here. The next `panics` of them panic.
 #[derive(Debug, Default)]
 struct Published {
-    feed: Publisher<Snapshot>,
+    publisher: Publisher<Snapshot>,
     panics: Arc<AtomicU32>,
 }
 
 impl Published {
     fn publish(&self, ids: &[&str]) {
-        self.feed.publish(self.next(ids), Moment::now());
+        self.publisher.publish(self.next(ids), Moment::now());
     }
 
     /// Publishes a snapshot that was last proven at `proven` and is not kept current.
     fn publish_stale(&self, ids: &[&str], proven: Moment) {
-        self.feed.publish_stale(self.next(ids), proven, Error::unavailable("no quorum"));
+        self.publisher.publish_stale(self.next(ids), proven, Error::unavailable("no quorum"));
     }
 
     /// Returns a snapshot at a later revision than the latest one.
     fn next(&self, ids: &[&str]) -> Snapshot {
-        let revision = Revision::new(self.feed.latest().map_or(1, |snapshot: Snapshot| snapshot.revision().get() + 1));
+        let revision =
+            Revision::new(self.publisher.latest().map_or(1, |snapshot: Snapshot| snapshot.revision().get() + 1));
         let entry = |id: &&str| {
             let endpoint = Endpoint::parse("10.0.0.1:80").expect("a valid address");
             let instance = Instance::new(InstanceId::parse(id).expect("a valid id"), [endpoint]).expect("one endpoint");
@@ -101,7 +102,7 @@ impl Resolver for Published {
     }
 
     async fn watch(&self, _: &ServiceRef) -> Result<Box<dyn Watcher>, Error> {
-        let watcher = ServiceWatcher::new(self.feed.reader(Arc::new(())));
+        let watcher = ServiceWatcher::new(self.publisher.reader(Arc::new(())));
         Ok(Box::new(Panicking { watcher, panics: Arc::clone(&self.panics) }))
     }
 
@@ -131,14 +132,14 @@ async fn a_picker_keeps_its_view_alive() {
     let resolver = Arc::new(Published::default());
     resolver.publish(&["a"]);
     let directory = Directory::new(Arc::<Published>::clone(&resolver));
-    let mut picker = directory.view(&service()).picker(Policy::Random);
+    let mut picker = directory.view(&service()).picker(PickPolicy::Random);
     until_candidates(&mut picker, 1).await;
     // Longer than a watch continues without a view.
     tokio::time::sleep(Duration::from_secs(60)).await;
     resolver.publish(&["a", "b"]);
     until_candidates(&mut picker, 2).await;
     drop(picker);
-    tokio::time::timeout(Duration::from_secs(60), resolver.feed.unread()).await.expect("the watch ends");
+    tokio::time::timeout(Duration::from_secs(60), resolver.publisher.unread()).await.expect("the watch ends");
 }
 
 fn runtime() -> tokio::runtime::Runtime {
@@ -152,7 +153,7 @@ fn left_over(directory: &Directory) -> (ServiceView, Picker) {
         let view = directory.view(&service());
         view.ready().await.expect("ready");
         assert!(view.freshness().is_some_and(|freshness| freshness.is_live()));
-        let picker = view.picker(Policy::Random);
+        let picker = view.picker(PickPolicy::Random);
         (view, picker)
     });
     drop(gone);
@@ -220,7 +221,7 @@ async fn an_initially_panicking_resolver_is_an_error() {
     let view = Directory::new(Arc::<Published>::clone(&resolver)).view(&service());
     let ready = tokio::time::timeout(Duration::from_millis(50), view.ready()).await.expect("at once");
     assert!(matches!(&ready, Err(Error::Unavailable(cause)) if cause.to_string().contains("on purpose")), "{ready:?}");
-    until_candidates(&mut view.picker(Policy::Random), 1).await;
+    until_candidates(&mut view.picker(PickPolicy::Random), 1).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -261,7 +262,7 @@ async fn unknown_is_not_empty() {
     let client = store.client();
     client.cut();
     let view = Directory::new(Arc::new(client.clone())).view(&service());
-    let mut picker = view.picker(Policy::Random);
+    let mut picker = view.picker(PickPolicy::Random);
     assert_eq!(picker.pick().unwrap_err(), PickError::Unknown);
     assert!(view.snapshot().is_none() && view.freshness().is_none());
     client.heal();
@@ -275,7 +276,7 @@ async fn each_reader_gets_the_snapshot_then_differences() {
     let client = store.client();
     let a = register(&store.client(), "a").await;
     let view = Directory::new(Arc::new(client.clone())).view(&service());
-    let told = |change: &Change| {
+    let text = |change: &Change| {
         let events = change.events.iter().map(|event| match event {
             Event::Added(entry) => format!("+{}", entry.instance().id()),
             Event::Updated { new, .. } => format!("~{}", new.instance().id()),
@@ -284,19 +285,19 @@ async fn each_reader_gets_the_snapshot_then_differences() {
         events.collect::<Vec<_>>().join(" ")
     };
     let mut slow = view.changes();
-    assert_eq!(told(&slow.next().await.unwrap()), "+a");
+    assert_eq!(text(&slow.next().await.unwrap()), "+a");
     let _b = register(&store.client(), "b").await;
     until(&view, 2).await;
     a.deregister().await.unwrap();
     until(&view, 1).await;
-    assert_eq!(told(&slow.next().await.unwrap()), "-a +b");
-    assert_eq!(told(&view.changes().next().await.unwrap()), "+b", "another one begins anew");
+    assert_eq!(text(&slow.next().await.unwrap()), "-a +b");
+    assert_eq!(text(&view.changes().next().await.unwrap()), "+b", "another one begins anew");
     client.cut();
     let stale = slow.next().await.unwrap();
     assert!(stale.events.is_empty() && !stale.freshness.is_live());
     client.heal();
     assert!(slow.next().await.unwrap().freshness.is_live());
-    assert!(tokio::time::timeout(Duration::from_secs(60), slow.next()).await.is_err(), "nothing is told twice");
+    assert!(tokio::time::timeout(Duration::from_secs(60), slow.next()).await.is_err(), "nothing is delivered twice");
 }
 
 #[tokio::test(start_paused = true)]
@@ -305,10 +306,10 @@ async fn an_instance_that_drains_is_no_longer_picked() {
     let a = register(&store.client(), "a").await;
     let view = Directory::new(Arc::new(store.client())).view(&service());
     view.ready().await.unwrap();
-    let mut picker = view.picker(Policy::Weighted);
+    let mut picker = view.picker(PickPolicy::Weighted);
     assert!(picker.pick().is_ok());
-    a.update(|draft| {
-        draft.health(Health::Draining);
+    a.update(|update| {
+        update.health(Health::Draining);
     })
     .await
     .unwrap();
@@ -352,7 +353,7 @@ async fn a_closed_directory_keeps_the_last_snapshot() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn losses_are_held_and_departures_are_not() {
+async fn only_losses_are_held() {
     let store = MemoryStore::new();
     let client = store.client();
     let options = DirectoryOptions::new().hold(Duration::from_secs(15));
@@ -374,9 +375,9 @@ async fn losses_are_held_and_departures_are_not() {
     let c = register(&store.client(), "c").await;
     until(&view, 1).await;
     c.deregister().await.unwrap();
-    let left = tokio::time::Instant::now();
+    let deregistered = tokio::time::Instant::now();
     until(&view, 0).await;
-    assert!(left.elapsed() < Duration::from_secs(1), "whoever leaves is gone at once");
+    assert!(deregistered.elapsed() < Duration::from_secs(1), "a deregistered instance is gone at once");
 }
 
 #[tokio::test(start_paused = true)]
@@ -391,8 +392,8 @@ async fn a_burst_is_published_every_fifty_milliseconds() {
     let begun = tokio::time::Instant::now();
     let burst = async {
         for weight in 0..200 {
-            drop(a.update(move |draft| {
-                draft.weight(weight);
+            drop(a.update(move |update| {
+                update.weight(weight);
             }));
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -413,14 +414,14 @@ async fn a_burst_is_published_every_fifty_milliseconds() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_outdated_view_is_shown_and_not_picked() {
+async fn an_outdated_view_is_not_picked() {
     let store = MemoryStore::new();
     let _a = register(&store.client(), "a").await;
     let client = store.client();
     let options = DirectoryOptions::new().max_age(Duration::from_secs(30));
     let view = Directory::with_options(Arc::new(client.clone()), options).view(&service());
     view.ready().await.unwrap();
-    let mut picker = view.picker(Policy::Random);
+    let mut picker = view.picker(PickPolicy::Random);
     // Nothing changes, but the view is proven repeatedly.
     tokio::time::sleep(Duration::from_secs(300)).await;
     assert!(picker.pick().is_ok());
@@ -454,7 +455,7 @@ async fn a_start_without_the_store_shows_the_disk() {
     let snapshot = tokio::time::timeout(LIMIT, view.ready()).await.expect("in time").unwrap();
     assert_eq!(snapshot.entries().map(|entry| entry.presence()).collect::<Vec<_>>(), [Presence::Held]);
     assert!(!view.freshness().unwrap().is_live());
-    assert!(view.picker(Policy::Random).pick().is_ok());
+    assert!(view.picker(PickPolicy::Random).pick().is_ok());
     client.heal();
     let mut changes = view.changes();
     while view.snapshot().unwrap().entries().any(|entry| entry.presence() == Presence::Held) {

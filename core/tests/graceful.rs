@@ -112,19 +112,19 @@ async fn a_serving_or_draining_server_updates_its_instance() {
     let report = graceful.run(registration, stop, |finish, instance| async move {
         let entry =
             || async { observer.resolve(&service()).await.unwrap().entries().next().map(|entry| (**entry).clone()) };
-        let changed = instance.update(|draft| _ = draft.weight(7)).await.unwrap();
+        let changed = instance.update(|update| _ = update.weight(7)).await.unwrap();
         assert!(matches!(instance.state(), RegistrationState::Registered { revision } if revision == changed));
         assert_eq!(entry().await.unwrap().instance().weight(), 7);
         while instance.instance().health() != Health::Draining {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        instance.update(|draft| _ = draft.metadata("left", "3 jobs")).await.unwrap();
+        instance.update(|update| _ = update.metadata("left", "3 jobs")).await.unwrap();
         let draining = entry().await.unwrap();
         assert_eq!((draining.instance().weight(), draining.instance().health()), (7, Health::Draining));
         assert_eq!(draining.instance().metadata()["left"], "3 jobs");
         finish.cancelled().await;
         assert!(matches!(instance.state(), RegistrationState::Ended));
-        assert!(matches!(instance.update(|draft| _ = draft.weight(1)).await, Err(Error::Closed)));
+        assert!(matches!(instance.update(|update| _ = update.weight(1)).await, Err(Error::Closed)));
         assert!(entry().await.is_none());
         "finished"
     });

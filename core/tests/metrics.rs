@@ -31,8 +31,12 @@ impl Recorded {
         self.0.values.lock().unwrap().get(name).copied().unwrap_or(0.0)
     }
 
-    fn block(&self, blocked: bool) {
-        *self.0.blocked.lock().unwrap() = blocked;
+    fn block(&self) {
+        *self.0.blocked.lock().unwrap() = true;
+    }
+
+    fn unblock(&self) {
+        *self.0.blocked.lock().unwrap() = false;
         self.0.freed.notify_all();
     }
 
@@ -124,7 +128,7 @@ async fn a_panicking_recorder_costs_samples_only() {
     assert_eq!(dropped_samples(), 1);
 
     // The recorder blocks: counting continues, and samples beyond the buffer are dropped and counted.
-    recorded.block(true);
+    recorded.block();
     let before = dropped_samples();
     for _ in 0..10_000 {
         count(&counters, Counter::Audits);
@@ -132,7 +136,7 @@ async fn a_panicking_recorder_costs_samples_only() {
     let dropped = dropped_samples() - before;
     assert!((5_000..10_000).contains(&dropped), "{dropped}");
     assert_eq!(counters.get(Counter::Audits), 10_000);
-    recorded.block(false);
+    recorded.unblock();
     let kept = f64::from(u32::try_from(10_000 - dropped).unwrap());
     until("what was kept arrives", || (recorded.get("enlist_audits_total") - kept).abs() < 0.1).await;
 }

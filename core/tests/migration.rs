@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 
 use enlist::{
     Deregistered, Directory, Endpoint, Error, Event, Health, Instance, InstanceId, Migration, RegisterOptions,
-    Registry, Resolver, ServiceRef, Side, Snapshot,
+    Registry, Resolver, ServiceName, ServiceRef, Side, Snapshot,
 };
 use enlist_memory::{MemoryClient, MemoryStore};
 
@@ -62,18 +62,43 @@ async fn programs_of_neighbouring_steps_see_each_other() {
     assert_eq!((stored(&old).await, stored(&new).await), (vec![], vec![]));
 }
 
+/// Lists of services are those of all sides, and so are their watches.
+#[tokio::test(start_paused = true)]
+async fn services_of_all_sides_are_watched() {
+    let (old, new) = (MemoryStore::new(), MemoryStore::new());
+    let migration = Migration::new(side(&new.client())).and(side(&old.client()));
+    let mut watcher = migration.watch_services(service().namespace()).await.unwrap();
+    let texts = |names: &[ServiceName]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert!(watcher.next().await.unwrap().services.is_empty());
+    let theirs = old.client().register(&service(), instance("theirs", 1), options()).await.unwrap();
+    let change = watcher.next().await.unwrap();
+    assert_eq!((texts(&change.added), change.removed.len()), (vec!["svc".to_owned()], 0));
+    let other = ServiceRef::parse("other").unwrap();
+    let ours = new.client().register(&service(), instance("ours", 2), options()).await.unwrap();
+    let _other = new.client().register(&other, instance("ours", 2), options()).await.unwrap();
+    assert_eq!(texts(&watcher.next().await.unwrap().added), ["other"], "`svc` is on both sides");
+    assert_eq!(migration.namespaces().await.unwrap(), [service().namespace().clone()]);
+    theirs.deregister().await.unwrap();
+    ours.deregister().await.unwrap();
+    let change = watcher.next().await.unwrap();
+    assert_eq!(
+        (texts(&change.removed), texts(&migration.services(other.namespace()).await.unwrap())),
+        (vec!["svc".to_owned()], vec!["other".to_owned()])
+    );
+}
+
 #[tokio::test(start_paused = true)]
 async fn weights_and_updates_reach_every_side() {
     let (old, new) = (MemoryStore::new(), MemoryStore::new());
     let migration = Migration::new(side(&new.client())).and(side(&old.client()).default_weight(10));
     let registration = migration.register(&service(), instance("a", 1).with_weight(50), options()).await.unwrap();
     assert_eq!((stored(&new).await, stored(&old).await), (vec![("a".into(), 50)], vec![("a".into(), 5)]));
-    registration.update(|draft| _ = draft.weight(300).metadata("k", "v")).await.unwrap();
+    registration.update(|update| _ = update.weight(300).metadata("k", "v")).await.unwrap();
     assert_eq!((stored(&new).await, stored(&old).await), (vec![("a".into(), 300)], vec![("a".into(), 30)]));
-    registration.update(|draft| _ = draft.remove_metadata("k").weight(1)).await.unwrap();
+    registration.update(|update| _ = update.remove_metadata("k").weight(1)).await.unwrap();
     assert_eq!(stored(&old).await, [("a".into(), 1)], "what is picked stays so");
     let moved = Endpoint::parse("h:9").unwrap();
-    registration.update(|draft| _ = draft.endpoints([moved.clone()]).zone("z")).await.unwrap();
+    registration.update(|update| _ = update.endpoints([moved.clone()]).zone("z")).await.unwrap();
     for store in [&old, &new] {
         let snapshot = store.client().resolve(&service()).await.unwrap();
         let instance = snapshot.entries().next().unwrap().instance();
@@ -140,7 +165,7 @@ async fn an_outage_of_one_side_removes_nobody() {
     while view.snapshot().unwrap().len() < 3 {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    assert!(!view.freshness().unwrap().is_live(), "one half is old, and it is told");
+    assert!(!view.freshness().unwrap().is_live(), "one half is old, and it is reported");
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert!(view.freshness().unwrap().age() >= Duration::from_secs(60));
     theirs.heal();
@@ -180,7 +205,7 @@ async fn instances_are_fitted_to_a_side_if_asked() {
     let migration = Migration::new(side(&new.client())).and(plain);
     let rich = instance("a", 1).with_zone("z").with_metadata("k", "v");
     let registration = migration.register(&service(), rich.clone(), options().owner("me")).await.unwrap();
-    registration.update(|draft| _ = draft.health(Health::Draining)).await.unwrap();
+    registration.update(|update| _ = update.health(Health::Draining)).await.unwrap();
     let held = async |store: &MemoryStore| {
         let snapshot = store.client().resolve(&service()).await.unwrap();
         snapshot.entries().next().unwrap().instance().clone()
@@ -217,7 +242,7 @@ async fn an_eviction_is_one_from_every_side() {
     both.deregister().await.unwrap();
     let fixed = old.client().publish(&service(), instance("b", 2)).await.unwrap();
     let guarded = migration.evict(&service(), instance("b", 2).id(), Some(fixed)).await;
-    assert!(matches!(guarded, Err(Error::Unsupported { .. })), "whose revision it is cannot be told: {guarded:?}");
+    assert!(matches!(guarded, Err(Error::Unsupported { .. })), "whose revision it is cannot be known: {guarded:?}");
     migration.evict(&service(), instance("b", 2).id(), None).await.unwrap();
     let gone = migration.evict(&service(), instance("b", 2).id(), None).await;
     assert!(matches!(gone, Err(Error::NotRegistered { .. })), "{gone:?}");

@@ -15,7 +15,7 @@ use std::{
 use async_trait::async_trait;
 use enlist::{
     Change, Directory, DirectoryOptions, Ejection, Endpoint, Entry, Epoch, Error, Filter, Freshness, Instance,
-    InstanceId, Moment, Namespace, PickError, Policy, Pool, PoolError, PoolOptions, Proof, RegisterOptions,
+    InstanceId, Moment, Namespace, PickError, PickPolicy, Pool, PoolError, PoolOptions, Proof, RegisterOptions,
     Registration, Registry, Resolver, Retry, Revision, ServiceName, ServiceRef, Snapshot, Watcher,
     backend::{ProofWriter, SnapshotBuilder},
 };
@@ -79,7 +79,7 @@ impl Case {
     }
 
     /// Counts the calls of each instance among a hundred, none of which fails.
-    async fn shares(&self, policy: Policy) -> BTreeMap<String, u32> {
+    async fn shares(&self, policy: PickPolicy) -> BTreeMap<String, u32> {
         let (never, mut shares) = (Retry::<&str>::never(), BTreeMap::new());
         for _ in 0..100 {
             let id = self.pool.call(policy, &never, |client| async move { Ok(client.id.clone()) });
@@ -100,7 +100,7 @@ impl Case {
         let called = Mutex::new(BTreeMap::new());
         let retry = Retry::new(|_: &&str| true).attempts(1);
         for _ in 0..calls {
-            let call = self.pool.call(Policy::RoundRobin, &retry, |client| {
+            let call = self.pool.call(PickPolicy::RoundRobin, &retry, |client| {
                 *called.lock().unwrap().entry(client.id.clone()).or_default() += 1;
                 async move { if bad.contains(&&*client.id) { Err("broken") } else { Ok(()) } }
             });
@@ -124,7 +124,7 @@ async fn a_failed_call_tries_each_instance_once() {
     let case = Case::new(&["a", "b", "c"]).await;
     let tried = Mutex::new(Vec::new());
     let retry = Retry::new(|_: &&str| true).attempts(3);
-    let failed = case.pool.call(Policy::Random, &retry, |client| {
+    let failed = case.pool.call(PickPolicy::Random, &retry, |client| {
         tried.lock().unwrap().push(client.id.clone());
         async { Err::<(), _>("broken") }
     });
@@ -140,7 +140,7 @@ async fn what_must_not_be_repeated_is_not() {
     let case = Case::new(&["a", "b"]).await;
     let calls = AtomicUsize::new(0);
     let retry = Retry::new(|error: &&str| *error == "never sent").attempts(5);
-    let failed = case.pool.call(Policy::RoundRobin, &retry, |_| {
+    let failed = case.pool.call(PickPolicy::RoundRobin, &retry, |_| {
         calls.fetch_add(1, Ordering::SeqCst);
         async { Err::<(), _>("maybe done") }
     });
@@ -153,7 +153,7 @@ async fn only_what_passes_the_filter_is_called() {
     let versions = ["1", "2", "2"];
     let instances = versions.iter().zip(["a", "b", "c"]).map(|(version, id)| instance(id).with_version(version));
     let case = Case::of(instances.collect(), PoolOptions::new().filter(Filter::new().version("2"))).await;
-    for policy in [Policy::Random, Policy::RoundRobin, Policy::Weighted] {
+    for policy in [PickPolicy::Random, PickPolicy::RoundRobin, PickPolicy::Weighted] {
         let shares = case.shares(policy).await;
         assert_eq!(shares.keys().collect::<Vec<_>>(), ["b", "c"], "{policy:?}");
     }
@@ -164,17 +164,17 @@ async fn calls_stay_in_a_zone_that_has_instances() {
     let zones = [("a", "here"), ("b", "here"), ("c", "there")];
     let instances = zones.iter().map(|(id, zone)| instance(id).with_zone(zone)).collect();
     let mut case = Case::of(instances, PoolOptions::new().prefer_zone("here")).await;
-    assert_eq!(case.shares(Policy::Weighted).await.keys().collect::<Vec<_>>(), ["a", "b"]);
+    assert_eq!(case.shares(PickPolicy::Weighted).await.keys().collect::<Vec<_>>(), ["a", "b"]);
     // One of two is ejected: 30 of 100 calls go to the other zone.
-    let rests = case.fail(&["a"], 100).await;
-    assert_eq!(rests["a"], 5, "{rests:?}");
-    let shares = case.shares(Policy::Weighted).await;
+    let failures = case.fail(&["a"], 100).await;
+    assert_eq!(failures["a"], 5, "{failures:?}");
+    let shares = case.shares(PickPolicy::Weighted).await;
     assert!(!shares.contains_key("a") && (5..60).contains(&shares["c"]), "{shares:?}");
     for registration in case.registrations.drain(..2) {
         registration.deregister().await.unwrap();
     }
     case.until_listed(1).await;
-    assert_eq!(case.shares(Policy::Weighted).await["c"], 100);
+    assert_eq!(case.shares(PickPolicy::Weighted).await["c"], 100);
 }
 
 #[tokio::test(start_paused = true)]
@@ -206,26 +206,26 @@ async fn a_key_stays_with_its_instance() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failing_instance_is_ejected_and_comes_back() {
+async fn a_failing_instance_is_ejected_for_a_while() {
     let case = Case::new(&["a", "b", "c"]).await;
     let first = case.fail(&["a"], 30).await;
     assert_eq!(first["a"], 5, "{first:?}");
-    assert_eq!(case.shares(Policy::Random).await.get("a"), None);
+    assert_eq!(case.shares(PickPolicy::Random).await.get("a"), None);
     assert_eq!(case.pool.len(), 3, "its client is kept");
     // The ejection lasts between 5 and 10 s.
     tokio::time::sleep(Duration::from_secs(4)).await;
-    assert_eq!(case.shares(Policy::Random).await.get("a"), None);
+    assert_eq!(case.shares(PickPolicy::Random).await.get("a"), None);
     tokio::time::sleep(Duration::from_secs(7)).await;
-    assert!(case.shares(Policy::Random).await.contains_key("a"));
+    assert!(case.shares(PickPolicy::Random).await.contains_key("a"));
     // A success in between ends a series of failures.
     let retry = Retry::new(|_: &&str| true).attempts(1);
     for call in 0..100 {
-        let failed = case.pool.call(Policy::RoundRobin, &retry, |client| async move {
+        let failed = case.pool.call(PickPolicy::RoundRobin, &retry, |client| async move {
             if client.id == "a" && call % 10 != 0 { Err("broken") } else { Ok(()) }
         });
         let _ = failed.await;
     }
-    assert!(case.shares(Policy::Random).await.contains_key("b"));
+    assert!(case.shares(PickPolicy::Random).await.contains_key("b"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -242,45 +242,45 @@ async fn ejection_never_removes_all_failing_instances() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn deadlines_eject_and_application_errors_do_not() {
+async fn deadlines_eject_unlike_application_errors() {
     let case = Case::new(&["a", "b"]).await;
     // The call is not retried, so it does not count against the instance.
     let never = Retry::never();
     for _ in 0..100 {
-        let refused = case.pool.call(Policy::RoundRobin, &never, |_| async { Err::<(), _>("not found") });
+        let refused = case.pool.call(PickPolicy::RoundRobin, &never, |_| async { Err::<(), _>("not found") });
         assert!(refused.await.is_err());
     }
-    assert_eq!(case.shares(Policy::RoundRobin).await.len(), 2);
+    assert_eq!(case.shares(PickPolicy::RoundRobin).await.len(), 2);
     // The call is retried, but does not count against the instance.
     let busy = || Retry::new(|_: &&str| true).attempts(1);
     let no_fault = busy().against(|_| false);
     for _ in 0..100 {
-        let refused = case.pool.call(Policy::RoundRobin, &no_fault, |client| async move {
+        let refused = case.pool.call(PickPolicy::RoundRobin, &no_fault, |client| async move {
             if client.id == "a" { Err("busy") } else { Ok(()) }
         });
         let _ = refused.await;
     }
-    assert_eq!(case.shares(Policy::RoundRobin).await.len(), 2);
+    assert_eq!(case.shares(PickPolicy::RoundRobin).await.len(), 2);
     let short = busy().deadline(Duration::from_millis(10));
     for _ in 0..12 {
-        let stuck = case.pool.call(Policy::RoundRobin, &short, |client| async move {
+        let stuck = case.pool.call(PickPolicy::RoundRobin, &short, |client| async move {
             if client.id == "a" { std::future::pending().await } else { Ok(()) }
         });
         let _ = stuck.await;
     }
-    assert_eq!(case.shares(Policy::RoundRobin).await.keys().collect::<Vec<_>>(), ["b"]);
+    assert_eq!(case.shares(PickPolicy::RoundRobin).await.keys().collect::<Vec<_>>(), ["b"]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_instance_that_was_restarted_does_not_rest() {
+async fn an_instance_that_was_restarted_is_not_ejected() {
     let mut case = Case::new(&["a", "b"]).await;
     case.fail(&["a"], 30).await;
-    assert_eq!(case.shares(Policy::Random).await.get("a"), None);
+    assert_eq!(case.shares(PickPolicy::Random).await.get("a"), None);
     case.registrations.remove(0).deregister().await.unwrap();
     case.until_listed(1).await;
     case.register("a").await;
     case.until_listed(2).await;
-    assert!(case.shares(Policy::Random).await.contains_key("a"));
+    assert!(case.shares(PickPolicy::Random).await.contains_key("a"));
     // Its ejection no longer counts, so the other instance may be ejected.
     assert_eq!(case.fail(&["b"], 30).await["b"], 5);
 }
@@ -289,7 +289,7 @@ async fn an_instance_that_was_restarted_does_not_rest() {
 async fn a_client_ends_after_its_last_call() {
     let mut case = Case::new(&["a"]).await;
     let never = Retry::<&str>::never();
-    let begun = case.pool.call(Policy::Weighted, &never, |client| async move {
+    let begun = case.pool.call(PickPolicy::Weighted, &never, |client| async move {
         tokio::time::sleep(Duration::from_secs(3)).await;
         Ok(client.id.clone())
     });
@@ -303,7 +303,7 @@ async fn a_client_ends_after_its_last_call() {
     let (answer, ()) = tokio::join!(begun, ended);
     assert_eq!(answer.unwrap(), "a");
     assert_eq!(case.alive.load(Ordering::SeqCst), 0);
-    let nobody = case.pool.call(Policy::Weighted, &never, |_| async { Ok(()) }).await;
+    let nobody = case.pool.call(PickPolicy::Weighted, &never, |_| async { Ok(()) }).await;
     assert!(matches!(nobody, Err(PoolError::PickError { cause: PickError::Empty { listed: 0, .. }, .. })));
 }
 
@@ -311,17 +311,17 @@ async fn a_client_ends_after_its_last_call() {
 async fn a_moved_instance_gets_a_new_client() {
     let case = Case::new(&["a"]).await;
     let never = Retry::<&str>::never();
-    let begun = case.pool.call(Policy::Weighted, &never, |client| async move {
+    let begun = case.pool.call(PickPolicy::Weighted, &never, |client| async move {
         tokio::time::sleep(Duration::from_secs(3)).await;
         Ok(client.id.clone())
     });
     let moved = async {
         let update =
-            case.registrations[0].update(|draft| _ = draft.endpoints([Endpoint::parse("10.0.0.2:80").unwrap()]));
+            case.registrations[0].update(|update| _ = update.endpoints([Endpoint::parse("10.0.0.2:80").unwrap()]));
         update.await.unwrap();
         while case.alive.load(Ordering::SeqCst) < 2 {
             tokio::time::sleep(Duration::from_millis(10)).await;
-            case.pool.call(Policy::Weighted, &never, |_| async { Ok(()) }).await.unwrap();
+            case.pool.call(PickPolicy::Weighted, &never, |_| async { Ok(()) }).await.unwrap();
         }
     };
     let (answer, ()) = tokio::join!(begun, moved);
@@ -334,10 +334,10 @@ async fn the_deadline_covers_all_attempts_and_their_delays() {
     let case = Case::new(&["a"]).await;
     let begun = tokio::time::Instant::now();
     let retry = Retry::new(|_: &&str| true).attempts(1000).deadline(Duration::from_secs(5));
-    let failed = case.pool.call(Policy::Random, &retry, |_| async { Err::<(), _>("broken") }).await;
+    let failed = case.pool.call(PickPolicy::Random, &retry, |_| async { Err::<(), _>("broken") }).await;
     assert!(matches!(failed, Err(PoolError::Failed { attempts, .. }) if attempts < 20), "{failed:?}");
     assert!(begun.elapsed() <= Duration::from_secs(5));
-    let stuck = case.pool.call(Policy::Random, &retry, |_| std::future::pending::<Result<(), &str>>()).await;
+    let stuck = case.pool.call(PickPolicy::Random, &retry, |_| std::future::pending::<Result<(), &str>>()).await;
     assert!(matches!(stuck, Err(PoolError::Deadline { attempts: 1, .. })));
 }
 
@@ -350,7 +350,7 @@ fn waiting() -> Retry<&'static str> {
 async fn a_call_waits_for_an_instance_if_asked() {
     let mut case = Case::new(&[]).await;
     let retry = Retry::new(|_: &&str| true).deadline(Duration::from_secs(3));
-    let at_once = case.pool.call(Policy::RoundRobin, &retry, |_| async { Ok(()) }).await;
+    let at_once = case.pool.call(PickPolicy::RoundRobin, &retry, |_| async { Ok(()) }).await;
     assert!(matches!(at_once, Err(PoolError::PickError { cause: PickError::Empty { listed: 0, .. }, .. })));
     let begun = tokio::time::Instant::now();
     let registered = async {
@@ -359,7 +359,7 @@ async fn a_call_waits_for_an_instance_if_asked() {
         registered.unwrap()
     };
     let retry = waiting().attempts(1);
-    let call = case.pool.call(Policy::RoundRobin, &retry, |client| async move { Ok(client.id.clone()) });
+    let call = case.pool.call(PickPolicy::RoundRobin, &retry, |client| async move { Ok(client.id.clone()) });
     let (answer, registered) = tokio::join!(call, registered);
     assert_eq!(answer.unwrap(), "a", "the wait is no attempt");
     let waited = begun.elapsed();
@@ -371,14 +371,14 @@ async fn a_call_waits_for_an_instance_if_asked() {
 async fn a_waiting_call_ends_at_its_deadline() {
     let case = Case::new(&[]).await;
     let begun = tokio::time::Instant::now();
-    let nobody = case.pool.call(Policy::Random, &waiting(), |_| async { Ok(()) }).await.unwrap_err();
+    let nobody = case.pool.call(PickPolicy::Random, &waiting(), |_| async { Ok(()) }).await.unwrap_err();
     assert!(matches!(nobody, PoolError::PickError { cause: PickError::Empty { .. }, .. }), "{nobody:?}");
     let waited = begun.elapsed();
     assert!((Duration::from_secs(3)..Duration::from_millis(3100)).contains(&waited), "{waited:?}");
     // The drained instance is the only one; its failure is listed.
     let mut case = Case::new(&["a"]).await;
     let (retry, registration) = (waiting(), Mutex::new(case.registrations.pop()));
-    let nobody = case.pool.call(Policy::Random, &retry, |_| {
+    let nobody = case.pool.call(PickPolicy::Random, &retry, |_| {
         let leaving = registration.lock().unwrap().take();
         async {
             leaving.unwrap().deregister().await.unwrap();
@@ -398,7 +398,7 @@ async fn a_waiting_call_ends_at_its_deadline() {
 async fn a_call_past_its_deadline_makes_no_attempt() {
     let mut case = Case::new(&[]).await;
     let (retry, made) = (waiting(), AtomicUsize::new(0));
-    let mut call = Box::pin(case.pool.call(Policy::Random, &retry, |_| {
+    let mut call = Box::pin(case.pool.call(PickPolicy::Random, &retry, |_| {
         made.fetch_add(1, Ordering::Relaxed);
         async { Ok(()) }
     }));
@@ -416,7 +416,7 @@ async fn a_call_past_its_deadline_makes_no_attempt() {
 async fn a_call_without_time_makes_no_attempt() {
     let case = Case::new(&["a"]).await;
     let (retry, made) = (waiting().deadline(Duration::ZERO), AtomicUsize::new(0));
-    let late = case.pool.call(Policy::Random, &retry, |_| {
+    let late = case.pool.call(PickPolicy::Random, &retry, |_| {
         made.fetch_add(1, Ordering::Relaxed);
         async { Ok(()) }
     });
@@ -431,7 +431,7 @@ async fn a_deadline_while_waiting_counts_against_no_instance() {
     let options = PoolOptions::new().ejection(Some(Ejection::new().failures(1).share(1.0)));
     let mut case = Case::of(Vec::new(), options).await;
     let retry = waiting();
-    let mut call = Box::pin(case.pool.call(Policy::Random, &retry, |_| std::future::pending::<Result<(), &str>>()));
+    let mut call = Box::pin(case.pool.call(PickPolicy::Random, &retry, |_| std::future::pending::<Result<(), &str>>()));
     assert!(futures::poll!(&mut call).is_pending());
     tokio::time::advance(Duration::from_millis(2900)).await;
     let client = case.store.client();
@@ -442,7 +442,7 @@ async fn a_deadline_while_waiting_counts_against_no_instance() {
     case.until_listed(2).await;
     let stuck = call.await.unwrap_err();
     assert!(matches!(stuck, PoolError::Deadline { attempts: 1, .. }), "{stuck:?}");
-    let shares = case.shares(Policy::RoundRobin).await;
+    let shares = case.shares(PickPolicy::RoundRobin).await;
     assert_eq!(shares, BTreeMap::from([("a".to_owned(), 50), ("b".to_owned(), 50)]));
     case.registrations.append(&mut registered);
 }
@@ -451,7 +451,7 @@ async fn a_deadline_while_waiting_counts_against_no_instance() {
 async fn a_waiting_call_can_be_dropped() {
     let mut case = Case::new(&[]).await;
     let retry = waiting();
-    let call = || case.pool.call(Policy::Random, &retry, |client| async move { Ok(client.id.clone()) });
+    let call = || case.pool.call(PickPolicy::Random, &retry, |client| async move { Ok(client.id.clone()) });
     assert!(tokio::time::timeout(Duration::from_secs(1), call()).await.is_err());
     let registered = case.store.client().register(&service(), instance("a"), RegisterOptions::new()).await;
     assert_eq!(call().await.unwrap(), "a");
@@ -468,7 +468,7 @@ async fn calls_wait_for_fresh_views_of_open_directories() {
     let directory = Directory::with_options(Arc::new(client.clone()), options);
     let pool = Pool::new(directory.view(&service()), |entry| Ok(entry.instance().id().clone())).unwrap();
     let retry = waiting().deadline(Duration::from_secs(60));
-    let call = || pool.call(Policy::Random, &retry, |id| async move { Ok(id.to_string()) });
+    let call = || pool.call(PickPolicy::Random, &retry, |id| async move { Ok(id.to_string()) });
     let healed = async {
         tokio::time::sleep(Duration::from_secs(5)).await;
         client.heal();
@@ -544,14 +544,14 @@ async fn a_waiting_call_notices_a_proof_without_change() {
         tokio::time::sleep(Duration::from_secs(1)).await;
         writer.renew(Moment::now());
     });
-    let call = pool.call(Policy::Random, &retry, |id| async move { Ok(id.to_string()) });
+    let call = pool.call(PickPolicy::Random, &retry, |id| async move { Ok(id.to_string()) });
     assert_eq!(tokio::join!(call, proven).0.unwrap(), "a");
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
 }
 
 /// Makes a call that neither waits nor fails.
 async fn retry_at_once(pool: &Pool<InstanceId>) -> Result<(), PoolError<&'static str>> {
-    pool.call(Policy::Random, &Retry::never(), |_| async { Ok(()) }).await
+    pool.call(PickPolicy::Random, &Retry::never(), |_| async { Ok(()) }).await
 }
 
 #[tokio::test(start_paused = true)]
@@ -559,7 +559,7 @@ async fn the_error_lists_all_attempts_in_order() {
     let case = Case::new(&["a", "b", "c"]).await;
     let tried = Mutex::new(Vec::new());
     let retry = Retry::new(|_: &String| true).attempts(3);
-    let failed = case.pool.call(Policy::Random, &retry, |client| {
+    let failed = case.pool.call(PickPolicy::Random, &retry, |client| {
         tried.lock().unwrap().push(client.id.clone());
         async move { Err::<(), _>(format!("{} is broken", client.id)) }
     });
@@ -573,7 +573,7 @@ async fn the_error_lists_all_attempts_in_order() {
     // The deadline passes during the second attempt.
     let calls = AtomicUsize::new(0);
     let retry = Retry::new(|_: &&str| true).deadline(Duration::from_secs(1));
-    let late = case.pool.call(Policy::Random, &retry, |_| {
+    let late = case.pool.call(PickPolicy::Random, &retry, |_| {
         let first = calls.fetch_add(1, Ordering::SeqCst) == 0;
         async move { if first { Err::<(), _>("broken") } else { std::future::pending().await } }
     });
@@ -631,7 +631,7 @@ fn constructors_and_destructors_may_use_the_pool() {
         let weak = Arc::downgrade(&pool);
         assert!(pool.set(Pool::new(view, move |_| Ok(Nosy::new(&weak))).unwrap()).is_ok());
         let pool = pool.get().unwrap();
-        pool.call(Policy::Random, &Retry::<&str>::never(), |_| async { Ok(()) }).await.unwrap();
+        pool.call(PickPolicy::Random, &Retry::<&str>::never(), |_| async { Ok(()) }).await.unwrap();
         assert_eq!(pool.len(), 1);
         registered.deregister().await.unwrap();
         while !pool.is_empty() {

@@ -8,7 +8,7 @@ use enlist::{
 };
 use enlist_etcd::{Etcd, EtcdConcurrency, EtcdNaming};
 use enlist_examples::greeter::{GreeterClient, HelloRequest};
-use enlist_grpc::{Balance, Channel};
+use enlist_grpc::{BalancePolicy, Channel};
 use tonic::Request;
 
 /// em.AddEndpoint(ctx, service+"/"+addr, endpoints.Endpoint{Addr: addr})
@@ -21,7 +21,7 @@ async fn etcd_add(etcd: &Etcd, service: &ServiceRef, addr: &str) -> Result<(), e
 fn etcd_dial(etcd: &Etcd, service: &ServiceRef) -> Result<Channel, enlist::Error> {
     let view = Directory::new(Arc::new(etcd.clone())).view(service);
     // As with `round_robin` in the service config; without one grpc-go picks the first.
-    Channel::builder().balance(Balance::RoundRobin).build(&view)
+    Channel::builder().balance(BalancePolicy::RoundRobin).build(&view)
 }
 
 /// em.DeleteEndpoint(ctx, service+"/"+addr), whatever lease keeps it.

@@ -3,7 +3,7 @@
 use std::{error::Error, io, sync::Arc, time::Duration};
 
 use enlist::{
-    Directory, Endpoint, Entry, Instance, OnConflict, Policy, Pool, RegisterOptions, Registry, Retry, ServiceRef,
+    Directory, Endpoint, Entry, Instance, OnConflict, PickPolicy, Pool, RegisterOptions, Registry, Retry, ServiceRef,
 };
 use enlist_etcd::{Etcd, GoKit};
 use tokio::{
@@ -49,7 +49,7 @@ async fn call_bar(etcd: Etcd) -> Result<String, Box<dyn Error + Send + Sync>> {
     let retry = Retry::new(|_: &io::Error| true).attempts(3).deadline(Duration::from_secs(3));
 
     // _, err = retry(ctx, req)
-    Ok(pool.call(Policy::RoundRobin, &retry, |bar| async move { bar.get().await }).await?)
+    Ok(pool.call(PickPolicy::RoundRobin, &retry, |bar| async move { bar.get().await }).await?)
 }
 
 #[tokio::main]

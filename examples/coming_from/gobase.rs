@@ -3,7 +3,7 @@
 use std::{error::Error, sync::Arc, time::Duration};
 
 use enlist::{
-    Directory, Endpoint, Instance, InstanceId, Lock, LockName, LockOptions, Namespace, PickError, Policy,
+    Directory, Endpoint, Instance, InstanceId, Lock, LockName, LockOptions, Namespace, PickError, PickPolicy,
     RegisterOptions, Registry, ServiceName, ServiceRef,
 };
 use enlist_etcd::{Etcd, Gobase, GobaseLock};
@@ -25,14 +25,14 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
 
     // reg.UpdateInfo("service", "node-1", info_json)
     let moved = Endpoint::parse("10.0.0.2:80")?;
-    registration.update(|draft| _ = draft.weight(3).endpoints([moved.clone()])).await?;
+    registration.update(|update| _ = update.weight(3).endpoints([moved.clone()])).await?;
 
     // disc := etcd.NewEtcdDis("cluster_name"); disc.Watch("service")
     let view = Directory::new(Arc::new(etcd.clone())).view(&service);
     let snapshot = view.ready().await?;
 
     // node, has := disc.GetServiceInfoRandom("service")
-    let mut picker = view.picker(Policy::Random);
+    let mut picker = view.picker(PickPolicy::Random);
     match picker.pick() {
         Ok(entry) => println!("picked {}", entry.instance().endpoints()[0]),
         Err(PickError::Empty { .. }) => println!("the service has no instance"),

@@ -6,8 +6,11 @@ use enlist::{Graceful, Instance, InstanceId, RegisterOptions, ServiceRef, Shutdo
 use tokio::net::TcpListener;
 use tonic::{Request, Response, Status};
 
-use self::protocol::greeter_server::{Greeter, GreeterServer};
-pub use self::protocol::{HelloReply, HelloRequest, greeter_client::GreeterClient};
+pub use self::protocol::{
+    HelloReply, HelloRequest,
+    greeter_client::GreeterClient,
+    greeter_server::{Greeter, GreeterServer},
+};
 use crate::Backend;
 
 mod protocol {

@@ -1,29 +1,24 @@
 //! Layouts of the examples, by name.
 
 use enlist::Error;
-use enlist_etcd::{Etcd, EtcdBuilder, EtcdNaming, GoKit, GoZero, Kitex, Kratos};
+use enlist_etcd::{
+    Etcd, EtcdBuilder,
+    layout::{LAYOUTS, LayoutOptions, NamedLayout},
+};
 
 /// Returns a builder for this etcd with the layout `layout` (default: the native one) and the prefix `prefix` (default:
 /// that of the layout).
 pub(crate) fn builder(endpoint: &str, layout: Option<&str>, prefix: Option<&str>) -> Result<EtcdBuilder, Error> {
-    let etcd = Etcd::builder([endpoint]);
-    Ok(match (layout.unwrap_or("native"), prefix) {
-        ("native", None) => etcd,
-        ("native", Some(prefix)) => etcd.prefix(prefix),
-        ("kitex", None) => etcd.layout(Kitex::default()),
-        ("kitex", Some(prefix)) => etcd.layout(Kitex::with_prefix(prefix)?),
-        ("go-kit", None) => etcd.layout(GoKit::default()),
-        ("go-kit", Some(prefix)) => etcd.layout(GoKit::with_prefix(prefix)?),
-        ("kratos", None) => etcd.layout(Kratos::default()),
-        ("kratos", Some(prefix)) => etcd.layout(Kratos::with_namespace(prefix)?),
-        ("etcd-naming", None) => etcd.layout(EtcdNaming::default()),
-        ("go-zero", None) => etcd.layout(GoZero),
-        ("etcd-naming" | "go-zero", Some(_)) => return Err(Error::invalid_config("--prefix", "this layout has none")),
-        _ => {
-            let expected = "expected native, kitex, go-kit, go-zero, kratos or etcd-naming";
-            return Err(Error::invalid_config("--layout", expected));
-        }
-    })
+    let Some(layout) = NamedLayout::find(layout.unwrap_or("native")) else {
+        let names: Vec<_> = LAYOUTS.iter().map(NamedLayout::name).collect();
+        return Err(Error::invalid_config("--layout", format!("expected one of {}", names.join(", "))));
+    };
+    let options = match prefix {
+        Some(_) if !layout.has_prefix() => return Err(Error::invalid_config("--prefix", "this layout has none")),
+        Some(prefix) => LayoutOptions::new().prefix(prefix),
+        None => LayoutOptions::new(),
+    };
+    Etcd::builder([endpoint]).named_layout(layout, &options)
 }
 
 #[cfg(test)]

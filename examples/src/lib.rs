@@ -6,7 +6,7 @@ mod layouts;
 
 use std::{env, error::Error, sync::Arc};
 
-use enlist::{Election, Lock, Registry, Resolver};
+use enlist::{Config, Election, Lock, Registry, Resolver};
 use enlist_memory::MemoryStore;
 
 /// All traits that a program uses.
@@ -63,6 +63,23 @@ impl Store {
             Self::Etcd(builder) => Ok(Arc::new(builder.as_ref().clone().connect().await?)),
         }
     }
+
+    /// Creates a client for configuration.
+    ///
+    /// # Errors
+    ///
+    /// If etcd does not answer.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves nothing behind.
+    pub async fn config(&self) -> Result<Arc<dyn Config>, enlist::Error> {
+        match self {
+            Self::Memory(store) => Ok(Arc::new(store.client())),
+            #[cfg(feature = "etcd")]
+            Self::Etcd(builder) => Ok(Arc::new(builder.as_ref().clone().connect().await?)),
+        }
+    }
 }
 
 /// Returns the value after `name` on the command line.
@@ -90,7 +107,7 @@ pub fn flag(flag: &str) -> bool {
     env::args().any(|arg| arg == flag)
 }
 
-/// Runs the programs of the tutorial and of the how-to guides as tests.
+/// Runs the programs of the tutorial, of the how-to guides and of the reference as tests.
 #[cfg(all(doctest, feature = "etcd"))]
 mod guides {
     #[doc = include_str!("../../docs/guides/containers.md")]
@@ -99,14 +116,22 @@ mod guides {
     struct CronUnderALock;
     #[doc = include_str!("../../docs/getting-started.md")]
     struct GettingStarted;
+    #[doc = include_str!("../../docs/grpc.md")]
+    struct Grpc;
     #[doc = include_str!("../../docs/guides/kubernetes.md")]
     struct Kubernetes;
+    #[doc = include_str!("../../docs/guides/live-configuration.md")]
+    struct LiveConfiguration;
+    #[doc = include_str!("../../docs/locks.md")]
+    struct Locks;
     #[doc = include_str!("../../docs/guides/moving-a-go-fleet.md")]
     struct MovingAGoFleet;
     #[doc = include_str!("../../docs/guides/testing.md")]
     struct Testing;
     #[doc = include_str!("../../docs/guides/tls.md")]
     struct Tls;
+    #[doc = include_str!("../../docs/wire-formats.md")]
+    struct WireFormats;
 }
 
 /// Runs the programs of the crates' READMEs as tests.

@@ -50,7 +50,7 @@ async fn a_greeter_and_its_client_meet_like_kitex() {
 }
 
 #[tokio::test]
-async fn a_retrying_pool_waits_and_reports_every_attempt() {
+async fn a_retrying_pool_reports_every_attempt() {
     let server = EtcdServer::start().await;
     let prefix = format!("/{}/", prefix("services"));
     let arguments = ["--etcd", &server.address().to_string(), "--layout", "go-kit", "--prefix", &prefix];

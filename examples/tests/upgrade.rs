@@ -287,7 +287,7 @@ async fn change(etcd: Etcd, session: usize, registrations: Vec<Registration>, re
             Some(Deregistered::LeftBehind) => recorder.tally().unconfirmed += 1,
             Some(Deregistered::Removed) => {
                 if let Ok(after) = etcd.resolve(&service()).await {
-                    recorder.record().instances.left(id, after.revision().get());
+                    recorder.record().instances.deregistered(id, after.revision().get());
                 }
             }
             other => recorder.log(&format!("{id}: {other:?}")),

@@ -4,5 +4,5 @@
 mod targets;
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
-    let _ = targets::feed("dubbo-application", data);
+    let _ = targets::run("dubbo-application", data);
 });

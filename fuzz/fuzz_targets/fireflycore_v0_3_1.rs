@@ -4,5 +4,5 @@
 mod targets;
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
-    let _ = targets::feed("fireflycore-v0.3.1", data);
+    let _ = targets::run("fireflycore-v0.3.1", data);
 });

@@ -4,5 +4,5 @@
 mod targets;
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
-    let _ = targets::feed("native-locks", data);
+    let _ = targets::run("native-locks", data);
 });

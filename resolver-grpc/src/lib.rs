@@ -40,7 +40,7 @@ pub use self::{
         inner::{CallHead, Intercept, WaitForReady},
         manager::{ConnectionManager, ManagerOptions},
     },
-    load_balancing::balance::{Balance, HashKey},
+    load_balancing::balance::{BalancePolicy, HashKey},
     name_resolution::{
         invocation::Invocation,
         locator::{Callee, Locator},

@@ -154,13 +154,13 @@ async fn an_interceptors_deadline_ends_a_stream() {
 
 #[tokio::test]
 async fn a_response_without_body_ends_at_its_deadline() {
-    let (told, mut hears) = tokio::sync::mpsc::channel(1);
+    let (sender, mut resets) = tokio::sync::mpsc::channel(1);
     let stalling = Raw::start(move |_, mut respond| {
-        let told = told.clone();
+        let sender = sender.clone();
         async move {
             let mut body = respond.send_response(head(200, "application/grpc"), false).unwrap();
             let reset = poll_fn(|cx| body.poll_reset(cx)).await.unwrap();
-            told.send(reset).await.unwrap();
+            sender.send(reset).await.unwrap();
         }
     });
     let stalling = stalling.await;
@@ -169,7 +169,7 @@ async fn a_response_without_body_ends_at_its_deadline() {
     assert_eq!(late.code(), Code::DeadlineExceeded, "{late}");
     let instances = channel.instances();
     assert_eq!((instances[0].in_flight, instances[0].failed), (0, 1));
-    assert_eq!(soon("the server hears of it", hears.recv()).await, Some(Reason::CANCEL));
+    assert_eq!(soon("the server sees the reset", resets.recv()).await, Some(Reason::CANCEL));
     assert_eq!(stalling.calls(), 1);
 }
 
@@ -191,15 +191,15 @@ async fn a_wait_for_room_ends_at_the_deadline() {
 }
 
 /// Makes calls until one of two instances has failed five in a row and is ejected.
-async fn one_rests(channel: &Channel) {
+async fn one_is_ejected(channel: &Channel) {
     for _ in 0..9 {
         let failed = say(channel, String::new()).await.unwrap_err();
         assert_eq!(failed.code(), Code::Unavailable, "{failed}");
     }
-    eventually("one rests", || async {
+    eventually("one is ejected", || async {
         let instances = channel.instances();
-        let rests = instances.iter().any(|one| one.state == InstanceState::Ejected);
-        if rests { Ok(()) } else { Err(instances) }
+        let is_ejected = instances.iter().any(|one| one.state == InstanceState::Ejected);
+        if is_ejected { Ok(()) } else { Err(instances) }
     })
     .await;
 }
@@ -216,7 +216,7 @@ async fn an_http_error_has_its_grpc_code() {
     let both = channel(&[&gateways[0], &gateways[1]], Channel::builder()).await;
     let failed = say(&both, String::new()).await.unwrap_err();
     assert!(failed.code() == Code::Unavailable && failed.message().contains("503"), "{failed}");
-    one_rests(&both).await;
+    one_is_ejected(&both).await;
     // The call is repeated like one with any other `UNAVAILABLE`.
     let repeating = gateways[0].channel(Channel::builder().retry("", RetryPolicy::new())).await;
     let before = gateways[0].calls();
@@ -229,7 +229,7 @@ async fn http_errors_without_a_body_eject_an_instance() {
     let gateway =
         || Raw::start(|_, mut respond| async move { _ = respond.send_response(head(502, "application/grpc"), true) });
     let gateways = [gateway().await, gateway().await];
-    one_rests(&channel(&[&gateways[0], &gateways[1]], Channel::builder()).await).await;
+    one_is_ejected(&channel(&[&gateways[0], &gateways[1]], Channel::builder()).await).await;
 }
 
 #[tokio::test]

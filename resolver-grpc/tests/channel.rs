@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use enlist::{Endpoint, Error, Filter, Health, Instance, Moment, RegisterOptions, Registry, with_causes};
-use enlist_grpc::{Balance, CallHead, Channel, HashKey, InstanceState, Intercept, WaitForReady};
+use enlist_grpc::{BalancePolicy, CallHead, Channel, HashKey, InstanceState, Intercept, WaitForReady};
 use enlist_testkit::{LIMIT, eventually, soon};
 use support::{Server, World, begun, id, say, say_within, shares, stream, until};
 use tokio::task::JoinSet;
@@ -88,8 +88,8 @@ async fn a_filter_that_no_instance_passes_is_named() {
     known.unwrap();
     eventually("it says why", || async {
         let failed = say(&channel, String::new()).await.unwrap_err();
-        let said = failed.message().contains("2 listed, 0 ready, 0 held, 2 left out by the filter");
-        if said { Ok(()) } else { Err(failed) }
+        let complete = failed.message().contains("2 listed, 0 ready, 0 held, 2 left out by the filter");
+        if complete { Ok(()) } else { Err(failed) }
     })
     .await;
     let failed = say(&channel, String::new()).await.unwrap_err();
@@ -120,7 +120,7 @@ async fn a_timed_out_wait_states_the_cause() {
 }
 
 #[tokio::test]
-async fn a_changed_weight_moves_calls_and_keeps_connections() {
+async fn a_changed_weight_keeps_connections() {
     let servers = [Server::start("a").await, Server::start("b").await];
     let world = World::of(&servers).await;
     let channel = world.channel(Channel::builder(), 2).await;
@@ -128,8 +128,8 @@ async fn a_changed_weight_moves_calls_and_keeps_connections() {
     assert!(before.values().all(|share| (100..300).contains(share)), "{before:?}");
 
     let registration = world.registration(&servers[0]);
-    let update = registration.update(|draft| {
-        draft.weight(900);
+    let update = registration.update(|update| {
+        update.weight(900);
     });
     soon("updated", update).await.unwrap();
     let view = world.view();
@@ -205,7 +205,7 @@ async fn a_moved_instance_finishes_calls_at_its_endpoint() {
     eventually("it is busy", || async { if servers[0].calls() > 0 { Ok(()) } else { Err(0) } }).await;
     let moved = servers[1].instance().endpoints().to_vec();
     let registration = world.registration(&servers[0]);
-    let update = registration.update(|draft| _ = draft.endpoints(moved.clone()));
+    let update = registration.update(|update| _ = update.endpoints(moved.clone()));
     soon("updated", update).await.unwrap();
     eventually("new calls go to the new endpoint", || async {
         let name = say(&channel, String::new()).await.unwrap();
@@ -251,7 +251,7 @@ async fn no_call_fails_while_the_only_instance_moves() {
     for turn in 1..=40 {
         let to = &servers[turn % 2];
         let endpoints = to.instance().endpoints().to_vec();
-        let update = registration.update(|draft| _ = draft.endpoints(endpoints.clone()));
+        let update = registration.update(|update| _ = update.endpoints(endpoints.clone()));
         soon("updated", update).await.unwrap();
         eventually("calls go there", || async {
             let name = say(&channel, String::new()).await.unwrap();
@@ -314,7 +314,7 @@ async fn a_reregistered_instance_keeps_its_connection() {
 async fn a_hash_key_stays_on_its_instance() {
     let servers = [Server::start("a").await, Server::start("b").await, Server::start("c").await];
     let world = World::of(&servers).await;
-    let by_header = Balance::ConsistentHash(Some("x-user".parse().unwrap()));
+    let by_header = BalancePolicy::ConsistentHash(Some("x-user".parse().unwrap()));
     let channel = world.channel(Channel::builder().balance(by_header), 3).await;
     let by_header = |user: usize| {
         let mut request = Request::new(String::new());
@@ -326,14 +326,14 @@ async fn a_hash_key_stays_on_its_instance() {
         request.extensions_mut().insert(HashKey(user.to_string().into()));
         say(&channel, request)
     };
-    let mut places = std::collections::BTreeSet::new();
+    let mut instances = std::collections::BTreeSet::new();
     for user in 0..40 {
-        let place = by_header(user).await.unwrap();
-        assert_eq!(by_header(user).await.unwrap(), place);
-        assert_eq!(by_extension(user).await.unwrap(), place);
-        places.insert(place);
+        let instance = by_header(user).await.unwrap();
+        assert_eq!(by_header(user).await.unwrap(), instance);
+        assert_eq!(by_extension(user).await.unwrap(), instance);
+        instances.insert(instance);
     }
-    assert_eq!(places.len(), 3);
+    assert_eq!(instances.len(), 3);
 }
 
 #[tokio::test]
@@ -444,7 +444,7 @@ async fn the_last_instance_takes_no_call_after_removal() {
     let world = World::of(&servers).await;
     let channel = world.channel(Channel::builder(), 1).await;
     let registration = world.registration(&servers[0]);
-    let drained = registration.update(|draft| _ = draft.health(Health::Draining));
+    let drained = registration.update(|update| _ = update.health(Health::Draining));
     soon("stored", drained).await.unwrap();
     // Immediately after the removal is known, which is before the next picker state exists.
     while channel.instances().iter().any(|one| one.state != InstanceState::Leaving) {

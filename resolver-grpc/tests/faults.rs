@@ -303,9 +303,9 @@ async fn the_deadline_covers_all_attempts() {
     servers[0].echo.failing.store(1, Ordering::SeqCst);
     let mut request = Request::new("header grpc-timeout".to_owned());
     request.set_timeout(Duration::from_secs(10));
-    let told = say(&channel, request).await.unwrap();
-    let left: u64 = told.trim_end_matches('u').parse().unwrap();
-    assert!((5_000_000..10_000_000).contains(&left), "{told}");
+    let timeout = say(&channel, request).await.unwrap();
+    let left: u64 = timeout.trim_end_matches('u').parse().unwrap();
+    assert!((5_000_000..10_000_000).contains(&left), "{timeout}");
     let start = Moment::now();
     let late = say_within(&channel, "sleep 5000", Duration::from_millis(300)).await.unwrap_err();
     assert_eq!(late.code(), Code::DeadlineExceeded);
@@ -328,9 +328,9 @@ async fn time_spent_waiting_counts_against_the_deadline() {
     })
     .await;
     servers[0].proxy.heal();
-    let told = soon("a response", call).await.unwrap();
-    let left: u64 = told.trim_end_matches('u').parse().unwrap();
-    assert!(left < 19_600_000, "{told}");
+    let timeout = soon("a response", call).await.unwrap();
+    let left: u64 = timeout.trim_end_matches('u').parse().unwrap();
+    assert!(left < 19_600_000, "{timeout}");
 }
 
 #[tokio::test]
@@ -359,12 +359,12 @@ async fn settings_that_panic_once_cost_one_dial() {
 }
 
 #[tokio::test]
-async fn a_failing_instance_is_ejected_and_readmitted() {
+async fn an_ejected_instance_is_readmitted() {
     let servers = three().await;
     let world = World::of(&servers).await;
     // The ejection lasts at least half of this, long enough to be observed on a slow machine.
-    let rest = Duration::from_secs(10);
-    let ejection = Ejection::new().failures(5).time(rest, rest).unwrap();
+    let time = Duration::from_secs(10);
+    let ejection = Ejection::new().failures(5).time(time, time).unwrap();
     let channel = world.channel(Channel::builder().ejection(Some(ejection)), 3).await;
     servers[0].echo.failing.store(5, Ordering::SeqCst);
     let failed = calls_side_by_side(1, 60, || say(&channel, String::new())).await;
@@ -372,7 +372,7 @@ async fn a_failing_instance_is_ejected_and_readmitted() {
     until(&channel, "a", InstanceState::Ejected).await;
     let before = servers[0].calls();
     shares(&channel, 30).await;
-    assert_eq!(servers[0].calls(), before, "it rests");
+    assert_eq!(servers[0].calls(), before, "it is ejected");
     until_ready(&channel, 3).await;
     assert!(shares(&channel, 60).await.contains_key("a"));
 }
@@ -381,8 +381,8 @@ async fn a_failing_instance_is_ejected_and_readmitted() {
 async fn an_error_of_the_caller_blames_no_instance() {
     let servers = three().await;
     let world = World::of(&servers).await;
-    let rest = Duration::from_secs(600);
-    let ejection = Ejection::new().failures(1).time(rest, rest).unwrap();
+    let time = Duration::from_secs(600);
+    let ejection = Ejection::new().failures(1).time(time, time).unwrap();
     let channel = world.channel(Channel::builder().ejection(Some(ejection)), 3).await;
     for _ in 0..40 {
         let status = support::say_at_most(&channel, 100, 8).await.unwrap_err();
@@ -396,8 +396,8 @@ async fn an_error_of_the_caller_blames_no_instance() {
 async fn a_restarted_instance_is_not_ejected() {
     let servers = three().await;
     let world = World::of(&servers).await;
-    let rest = Duration::from_secs(300);
-    let ejection = Ejection::new().failures(5).time(rest, rest).unwrap();
+    let time = Duration::from_secs(300);
+    let ejection = Ejection::new().failures(5).time(time, time).unwrap();
     let channel = world.channel(Channel::builder().ejection(Some(ejection)), 3).await;
     servers[0].echo.failing.store(5, Ordering::SeqCst);
     assert_eq!(calls_side_by_side(1, 60, || say(&channel, String::new())).await.len(), 5);
@@ -419,8 +419,8 @@ async fn ejection_is_limited_when_all_fail() {
     }
     let failed = calls_side_by_side(1, 100, || say(&channel, String::new())).await;
     assert_eq!(failed.len(), 100);
-    let resting = channel.instances().iter().filter(|one| one.state == InstanceState::Ejected).count();
-    assert_eq!(resting, 1, "a third of three");
+    let ejected = channel.instances().iter().filter(|one| one.state == InstanceState::Ejected).count();
+    assert_eq!(ejected, 1, "a third of three");
 }
 
 #[tokio::test]

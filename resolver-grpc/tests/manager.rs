@@ -235,7 +235,7 @@ impl Intercept for Dropped {
 }
 
 #[tokio::test]
-async fn user_options_run_and_drop_without_a_lock() {
+async fn user_options_run_without_a_lock() {
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;
     let shared = Arc::new(OnceLock::<ConnectionManager>::new());

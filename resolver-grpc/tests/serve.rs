@@ -130,12 +130,12 @@ async fn a_server_keeps_its_instance_handle_while_serving() {
     });
     let instance = soon("registered", registered).await.unwrap();
     assert!(matches!(instance.state(), RegistrationState::Registered { .. }));
-    soon("stored", instance.update(|draft| _ = draft.weight(7))).await.unwrap();
+    soon("stored", instance.update(|update| _ = update.weight(7))).await.unwrap();
     let listed = world.servers.resolve(&world.service).await.unwrap();
     assert_eq!(listed.entries().map(|entry| entry.instance().weight()).collect::<Vec<_>>(), [7]);
     stop.send(()).unwrap();
     // The handle keeps neither the instance nor the server alive.
     let report = soon("the end", run).await.unwrap();
     assert!(report.drained && matches!(report.deregistered, Ok(Deregistered::Removed)), "{report:?}");
-    assert!(matches!(instance.update(|draft| _ = draft.weight(1)).await, Err(enlist::Error::Closed)));
+    assert!(matches!(instance.update(|update| _ = update.weight(1)).await, Err(enlist::Error::Closed)));
 }

@@ -360,6 +360,14 @@ impl Intercept for Propagate {
     }
 }
 
+/// The page shows the code that is tested here.
+#[test]
+fn the_page_shows_this_interceptor() {
+    let page = include_str!("../../docs/grpc.md");
+    let shown = page.split("```rust,ignore\n").last().unwrap().split("```").next().unwrap();
+    assert!(include_str!("trace.rs").contains(shown));
+}
+
 #[tokio::test]
 async fn a_request_is_a_child_by_sdk_ids() {
     exported();

@@ -5,8 +5,7 @@ use std::{
     time::Duration,
 };
 
-use enlist::backend::MutexExt as _;
-use enlist::{Fence, Lock, LockGuard, LockMode, LockName, LockOptions, Released};
+use enlist::{Fence, Lock, LockGuard, LockMode, LockName, LockOptions, Released, backend::MutexExt as _};
 use enlist_etcd::Etcd;
 use enlist_testkit::lock_history::Step;
 

@@ -69,8 +69,8 @@ impl Options {
 /// Enables a defect by its name.
 #[cfg(feature = "defects")]
 fn turn_on(defect: &str) -> Result {
-    let known = enlist_etcd::Defect::ALL.iter().find(|known| format!("{known:?}") == defect);
-    enlist_etcd::Defect::turn_on(*known.ok_or(format!("there is no defect {defect}"))?);
+    let known = enlist_etcd::DeliberateDefect::ALL.iter().find(|known| format!("{known:?}") == defect);
+    enlist_etcd::DeliberateDefect::turn_on(*known.ok_or(format!("there is no defect {defect}"))?);
     Ok(())
 }
 

@@ -96,7 +96,7 @@ pub(crate) fn many(options: &Options) -> Outcome {
 /// Returns the names of all defects.
 #[cfg(feature = "defects")]
 fn defects() -> Vec<String> {
-    enlist_etcd::Defect::ALL.iter().map(|defect| format!("{defect:?}")).collect()
+    enlist_etcd::DeliberateDefect::ALL.iter().map(|defect| format!("{defect:?}")).collect()
 }
 
 #[cfg(not(feature = "defects"))]

@@ -100,7 +100,7 @@ impl InstanceOwner {
                 world.log(|| format!("{id}: deregistered, {outcome:?}"));
                 if let Ok(Deregistered::Removed | Deregistered::AlreadyGone) = outcome {
                     let now = u64::try_from(world.fake.revision()).unwrap_or(0);
-                    world.shared().record.instances.left(id, now);
+                    world.shared().record.instances.deregistered(id, now);
                 }
             }
         }

@@ -6,8 +6,7 @@ use std::{
     time::Duration,
 };
 
-use enlist::backend::MutexExt as _;
-use enlist::{LockGuard, ServiceRef};
+use enlist::{LockGuard, ServiceRef, backend::MutexExt as _};
 use enlist_etcd::{Etcd, SessionRuntime};
 use enlist_testkit::{
     FakeEtcd, Link,

@@ -2,10 +2,8 @@
 
 use std::{env, error::Error, process::Command};
 
-pub(crate) type Result<T = ()> = std::result::Result<T, Box<dyn Error>>;
-
 /// Features that are tested beside the default ones.
-pub(crate) const FEATURES: &str = "enlist-examples/etcd,enlist/metrics,enlist-grpc/tls-ring";
+pub(crate) const FEATURES: &str = "enlist-examples/etcd,enlist/metrics,enlist-config/tracing,enlist-grpc/tls-ring";
 
 /// Text of `cargo xtask` without a command.
 pub(crate) const HELP: &str = "\
@@ -16,10 +14,16 @@ cargo xtask <command>
           build with Go, the one on the PATH, or Debian's package. Without a version: the newest 3.6, if it can be built
   matrix  [--version V]… [--conformance], or --upgrade
           run the tests of the backend, of the command line and of interop on each supported release line of etcd, then
-          upgrade a cluster from 3.5 to 3.6 and 3.7 under traffic; with versions, test on these and upgrade nothing;
-          --conformance runs the conformance suite only, --upgrade the upgrade only
-  interop [etcd|gokit|gozero|kratos …]
-          build programs on Go libraries, all or those named, and run both sides together
+          upgrade a cluster from 3.5 to 3.6 and 3.7 under traffic, and the etcd of a fleet in Go and Rust from 3.5 to
+          3.6; with versions, test on these and upgrade nothing; --conformance runs the conformance suite only,
+          --upgrade the upgrade of the cluster only
+  interop [dubbo|etcd|gokit|gomicro|gozero|kitex|kratos|viper|fleet …]
+          build programs on Go libraries, all or those named, and run both sides together; fleet restarts each of six
+          servers in both languages, and upgrades their etcd from 3.5 to 3.6, under calls
+  clients [python|envoy|go|tonic-xds|java|layouts …]
+          run clients of the agent in other languages, all or those named, with their real libraries, which are
+          installed below the build folder; layouts runs the one in Go with servers that kitex, go-zero and kratos
+          register; python and envoy need python3 with its module venv, go and layouts need Go, java needs Maven
   nemesis [--seed N] [--minutes M] [--members 1|3] [--replay FILE]
           random faults against registrations, watchers and locks (default: 10 minutes, another seed each time, a single
           etcd; members of a cluster are also wiped and added again), or judge the saved record of a failed run again
@@ -39,6 +43,8 @@ cargo xtask <command>
           documentation comments open with an interrogative; check lengths, names, and the listings of the public API;
           print the cycles of imports between files; --bless writes the listings
 ";
+
+pub(crate) type Result<T = ()> = std::result::Result<T, Box<dyn Error>>;
 
 /// Returns the variables that let etcd-client build: none if `PROTOC` is set, else those of a `protoc` from a crate.
 pub(crate) fn protoc() -> Result<Vec<(&'static str, String)>> {

@@ -2,6 +2,7 @@
 
 pub(crate) mod build;
 pub(crate) mod go;
+pub(crate) mod upgrade;
 mod version;
 
 use std::{
@@ -130,13 +131,13 @@ pub(crate) fn on_path(program: &str) -> Option<PathBuf> {
 /// Supplies an `etcdctl`, beside which some tests queue for a lock: given, that of the etcd, on the `PATH`, or Debian's
 /// package.
 pub(crate) fn need_etcdctl(etcd: &Etcd) -> Result<PathBuf> {
-    let beside = match etcd {
+    let sibling = match etcd {
         Etcd::Binary(etcd) => Some(etcd.clone()),
         Etcd::Given(..) => env::var_os("ENLIST_ETCD_BIN").map(PathBuf::from),
     };
-    let beside = beside.map(|etcd| etcd.with_file_name("etcdctl")).filter(|path| path.is_file());
+    let sibling = sibling.map(|etcd| etcd.with_file_name("etcdctl")).filter(|path| path.is_file());
     let given = env::var_os("ENLIST_ETCDCTL_BIN").map(PathBuf::from);
-    if let Some(found) = given.or(beside).or_else(|| on_path("etcdctl")) {
+    if let Some(found) = given.or(sibling).or_else(|| on_path("etcdctl")) {
         return Ok(found);
     }
     if may_install() {

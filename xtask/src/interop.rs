@@ -7,36 +7,72 @@ use std::{
 };
 
 use crate::{
-    command::{FEATURES, HELP, Result, cargo},
+    command::{FEATURES, HELP, Result, cargo, run as run_command},
     counted::{self, Counts},
-    etcd::{self, Etcd},
+    etcd::{self, Etcd, upgrade},
 };
 
 /// Folder of the programs. Each is a module of its own, so that every library has the versions that it asks for.
 const SOURCES: &str = "testkit/interop-go";
 
 /// The programs, and the modules of the tests that drive them.
-const PROGRAMS: [&str; 4] = ["etcd", "gokit", "gozero", "kratos"];
+const PROGRAMS: [&str; 8] = ["dubbo", "etcd", "gokit", "gomicro", "gozero", "kitex", "kratos", "viper"];
 
-/// Runs both sides on one etcd, with the programs named, or all of them.
+/// The module of the test that runs several programs together, while etcd is upgraded.
+const FLEET: &str = "fleet";
+
+/// Programs of the fleet.
+const MEMBERS: [&str; 3] = ["gokit", "gozero", "kratos"];
+
+/// Release lines before and after the upgrade of the fleet's etcd.
+pub(crate) const FLEET_LINES: [upgrade::Line; 2] = [upgrade::LINES[0], upgrade::LINES[1]];
+
+/// Runs both sides on one etcd, with the programs named, or all of them and the fleet.
 pub(crate) fn run(named: impl Iterator<Item = String>) -> Result {
     let named: Vec<_> = named.collect();
-    if let Some(unknown) = named.iter().find(|name| !PROGRAMS.contains(&name.as_str())) {
-        return Err(format!("there is no program {unknown}; there are {}\n\n{HELP}", PROGRAMS.join(", ")).into());
+    if let Some(unknown) = named.iter().find(|name| *name != FLEET && !PROGRAMS.contains(&name.as_str())) {
+        let known = PROGRAMS.join(", ");
+        return Err(format!("there is no program {unknown}; there are {known} and {FLEET}\n\n{HELP}").into());
     }
-    let programs: Vec<_> =
-        PROGRAMS.into_iter().filter(|program| named.is_empty() || named.iter().any(|name| name == program)).collect();
-    // The tests of the others have that of etcd revoke leases.
-    let folder =
-        build(&PROGRAMS.into_iter().filter(|name| *name == "etcd" || programs.contains(name)).collect::<Vec<_>>())?;
-    let etcd = etcd::find()?;
-    println!("etcd for the tests: {etcd}");
-    let counts = test(&programs, &folder, &etcd)?;
+    let all = PROGRAMS.into_iter().chain([FLEET]);
+    let wanted: Vec<_> = all.filter(|one| named.is_empty() || named.iter().any(|name| name == one)).collect();
+    let folder = build(&needed(&wanted))?;
+    let mut counts = Counts::default();
+    let programs: Vec<_> = wanted.iter().copied().filter(|one| *one != FLEET).collect();
+    if !programs.is_empty() {
+        let etcd = etcd::find()?;
+        println!("etcd for the tests: {etcd}");
+        counts += test(&programs, &folder, &etcd)?;
+    }
+    if wanted.contains(&FLEET) {
+        let releases = upgrade::supply_all(&upgrade::newest(&FLEET_LINES)?)?;
+        counts += test_fleet(&folder, &releases)?;
+    }
     if counts.failed > 0 {
         return Err(format!("{} of {} tests failed", counts.failed, counts.passed + counts.failed).into());
     }
-    println!("\nboth sides understand each other: {}", programs.join(", "));
+    println!("\nboth sides understand each other: {}", wanted.join(", "));
     Ok(())
+}
+
+/// Returns the programs to build. The tests of each of them have that of etcd revoke leases.
+fn needed(wanted: &[&str]) -> Vec<&'static str> {
+    let revokes = wanted.iter().any(|one| *one != FLEET);
+    let members = if wanted.contains(&FLEET) { &MEMBERS[..] } else { &[] };
+    let is_needed = |program: &&'static str| {
+        wanted.contains(program) || members.contains(program) || (*program == "etcd" && revokes)
+    };
+    PROGRAMS.into_iter().filter(is_needed).collect()
+}
+
+/// Runs the fleet on these releases of etcd.
+pub(crate) fn test_fleet(folder: &Path, releases: &[(&'static str, PathBuf)]) -> Result<Counts> {
+    // Its members in Rust are processes of this example.
+    let server = ["build", "--package", "enlist-examples", "--features", FEATURES, "--example", "greeter_server"];
+    run_command(cargo()?.args(server))?;
+    let mut command = test_command()?;
+    command.arg(format!("{FLEET}::")).arg("--nocapture").env("ENLIST_INTEROP_BIN", folder);
+    counted::run(command.envs(releases.iter().map(|(variable, etcd)| (variable, etcd))))
 }
 
 /// Builds all programs.
@@ -50,7 +86,7 @@ pub(crate) fn test_all(folder: &Path, etcd: &Etcd) -> Result<Counts> {
 }
 
 /// Builds programs. Returns their folder.
-fn build(programs: &[&str]) -> Result<PathBuf> {
+pub(crate) fn build(programs: &[&str]) -> Result<PathBuf> {
     let Some(go) = etcd::go::find() else {
         return Err(
             format!("this needs Go {} or newer and its module proxy, and there is none", etcd::go::OLDEST).into()
@@ -72,9 +108,27 @@ fn build(programs: &[&str]) -> Result<PathBuf> {
     Ok(folder)
 }
 
-fn test(programs: &[&str], folder: &Path, etcd: &Etcd) -> Result<Counts> {
+fn test_command() -> Result<Command> {
     let mut command = cargo()?;
     command.args(["test", "--package", "enlist-examples", "--features", FEATURES, "--test", "interop", "--"]);
-    command.arg("--ignored").args(programs.iter().map(|program| format!("{program}::")));
+    command.arg("--ignored");
+    Ok(command)
+}
+
+fn test(programs: &[&str], folder: &Path, etcd: &Etcd) -> Result<Counts> {
+    let mut command = test_command()?;
+    command.args(programs.iter().map(|program| format!("{program}::")));
     counted::run(command.env("ENLIST_INTEROP_BIN", folder).envs(etcd.variables()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_programs_of_the_fleet_and_of_revocations_are_built() {
+        assert_eq!(needed(&["fleet"]), MEMBERS);
+        assert_eq!(needed(&["kitex"]), ["etcd", "kitex"]);
+        assert_eq!(needed(&["kitex", "fleet"]), ["etcd", "gokit", "gozero", "kitex", "kratos"]);
+    }
 }

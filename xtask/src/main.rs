@@ -2,6 +2,7 @@
 //!
 //! They get what a bare machine lacks: a `protoc` from a crate, and an etcd from where one can be had.
 
+mod clients;
 mod command;
 mod counted;
 mod etcd;
@@ -20,12 +21,58 @@ use self::{
     etcd::{Etcd, Override, Version},
 };
 
+/// Number of cases that run side by side: they mostly wait, so more than there are cores; each has an etcd of its own.
+const SIDE_BY_SIDE: &str = "8";
+
+/// The programs whose tests inject faults.
+const FAULTS: [&str; 14] = [
+    "membership",
+    "changed_security",
+    "storage",
+    "host",
+    "faults",
+    "fake",
+    "contenders",
+    "cluster",
+    "views",
+    "registrations",
+    "nemesis",
+    "locks",
+    "replies",
+    "late_writes",
+];
+
+/// Number of seeds of the daily simulation.
+const SEEDS: &str = "2000";
+
+/// Number of seeds of a soak of the simulation.
+const SOAK_SEEDS: &str = "100000";
+
+/// The examples, with their arguments.
+const EXAMPLES: &[&[&str]] = &[
+    &["quickstart"],
+    &["register_and_serve"],
+    &["watch_view"],
+    &["lock_job"],
+    &["fencing"],
+    &["leader"],
+    &["unit_test"],
+    &["greeter_server"],
+    &["greeter_client"],
+    &["pool_retry"],
+    &["live_config"],
+    &["locator"],
+    &["rolling_restart"],
+    &["rolling_restart", "--kill"],
+];
+
 fn main() -> ExitCode {
     let command = env::args().nth(1).unwrap_or_default();
     let outcome = match command.as_str() {
         "test" => test(),
         "etcd" => print_etcd(env::args().skip(2)),
         "matrix" => matrix::run(env::args().skip(2)),
+        "clients" => clients::test(env::args().skip(2)),
         "interop" => interop::run(env::args().skip(2)),
         "nemesis" => nemesis(env::args().skip(2)),
         "simulate" => simulate(env::args().skip(2)),
@@ -72,27 +119,6 @@ fn print_etcd(mut args: impl Iterator<Item = String>) -> Result {
     Ok(())
 }
 
-/// Number of cases that run side by side: they mostly wait, so more than there are cores; each has an etcd of its own.
-const SIDE_BY_SIDE: &str = "8";
-
-/// The programs whose tests inject faults.
-const FAULTS: [&str; 14] = [
-    "membership",
-    "changed_security",
-    "storage",
-    "host",
-    "faults",
-    "fake",
-    "contenders",
-    "cluster",
-    "views",
-    "registrations",
-    "nemesis",
-    "locks",
-    "replies",
-    "late_writes",
-];
-
 /// Runs random faults, or judges the record of a former run.
 fn nemesis(mut args: impl Iterator<Item = String>) -> Result {
     let (mut seed, mut minutes, mut members) = (None, 10.0, Members::One);
@@ -134,10 +160,6 @@ fn random_faults(seconds: &str, seed: Option<u64>, members: Members) -> Result {
     command.env("ENLIST_SOAK_SECS", seconds).envs(seed.map(|seed| ("ENLIST_SEED", seed.to_string())));
     run(command.envs(etcd::find()?.variables()))
 }
-
-/// Seeds of the simulation for every day, and for a soak.
-const SEEDS: &str = "2000";
-const SOAK_SEEDS: &str = "100000";
 
 /// Executes simulated runs. They are built with a profile of their own, so that thousands take a minute.
 fn simulate(args: impl Iterator<Item = String>) -> Result {
@@ -200,29 +222,16 @@ fn bench(arguments: impl Iterator<Item = String>) -> Result {
     if measured.success() { Ok(()) } else { Err(format!("not all targets were met: {measured}").into()) }
 }
 
-/// The examples, with their arguments.
-const EXAMPLES: &[&[&str]] = &[
-    &["quickstart"],
-    &["register_and_serve"],
-    &["watch_view"],
-    &["lock_job"],
-    &["fencing"],
-    &["leader"],
-    &["unit_test"],
-    &["greeter_server"],
-    &["greeter_client"],
-    &["pool_retry"],
-    &["locator"],
-    &["rolling_restart"],
-    &["rolling_restart", "--kill"],
-];
-
 fn test() -> Result {
     let etcd = etcd::find()?;
     etcd::need_etcdctl(&etcd)?;
     println!("etcd for the tests: {etcd}");
-    let everything = ["test", "--workspace", "--features", FEATURES];
+    // The other commands test single crates, which do not depend on the agent.
+    let features = format!("{FEATURES},enlist-agent/tls");
+    let everything = ["test", "--workspace", "--features", &features];
     run(cargo()?.args(everything).env("RUST_TEST_THREADS", SIDE_BY_SIDE).envs(etcd.variables()))?;
+    let agent = ["test", "--package", "enlist-cli", "--features", "agent", "--test", "agent"];
+    run(cargo()?.args(agent).envs(etcd.variables()))?;
     simulate_many(SEEDS)?;
     let left_out = containers(&etcd)?;
     for example in EXAMPLES {

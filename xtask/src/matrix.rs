@@ -1,4 +1,4 @@
-//! The tests that talk to etcd, on each of its release lines that are supported, and an upgrade from one line to the
+//! The tests that talk to etcd, on each of its release lines that are supported, and upgrades from one line to the
 //! next.
 
 use std::{fmt::Write as _, fs, path::PathBuf};
@@ -6,7 +6,7 @@ use std::{fmt::Write as _, fs, path::PathBuf};
 use crate::{
     command::{FEATURES, HELP, Result, cargo},
     counted::{self, Counts},
-    etcd::{self, Etcd, Override, Version},
+    etcd::{self, Etcd, Override, Version, upgrade},
     interop,
 };
 
@@ -18,10 +18,6 @@ const RECORD: &str = "target/matrix.md";
 
 /// Number of cases that run side by side.
 const SIDE_BY_SIDE: &str = "8";
-
-/// Release lines of the upgrade test, oldest first, and the variables that tell it the `etcd` of each.
-const UPGRADE: [((u32, u32), &str); 3] =
-    [((3, 5), "ENLIST_ETCD_3_5_BIN"), ((3, 6), "ENLIST_ETCD_3_6_BIN"), ((3, 7), "ENLIST_ETCD_3_7_BIN")];
 
 /// Extent of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,9 +40,9 @@ struct Row {
 /// Runs the tests on each version that is asked for, or on all, and prints and records the table.
 pub(crate) fn run(args: impl Iterator<Item = String>) -> Result {
     let (extent, asked) = options(args)?;
-    let upgrade = match extent {
-        Extent::Everything if asked.is_empty() => upgrade_versions()?,
-        Extent::Upgrade => upgrade_versions()?,
+    let upgrades = match extent {
+        Extent::Everything if asked.is_empty() => upgrade::newest(&upgrade::LINES)?,
+        Extent::Upgrade => upgrade::newest(&upgrade::LINES)?,
         Extent::Everything | Extent::Conformance => Vec::new(),
     };
     let versions = if extent == Extent::Upgrade { Vec::new() } else { versions_to_test(asked)? };
@@ -55,7 +51,7 @@ pub(crate) fn run(args: impl Iterator<Item = String>) -> Result {
         Extent::Conformance | Extent::Upgrade => None,
     };
     // All of them first: a version that cannot be had is better known at once.
-    let (supplied, releases) = (supply_all(&versions)?, supply_all(&upgrade)?);
+    let (supplied, releases) = (supply_all(&versions)?, upgrade::supply_all(&upgrades)?);
     let mut rows = Vec::new();
     for (version, etcd) in versions.into_iter().zip(supplied) {
         println!("\n==== etcd {version}");
@@ -63,10 +59,17 @@ pub(crate) fn run(args: impl Iterator<Item = String>) -> Result {
         rows.push(Row { etcd: version.to_string(), outcome });
         record(&rows)?;
     }
-    if !upgrade.is_empty() {
-        let shown = upgrade.iter().map(Version::to_string).collect::<Vec<_>>().join(" → ");
+    if !upgrades.is_empty() {
+        let shown = upgrade::shown(&upgrades);
         println!("\n==== etcd {shown}");
         rows.push(Row { etcd: shown, outcome: test_upgrade(&releases) });
+        record(&rows)?;
+    }
+    if let (Some(programs), false) = (&programs, upgrades.is_empty()) {
+        let used = interop::FLEET_LINES.len();
+        let shown = format!("{}, a fleet in Go and Rust", upgrade::shown(&upgrades[..used]));
+        println!("\n==== etcd {shown}");
+        rows.push(Row { etcd: shown, outcome: interop::test_fleet(programs, &releases[..used]) });
         record(&rows)?;
     }
     let failed = rows.iter().filter(|row| !row.outcome.as_ref().is_ok_and(|counts| counts.failed == 0)).count();
@@ -106,11 +109,6 @@ fn versions_to_test(asked: Vec<Version>) -> Result<Vec<Version>> {
     Ok(versions)
 }
 
-/// Returns the newest version of each release line of the upgrade test.
-fn upgrade_versions() -> Result<Vec<Version>> {
-    UPGRADE.iter().map(|((major, minor), _)| etcd::build::newest_of(*major, *minor)).collect()
-}
-
 fn supply_all(versions: &[Version]) -> Result<Vec<PathBuf>> {
     versions.iter().map(|version| etcd::supply(Some(*version), Override::IfItMatches)).collect()
 }
@@ -123,11 +121,11 @@ fn record(rows: &[Row]) -> Result {
 }
 
 /// Upgrades a cluster under traffic.
-fn test_upgrade(releases: &[PathBuf]) -> Result<Counts> {
+fn test_upgrade(releases: &[(&'static str, PathBuf)]) -> Result<Counts> {
     let mut command = cargo()?;
     command.args(["test", "--package", "enlist-examples", "--features", FEATURES, "--test", "upgrade", "--"]);
     command.args(["--ignored", "--nocapture"]);
-    counted::run(command.envs(UPGRADE.iter().map(|(_, variable)| variable).zip(releases)))
+    counted::run(command.envs(releases.iter().map(|(variable, etcd)| (variable, etcd))))
 }
 
 fn test(extent: Extent, etcd: &Etcd, programs: Option<&PathBuf>) -> Result<Counts> {

@@ -40,6 +40,7 @@ const PARTS: &[Part] = &[
             // Queue positions, the validity of locks, fences.
             "core/src/backend/guard_driver.rs",
             "core/src/backend/queue_position.rs",
+            "core/src/backend/permit_position.rs",
             "core/src/lock/guard.rs",
             "core/src/lock/options.rs",
             "core/src/backend/lock_validity.rs",

@@ -23,10 +23,12 @@ use crate::command::{Result, cargo, run};
 
 /// A package, and packages that must not be in its dependency tree, apart from development dependencies.
 const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
-    ("enlist", &["etcd-client", "tonic", "tower", "enlist-memory", "enlist-etcd", "enlist-grpc"]),
+    ("enlist", &["etcd-client", "tonic", "tower", "enlist-memory", "enlist-etcd", "enlist-grpc", "enlist-config"]),
     ("enlist-memory", &["etcd-client", "tonic", "tower", "enlist-etcd", "enlist-grpc"]),
     ("enlist-etcd", &["enlist-grpc", "enlist-memory"]),
     ("enlist-grpc", &["etcd-client", "enlist-etcd", "enlist-memory"]),
+    ("enlist-agent", &["etcd-client", "enlist-etcd", "enlist-memory", "enlist-grpc"]),
+    ("enlist-config", &["etcd-client", "tonic", "tower", "enlist-etcd", "enlist-memory", "enlist-grpc"]),
     ("enlist-testkit", &["etcd-client", "enlist-etcd", "enlist-memory", "enlist-grpc"]),
     // Without its feature `etcd`.
     ("enlist-examples", &["etcd-client", "enlist-etcd"]),

@@ -8,12 +8,12 @@ use tonic::transport::Endpoint;
 use super::EtcdBuilder;
 use crate::{
     client::{
-        connection::Connection,
         dial_settings::DialSettings,
         endpoint_url::{Tls, endpoint_url},
         failover::Failover,
         member_sync,
         members::{Members, TlsFiles},
+        store_client::StoreClient,
     },
     error::Failure,
     etcd::Etcd,
@@ -39,7 +39,8 @@ impl EtcdBuilder {
     /// endpoints, for an empty prefix, for timeouts, intervals or limits of zero, and for pings that are too frequent.
     pub fn build(self) -> Result<Etcd, Error> {
         self.check()?;
-        let Self { endpoints, channel, credentials, tls, settings, layers, prefix, layout, lock_layout, .. } = self;
+        let Self { endpoints, channel, credentials, tls, settings, layers, prefix, .. } = self;
+        let Self { layout, lock_layout, config_layout, .. } = self;
         let native = match prefix {
             Some(prefix) => Native::with_prefix(&prefix)?,
             None => Native::default(),
@@ -55,25 +56,26 @@ impl EtcdBuilder {
             None => members(&endpoints, tls, settings, connect_timeout, set_up)?,
         };
         let configured = members.urls();
-        let ground = RuntimeHandle::new(self.runtime)?;
-        let control = Failover::new(members.clone(), ground.runtime.clone());
-        let data = Failover::new(members, ground.runtime.clone());
+        let runtime = RuntimeHandle::new(self.runtime)?;
+        let control = Failover::new(members.clone(), runtime.runtime.clone());
+        let data = Failover::new(members, runtime.runtime.clone());
         let (credentials, limit) = (credentials.as_ref(), self.request_timeout);
-        let conn = Connection::new(&ground.tasks, control, data, &layers, credentials, limit, self.limits);
+        let client = StoreClient::new(&runtime.tasks, control, data, &layers, credentials, limit, self.limits);
         let layout: Arc<dyn Layout> = match layout {
             Some(layout) => Arc::new(Guarded::new(layout)?),
             None => Arc::new(native.clone()),
         };
+        let config_layout = config_layout.unwrap_or_else(|| native.clone().into());
         let lock_layout = Arc::new(GuardedLocks::new(lock_layout.unwrap_or_else(|| Arc::new(native)))?);
         let Self { audit, serializable_first_list, probe, .. } = self;
         let settings = WatchSettings { audit, serializable_first_list, probe };
-        let session = Session::new(ground, conn, &layout, lock_layout, settings);
+        let session = Session::new(runtime, client, &layout, lock_layout, config_layout, settings);
         if let Some(interval) = self.member_sync.filter(|_| !configured.is_empty()) {
-            let conn = Arc::clone(&session.conn);
+            let client = Arc::clone(&session.client);
             session
                 .lifecycle
                 .tasks
-                .spawn_until_stopped("member sync", member_sync::follow(conn, configured, interval, set_up))?;
+                .spawn_until_stopped("member sync", member_sync::follow(client, configured, interval, set_up))?;
         }
         Ok(Etcd { session })
     }
@@ -92,13 +94,13 @@ impl EtcdBuilder {
     pub async fn connect(self) -> Result<Etcd, Error> {
         let etcd = self.build()?;
         etcd.session.check_open()?;
-        let conn = &etcd.session.conn;
+        let client = &etcd.session.client;
         // The other connection will be needed soon, and is dialled concurrently. Its failure shows at its first use.
-        let other = Arc::clone(conn);
+        let other = Arc::clone(client);
         etcd.session.lifecycle.tasks.spawn_until_stopped("dial", async move {
             other.answers(&KeyRange::key(*b"\0"), DIAL_TIMEOUT).await;
         })?;
-        match conn.get(b"\0").await {
+        match client.get(b"\0").await {
             Ok(_) | Err(Failure::Denied) => Ok(etcd),
             Err(failure) => Err(failure.into_error("connecting")),
         }

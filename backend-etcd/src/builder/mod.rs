@@ -22,7 +22,11 @@ use crate::{
         request_channel::Credentials,
     },
     etcd::Etcd,
-    layout::{Layout, LockLayout},
+    layout::{
+        Layout, LockLayout,
+        config::ConfigLayout,
+        named::{LayoutOptions, NATIVE, NamedLayout, NamedLockLayout},
+    },
     session::lifecycle::SessionRuntime,
 };
 
@@ -94,6 +98,7 @@ pub struct EtcdBuilder {
     prefix: Option<String>,
     layout: Option<Arc<dyn Layout>>,
     lock_layout: Option<Arc<dyn LockLayout>>,
+    config_layout: Option<ConfigLayout>,
     connect_timeout: Duration,
     request_timeout: Duration,
     keep_alive_interval: Duration,
@@ -118,6 +123,7 @@ impl EtcdBuilder {
             prefix: None,
             layout: None,
             lock_layout: None,
+            config_layout: None,
             connect_timeout: DEFAULT_CONNECT_TIMEOUT,
             request_timeout: DEFAULT_REQUEST_TIMEOUT,
             keep_alive_interval: DEFAULT_KEEP_ALIVE_INTERVAL,
@@ -202,6 +208,35 @@ impl EtcdBuilder {
     /// acquisition that needs it, and nothing else. A key whose reading panics counts as a queue entry.
     pub fn lock_layout(mut self, layout: impl LockLayout) -> Self {
         self.lock_layout = Some(Arc::new(layout));
+        self
+    }
+
+    /// Uses a layout from [`LAYOUTS`](crate::layout::LAYOUTS) for instances. A prefix of the native layout is also that
+    /// of locks, as that of [`prefix`](Self::prefix).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidConfig`] or [`Error::InvalidName`] if the layout does not accept the options. The prefix of the
+    /// native layout is checked by [`build`](Self::build).
+    pub fn named_layout(mut self, layout: &NamedLayout, options: &LayoutOptions) -> Result<Self, Error> {
+        if layout.name() == NATIVE {
+            self.layout = None;
+            self.prefix = options.own_prefix().map(str::to_owned).or(self.prefix);
+        } else {
+            self.layout = Some(layout.build(options)?);
+        }
+        Ok(self)
+    }
+
+    /// Uses a layout from [`LOCK_LAYOUTS`](crate::layout::LOCK_LAYOUTS) for locks and elections.
+    pub fn named_lock_layout(mut self, layout: &NamedLockLayout) -> Self {
+        self.lock_layout = layout.build();
+        self
+    }
+
+    /// Uses another layout for configuration. Default: native keys under [`prefix`](Self::prefix).
+    pub fn config_layout(mut self, layout: ConfigLayout) -> Self {
+        self.config_layout = Some(layout);
         self
     }
 

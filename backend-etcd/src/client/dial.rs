@@ -1,7 +1,6 @@
 //! Dialling: opens one connection, to the first member that answers.
 
 use std::{
-    fmt,
     path::PathBuf,
     task::{Context, Poll},
     time::Duration,
@@ -23,23 +22,7 @@ use crate::{
 };
 
 /// Delay before the next member is dialled concurrently.
-const BESIDE: Duration = Duration::from_millis(500);
-
-/// Failure to reach any endpoint. Nothing was sent.
-#[derive(Clone, Debug)]
-pub(crate) struct DialError(pub(crate) enlist::Cause);
-
-impl fmt::Display for DialError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("no endpoint could be reached")
-    }
-}
-
-impl std::error::Error for DialError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&*self.0)
-    }
-}
+const CONCURRENT_DIAL_DELAY: Duration = Duration::from_millis(500);
 
 /// Dials each member once, in order, beginning with the one at `first`. The next dial starts as soon as one has failed,
 /// and concurrently with a slow one. Returns the first connection and the index of its member.
@@ -64,7 +47,7 @@ pub(crate) async fn dial(members: &Members, first: usize) -> Result<(usize, Chan
                 let at = left.next().unwrap_or_default();
                 let dial = dial_one(&urls[at], tls.as_ref(), settings.as_ref(), *connect_timeout);
                 dials.push(dial.map(move |dialled| (at, dialled)));
-                due = Instant::now() + BESIDE;
+                due = Instant::now() + CONCURRENT_DIAL_DELAY;
             }
             else => return Err(last),
         }

@@ -16,9 +16,8 @@ pub(crate) struct Dialled {
     pub(crate) given_up: CancellationToken,
     /// URL of its member; `None` for a channel that the user made.
     url: Option<Arc<http::Uri>>,
-    /// Order of the member's replies to progress requests: `true` is after the preceding events. `None` is not known
-    /// yet.
-    ordered: Arc<OnceLock<bool>>,
+    /// Order of the member's replies to progress requests, once it is known.
+    progress_replies: Arc<OnceLock<ProgressReplies>>,
 }
 
 /// Order of the replies of a member to progress requests.
@@ -32,7 +31,12 @@ pub(crate) enum ProgressReplies {
 
 impl Dialled {
     pub(crate) fn new(generation: u64, url: Option<http::Uri>) -> Self {
-        Self { generation, given_up: CancellationToken::new(), url: url.map(Arc::new), ordered: Arc::default() }
+        Self {
+            generation,
+            given_up: CancellationToken::new(),
+            url: url.map(Arc::new),
+            progress_replies: Arc::default(),
+        }
     }
 
     /// Returns the URL of its member, if it is known.
@@ -40,15 +44,15 @@ impl Dialled {
         self.url.as_deref()
     }
 
-    /// Returns `true` if the reply to a progress request arrives after the preceding events. `None` is not known yet.
-    pub(crate) fn answers_in_order(&self) -> Option<bool> {
-        self.ordered.get().copied()
+    /// Returns the order of its member's replies to progress requests, if it is known.
+    pub(crate) fn progress_replies(&self) -> Option<ProgressReplies> {
+        self.progress_replies.get().copied()
     }
 
     /// Records the order of its member's replies.
     pub(crate) fn learn(&self, replies: ProgressReplies) {
         // A second answer of the same member is equal.
-        let _ = self.ordered.set(replies == ProgressReplies::InOrder);
+        let _ = self.progress_replies.set(replies);
     }
 
     /// Waits until the connection is given up. Streams on it then have to move; otherwise it stays open beside its

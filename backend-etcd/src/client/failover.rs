@@ -15,8 +15,7 @@ use std::{
     time::Duration,
 };
 
-use enlist::backend::MutexExt as _;
-use enlist::{Moment, TaskOwner};
+use enlist::{Moment, TaskOwner, backend::MutexExt as _};
 use futures::{
     FutureExt,
     future::{BoxFuture, Shared},
@@ -30,11 +29,14 @@ use tower::{BoxError, Service, ServiceExt};
 
 use crate::{
     client::{
-        dial::{DialError, dial},
+        dial::dial,
         dialled::{Dialled, Used},
         members::{Members, TlsFiles},
     },
-    error::text_cause,
+    error::{
+        text_cause,
+        transport::{DialError, Proxied},
+    },
 };
 
 /// Time for which a member that refused to serve is avoided if there is another one. If all refuse, it is the minimum
@@ -73,32 +75,6 @@ impl std::error::Error for Broken {
     }
 }
 
-/// Answer of a proxy instead of a member: the answer of a member has the HTTP status 200.
-#[derive(Debug)]
-pub(crate) struct Proxied {
-    url: Option<http::Uri>,
-    status: http::StatusCode,
-}
-
-impl Proxied {
-    /// Returns `true` for the status of a proxy that has no member behind it, or too many requests.
-    fn refuses(status: http::StatusCode) -> bool {
-        use http::StatusCode as S;
-        matches!(status, S::TOO_MANY_REQUESTS | S::BAD_GATEWAY | S::SERVICE_UNAVAILABLE | S::GATEWAY_TIMEOUT)
-    }
-}
-
-impl fmt::Display for Proxied {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.url {
-            Some(url) => write!(f, "a proxy at {url} answered {}", self.status),
-            None => write!(f, "a proxy answered {}", self.status),
-        }
-    }
-}
-
-impl std::error::Error for Proxied {}
-
 /// A channel that fails over. Clones share the connection.
 #[derive(Clone)]
 pub(crate) struct Failover {
@@ -120,7 +96,7 @@ struct Pinned {
     at: usize,
     /// Counts the connections, so that a late failure of an old one does not end a new one.
     generation: u64,
-    link: Link,
+    state: ChannelState,
     /// Time of the last refusal of each member.
     refused: Vec<Option<Moment>>,
 }
@@ -128,7 +104,7 @@ struct Pinned {
 /// Outcome of a dial.
 type Outcome = Result<(Dialled, Channel), DialError>;
 
-enum Link {
+enum ChannelState {
     /// No connection. The next call starts a dial.
     Down,
     /// A task dials, and calls wait for its outcome.
@@ -141,20 +117,20 @@ impl Pinned {
     fn up(&mut self, members: &Members, at: usize, channel: Channel) -> (Dialled, Channel) {
         self.generation += 1;
         let url = members.url(at);
-        self.at = url.as_ref().and_then(|url| self.members.place(url)).unwrap_or(0);
+        self.at = url.as_ref().and_then(|url| self.members.index_of(url)).unwrap_or(0);
         let connection = Dialled::new(self.generation, url);
-        self.link = Link::Up(connection.clone(), channel.clone());
+        self.state = ChannelState::Up(connection.clone(), channel.clone());
         (connection, channel)
     }
 
     fn is_current(&self, connection: &Dialled) -> bool {
-        matches!(&self.link, Link::Up(current, _) if current.generation == connection.generation)
+        matches!(&self.state, ChannelState::Up(current, _) if current.generation == connection.generation)
     }
 
     /// Gives the connection up. The member at `next` is dialled next.
     fn leave(&mut self, connection: &Dialled, next: usize) {
         connection.given_up.cancel();
-        self.link = Link::Down;
+        self.state = ChannelState::Down;
         self.at = next;
     }
 
@@ -162,14 +138,14 @@ impl Pinned {
     /// them.
     fn take_over(&mut self, members: Members) {
         let Members::Urls { urls, .. } = &members else { return };
-        let place = |url: &http::Uri| urls.iter().position(|other| other.uri() == url);
+        let index_of = |url: &http::Uri| urls.iter().position(|other| other.uri() == url);
         let mut refused = vec![None; urls.len()];
         for (at, ago) in self.refused.iter().enumerate() {
-            if let Some(at) = self.members.url(at).as_ref().and_then(place) {
+            if let Some(at) = self.members.url(at).as_ref().and_then(index_of) {
                 refused[at] = *ago;
             }
         }
-        let at = self.members.url(self.at).as_ref().and_then(place);
+        let at = self.members.url(self.at).as_ref().and_then(index_of);
         // Random, to spread clients over the members.
         self.at = at.unwrap_or_else(|| fastrand::usize(..urls.len().max(1)));
         self.refused = refused;
@@ -214,7 +190,7 @@ impl Failover {
             Members::Fixed(_) => Vec::new(),
         };
         let members = Arc::new(members);
-        let pinned = Pinned { members: Arc::clone(&members), at, generation: 0, link: Link::Down, refused };
+        let pinned = Pinned { members: Arc::clone(&members), at, generation: 0, state: ChannelState::Down, refused };
         let inner = Inner { members, pinned: Mutex::new(pinned), tasks: TaskOwner::on(runtime) };
         Self { inner: Arc::new(inner) }
     }
@@ -236,9 +212,9 @@ impl Failover {
 
     /// Returns the present connection.
     pub(crate) fn current(&self) -> Option<Dialled> {
-        match &self.pinned().link {
-            Link::Up(connection, _) => Some(connection.clone()),
-            Link::Down | Link::Dialling(_) => None,
+        match &self.pinned().state {
+            ChannelState::Up(connection, _) => Some(connection.clone()),
+            ChannelState::Down | ChannelState::Dialling(_) => None,
         }
     }
 
@@ -269,13 +245,13 @@ impl Failover {
         let dialling = {
             let mut pinned = self.pinned();
             let members = Arc::clone(&pinned.members);
-            match (&pinned.link, &*members) {
-                (Link::Up(connection, channel), _) => return Ok((connection.clone(), channel.clone())),
-                (Link::Down, Members::Fixed(channel)) => return Ok(pinned.up(&members, 0, channel.clone())),
-                (Link::Dialling(dialling), _) => dialling.clone(),
-                (Link::Down, Members::Urls { .. }) => {
+            match (&pinned.state, &*members) {
+                (ChannelState::Up(connection, channel), _) => return Ok((connection.clone(), channel.clone())),
+                (ChannelState::Down, Members::Fixed(channel)) => return Ok(pinned.up(&members, 0, channel.clone())),
+                (ChannelState::Dialling(dialling), _) => dialling.clone(),
+                (ChannelState::Down, Members::Urls { .. }) => {
                     let dialling = self.dial(members, pinned.at)?;
-                    pinned.link = Link::Dialling(dialling.clone());
+                    pinned.state = ChannelState::Dialling(dialling.clone());
                     dialling
                 }
             }
@@ -284,8 +260,8 @@ impl Failover {
         ended.unwrap_or_else(|_| {
             // The runtime of the dial is gone. The next call detects that by itself.
             let mut pinned = self.pinned();
-            if matches!(&pinned.link, Link::Dialling(other) if other.ptr_eq(&dialling)) {
-                pinned.link = Link::Down;
+            if matches!(&pinned.state, ChannelState::Dialling(other) if other.ptr_eq(&dialling)) {
+                pinned.state = ChannelState::Down;
             }
             Err(DialError(text_cause("the session has ended")))
         })
@@ -293,7 +269,7 @@ impl Failover {
 
     /// Starts the dialling task. It begins with the member at `first`.
     fn dial(&self, members: Arc<Members>, first: usize) -> Result<Shared<oneshot::Receiver<Outcome>>, DialError> {
-        let (tell, told) = oneshot::channel();
+        let (sender, outcome) = oneshot::channel();
         let inner = Arc::downgrade(&self.inner);
         let task = async move {
             let dialled = dial(&members, first).await;
@@ -303,19 +279,19 @@ impl Failover {
             let outcome = match dialled {
                 Ok((at, channel)) => Ok(pinned.up(&members, at, channel)),
                 Err(cause) => {
-                    pinned.link = Link::Down;
+                    pinned.state = ChannelState::Down;
                     Err(DialError(cause))
                 }
             };
             drop(pinned);
             // The waiting callers may be gone. The next call uses the connection.
-            let _ = tell.send(outcome);
+            let _ = sender.send(outcome);
         };
         self.inner
             .tasks
             .spawn_until_stopped("dial", task)
             .map_err(|_| DialError(text_cause("the session has ended")))?;
-        Ok(told.shared())
+        Ok(outcome.shared())
     }
 }
 
@@ -375,7 +351,7 @@ mod tests {
         let refused = vec![None; urls.len()];
         let members =
             Arc::new(Members::Urls { urls, tls: None, settings: None, connect_timeout: REFUSED_MEMBER_DELAY });
-        Pinned { members, at, generation: 0, link: Link::Down, refused }
+        Pinned { members, at, generation: 0, state: ChannelState::Down, refused }
     }
 
     fn hosts(members: &Members) -> Vec<String> {

@@ -7,10 +7,10 @@ use etcd_client::{GetOptions, PutOptions, TxnOp};
 
 use crate::{
     client::{
-        connection::Connection,
         guarded_write::{Guard, Outcome, Write},
         request_channel::Clients,
         response::{records, revision_of},
+        store_client::StoreClient,
     },
     error::Failure,
     watch::record::Record,
@@ -18,14 +18,14 @@ use crate::{
 
 /// Outcome of a guarded write.
 #[derive(Clone, Debug)]
-pub(crate) enum Written {
+pub(crate) enum WriteOutcome {
     /// It was applied, at this revision.
     Done(Revision),
     /// The guard did not hold. Contains the key as it is.
     Refused(Option<Record>),
 }
 
-impl Written {
+impl WriteOutcome {
     fn of(outcome: Outcome) -> Self {
         match outcome {
             Outcome::Done { revision, .. } => Self::Done(revision),
@@ -34,7 +34,7 @@ impl Written {
     }
 }
 
-impl Connection {
+impl StoreClient {
     /// Reads a key. The read is linearizable.
     pub(crate) async fn get(&self, key: &[u8]) -> Result<(Option<Record>, Revision), Failure> {
         let response = self.control.ask("get", |mut clients| async move { clients.kv.get(key, None).await }).await?;
@@ -49,7 +49,7 @@ impl Connection {
         guard: Guard,
         value: &[u8],
         lease: Option<LeaseId>,
-    ) -> Result<Written, Failure> {
+    ) -> Result<WriteOutcome, Failure> {
         self.put_unless(key, guard, value, lease, std::future::pending()).await
     }
 
@@ -61,17 +61,17 @@ impl Connection {
         value: &[u8],
         lease: Option<LeaseId>,
         given_up: impl Future<Output = ()>,
-    ) -> Result<Written, Failure> {
+    ) -> Result<WriteOutcome, Failure> {
         let ops = vec![put(key, value, lease)];
         let write = Write::apart(vec![(Arc::clone(key), guard)], ops, key.len() + value.len());
-        self.instance_writes.send_unless(write, given_up).await.map(Written::of)
+        self.instance_writes.send_unless(write, given_up).await.map(WriteOutcome::of)
     }
 
     /// Deletes a key under a guard.
-    pub(crate) async fn delete(&self, key: &[u8], guard: Guard) -> Result<Written, Failure> {
+    pub(crate) async fn delete(&self, key: &[u8], guard: Guard) -> Result<WriteOutcome, Failure> {
         let ops = vec![TxnOp::delete(key, None)];
         let write = Write::apart(vec![(key.into(), guard)], ops, key.len());
-        self.instance_writes.send(write).await.map(Written::of)
+        self.instance_writes.send(write).await.map(WriteOutcome::of)
     }
 
     /// Reads a range, sorted or limited as `options` say.

@@ -7,10 +7,10 @@ use etcd_client::{GetOptions, GetResponse};
 
 use crate::{
     client::{
-        connection::Connection,
         limits::{self, PAGE},
         request_channel::Clients,
         response::{records, revision_of, signed},
+        store_client::StoreClient,
     },
     error::Failure,
     watch::record::{KeyRange, Record},
@@ -19,6 +19,9 @@ use crate::{
 /// Keys per page of a list over a slow connection.
 const SMALL_PAGE: i64 = 16;
 
+/// Keys per read of a list of groups. Doubled while no group is found.
+const GROUP_PAGE: i64 = 16;
+
 /// Part of the cluster that answers a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Consistency {
@@ -26,6 +29,13 @@ enum Consistency {
     Linearizable,
     /// One member, which may lag behind.
     Serializable,
+}
+
+/// Part of each record that a list contains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Content {
+    KeysAndValues,
+    Keys,
 }
 
 /// Part of a range as stored in etcd: the keys from `from` to `upto`, or to the end of the range.
@@ -42,24 +52,46 @@ pub(crate) struct Page {
     pub(crate) floor: Revision,
 }
 
-impl Connection {
+impl StoreClient {
     /// Lists a range page by page, at one revision. Fails as soon as the range is known to exceed the limits.
     pub(crate) async fn list(&self, range: &KeyRange) -> Result<(Vec<Record>, Revision), Failure> {
-        self.list_as(range, Consistency::Linearizable).await
+        self.list_as(range, Consistency::Linearizable, Content::KeysAndValues, None).await
+    }
+
+    /// Lists the keys of a range page by page, at one revision. The records have no values.
+    pub(crate) async fn list_keys(&self, range: &KeyRange) -> Result<Vec<Record>, Failure> {
+        let (records, _) = self.list_as(range, Consistency::Linearizable, Content::Keys, None).await?;
+        Ok(records)
+    }
+
+    /// Lists a range page by page, at the revision of an earlier read.
+    pub(crate) async fn list_at(&self, range: &KeyRange, at: Revision) -> Result<Vec<Record>, Failure> {
+        let (records, _) = self.list_as(range, Consistency::Linearizable, Content::KeysAndValues, Some(at)).await?;
+        Ok(records)
     }
 
     /// Lists a range from the state of one member, which may lag behind the others and needs no leader.
     pub(crate) async fn list_of_a_member(&self, range: &KeyRange) -> Result<(Vec<Record>, Revision), Failure> {
-        self.list_as(range, Consistency::Serializable).await
+        self.list_as(range, Consistency::Serializable, Content::KeysAndValues, None).await
     }
 
-    async fn list_as(&self, range: &KeyRange, consistency: Consistency) -> Result<(Vec<Record>, Revision), Failure> {
+    async fn list_as(
+        &self,
+        range: &KeyRange,
+        consistency: Consistency,
+        content: Content,
+        mut at: Option<Revision>,
+    ) -> Result<(Vec<Record>, Revision), Failure> {
         let mut records: Vec<Record> = Vec::new();
-        let (mut bytes, mut at) = (0, None);
+        let mut bytes = 0;
         let mut from = range.start.clone();
         let mut limit = self.page.load(Ordering::Relaxed);
         loop {
-            let response = match self.read_page(&from, &page_options(range, limit, at), consistency).await {
+            let options = match content {
+                Content::KeysAndValues => page_options(range, limit, at),
+                Content::Keys => page_options(range, limit, at).with_keys_only(),
+            };
+            let response = match self.read_page(&from, &options, consistency).await {
                 // A thousand values of a megabyte do not fit into one response.
                 Err(Failure::AnswerTooLarge(_)) if limit > 1 => {
                     limit = (limit / 8).max(1);
@@ -86,6 +118,35 @@ impl Connection {
                     self.page.store((limit * 2).min(PAGE), Ordering::Relaxed);
                     return Ok((records, at.unwrap_or_default()));
                 }
+            }
+        }
+    }
+
+    /// Lists the groups of a range that have a key, at one revision, without reading all of their keys: after the first
+    /// key of a group, continues behind the range of that group. `group` returns the group of a key with its range.
+    /// Long runs of other keys are read in larger pages. Fails as soon as the groups and the other keys exceed the
+    /// limits.
+    pub(crate) async fn list_groups<G>(
+        &self,
+        range: &KeyRange,
+        group: impl Fn(&[u8]) -> Option<(G, KeyRange)>,
+    ) -> Result<Vec<G>, Failure> {
+        let (mut groups, mut at) = (Vec::new(), None);
+        let (mut others, mut limit) = (0, GROUP_PAGE);
+        let mut from = range.start.clone();
+        loop {
+            let options = page_options(range, limit, at).with_keys_only();
+            let response = self.read_page(&from, &options, Consistency::Linearizable).await?;
+            at.get_or_insert(revision_of(&response));
+            let (more, known) = (response.more(), groups.len());
+            let keys = self::records(response).map(|record| record.key);
+            let page = after_page(&mut groups, keys, &group);
+            others += page.others;
+            self.limits.check(range, groups.len() + others, 0).map_err(Failure::Final)?;
+            limit = if groups.len() > known { GROUP_PAGE } else { (limit * 2).min(PAGE) };
+            match page.next {
+                Some(next) if more && range.contains(&next) => from = next,
+                _ => return Ok(groups),
             }
         }
     }
@@ -130,6 +191,38 @@ impl Connection {
     }
 }
 
+/// Rest of a list of groups after a page of keys.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct AfterPage {
+    /// First key that may be of another group; `None` after an empty page.
+    next: Option<Vec<u8>>,
+    /// Number of keys of the page that are of no group.
+    others: usize,
+}
+
+/// Adds the groups of a page of keys.
+fn after_page<G>(
+    groups: &mut Vec<G>,
+    keys: impl Iterator<Item = Arc<[u8]>>,
+    group: impl Fn(&[u8]) -> Option<(G, KeyRange)>,
+) -> AfterPage {
+    let mut page = AfterPage::default();
+    for key in keys {
+        if page.next.as_ref().is_some_and(|next| *key < **next) {
+            continue;
+        }
+        let end = if let Some((found, own)) = group(&key) {
+            groups.push(found);
+            own.end
+        } else {
+            page.others += 1;
+            None
+        };
+        page.next = Some(end.filter(|end| **end > *key).unwrap_or_else(|| [&key[..], &[0]].concat()));
+    }
+    page
+}
+
 /// Returns the options of a page of `range` with at most `limit` keys, at the revision `at` if it is given.
 fn page_options(range: &KeyRange, limit: i64, at: Option<Revision>) -> GetOptions {
     let mut options = GetOptions::new().with_limit(limit);
@@ -139,5 +232,29 @@ fn page_options(range: &KeyRange, limit: i64, at: Option<Revision>) -> GetOption
     match at {
         Some(revision) => options.with_revision(signed(revision)),
         None => options,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_is_listed_once_and_its_other_keys_are_skipped() {
+        let group = |key: &[u8]| {
+            let at = key.iter().position(|byte| *byte == b'/')?;
+            Some((String::from_utf8_lossy(&key[..at]).into_owned(), KeyRange::prefix(&key[..=at])))
+        };
+        let page = |groups: &mut Vec<String>, keys: &[&str]| {
+            let keys = keys.iter().map(|key| Arc::from(key.as_bytes()));
+            let AfterPage { next, others } = after_page(groups, keys, group);
+            (next.map(|next| String::from_utf8(next).unwrap()), others)
+        };
+        let mut groups = Vec::new();
+        assert_eq!(page(&mut groups, &["a", "a/1", "a/2", "b/1", "c"]), (Some("c\0".to_owned()), 2));
+        assert_eq!(groups, ["a", "b"]);
+        assert_eq!(page(&mut groups, &["d/1", "d/2"]), (Some("d0".to_owned()), 0));
+        assert_eq!(page(&mut groups, &[]), (None, 0));
+        assert_eq!(groups, ["a", "b", "d"]);
     }
 }

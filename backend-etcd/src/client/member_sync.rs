@@ -7,12 +7,12 @@ use enlist::{backend::jitter, with_causes};
 use http::Uri;
 use tonic::transport::Endpoint;
 
-use crate::client::connection::Connection;
+use crate::client::store_client::StoreClient;
 
 /// Requests the member list every `interval`, with 10 % jitter, without end. `endpoint` configures a URL like the
 /// configured ones.
 pub(crate) async fn follow(
-    conn: Arc<Connection>,
+    client: Arc<StoreClient>,
     configured: Vec<Uri>,
     interval: Duration,
     endpoint: impl Fn(Endpoint) -> Endpoint,
@@ -20,14 +20,14 @@ pub(crate) async fn follow(
     let mut known = Vec::new();
     let mut refused = false;
     loop {
-        match conn.advertised().await {
+        match client.advertised().await {
             Ok(advertised) => {
                 let members: Vec<Uri> = advertised.iter().filter_map(|url| usable(url, &configured)).collect();
                 refused = false;
                 if members != known {
                     tracing::info!(?members, "members of the cluster taken over");
                     let endpoints: Vec<_> = members.iter().cloned().map(|url| endpoint(url.into())).collect();
-                    conn.take_over(&endpoints);
+                    client.take_over(&endpoints);
                     known = members;
                 }
             }

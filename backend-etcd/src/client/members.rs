@@ -41,7 +41,7 @@ impl Members {
     }
 
     /// Returns the index of the member with this URL.
-    pub(crate) fn place(&self, url: &http::Uri) -> Option<usize> {
+    pub(crate) fn index_of(&self, url: &http::Uri) -> Option<usize> {
         match self {
             Self::Urls { urls, .. } => urls.iter().position(|other| other.uri() == url),
             Self::Fixed(_) => None,

@@ -1,7 +1,6 @@
-//! The connection to etcd: a channel with failover over the endpoints, requests with deadlines, and the batcher of
-//! guarded writes. Begin with `connection.rs`.
+//! The client of etcd: a channel with failover over the endpoints, requests with deadlines, and the batcher of
+//! guarded writes. Begin with `store_client.rs`.
 
-pub(crate) mod connection;
 pub(crate) mod dial;
 pub(crate) mod dial_settings;
 pub(crate) mod dialled;
@@ -18,6 +17,7 @@ pub(crate) mod queue_requests;
 pub(crate) mod recovery;
 pub(crate) mod request_channel;
 pub(crate) mod response;
+pub(crate) mod store_client;
 pub(crate) mod store_revision;
 pub(crate) mod write_batcher;
 pub(crate) mod write_proofs;

@@ -7,9 +7,9 @@ use etcd_client::{GetOptions, PutOptions, TxnOp};
 
 use crate::{
     client::{
-        connection::Connection,
         guarded_write::{Batching, Guard, Outcome, QueueEffect, Write},
         kv::put,
+        store_client::StoreClient,
     },
     error::{Failure, text_cause},
     watch::record::{KeyRange, Record},
@@ -99,6 +99,15 @@ impl From<Outcome> for QueueWrite {
     }
 }
 
+/// Outcome of marking an entry of a semaphore as granted.
+#[derive(Debug)]
+pub(crate) enum PermitGrant {
+    /// It was applied, at this revision.
+    Done(Revision),
+    /// A guard did not hold. Contains the entry and the number of permits as they are.
+    Refused { entry: Option<Record>, number: Option<Record> },
+}
+
 /// Outcome of the removal of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Removal {
@@ -114,7 +123,7 @@ pub(crate) enum Marking {
     EntryAbsent,
 }
 
-impl Connection {
+impl StoreClient {
     /// Creates an entry, guarded by its absence, and reads the queue afterwards. Not sent if `given_up` completes
     /// before.
     pub(crate) async fn create_entry(
@@ -146,6 +155,38 @@ impl Connection {
             Outcome::Done { revision, reads } => Ok((reads.into_iter().flatten().next(), revision)),
             Outcome::Refused(_) => Err(Failure::Lost(text_cause("a read without a condition was refused"))),
         }
+    }
+
+    /// Reads the queue of the entry at `key`. The answer is at least as new as every earlier one.
+    pub(crate) async fn read_queue(&self, key: &[u8], read: QueueRead<'_>) -> Result<QueueFound, Failure> {
+        let write = Write::apart(vec![(key.into(), Guard::Any)], read.ops().collect(), key.len());
+        match QueueWrite::from(self.queue_writes.send(write).await?) {
+            QueueWrite::Done(found) => Ok(found),
+            QueueWrite::Refused(_) => Err(Failure::Lost(text_cause("a read without a condition was refused"))),
+        }
+    }
+
+    /// Writes the value of an entry that marks it as granted, guarded by its creation and by the last change of the
+    /// number of permits.
+    pub(crate) async fn grant_permits(
+        &self,
+        entry: &OwnEntry,
+        number_key: &[u8],
+        number: Revision,
+    ) -> Result<PermitGrant, Failure> {
+        let guards =
+            vec![(entry.key[..].into(), Guard::Created(entry.token)), (number_key.into(), Guard::Modified(number))];
+        let size = entry.size() + number_key.len();
+        // The key exists, so this changes its value and not its creation.
+        let write = Write::apart(guards, vec![entry.create()], size);
+        self.queue_writes.send(write).await.map(|outcome| match outcome {
+            Outcome::Done { revision, .. } => PermitGrant::Done(revision),
+            Outcome::Refused(found) => {
+                let mut found = found.into_iter();
+                let mut next = || found.next().flatten();
+                PermitGrant::Refused { entry: next(), number: next() }
+            }
+        })
     }
 
     /// Deletes the entry created at `created`, with its mark if it has one.

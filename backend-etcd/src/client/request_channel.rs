@@ -7,8 +7,10 @@ use std::{
     time::Duration,
 };
 
-use enlist::backend::MutexExt as _;
-use enlist::{Moment, Revision, backend::rounded};
+use enlist::{
+    Moment, Revision,
+    backend::{MutexExt as _, rounded},
+};
 use etcd_client::{
     Channel, Client, ConnectOptions, GetOptions, KvClient, LeaseClient, WatchClient, WatchOptions, WatchStream,
 };
@@ -376,8 +378,8 @@ impl RequestChannel {
     /// Leaves a member that answered with `failure`, if another one may serve the request. Returns the connection of
     /// the next request.
     pub(crate) fn blame(&self, connection: &Dialled, failure: &Failure) -> NextConnection {
-        let left = failure.is_of_the_member() && self.channel.refused(connection);
-        if left { NextConnection::Another } else { NextConnection::Same }
+        let is_refused = failure.is_of_the_member() && self.channel.refused(connection);
+        if is_refused { NextConnection::Another } else { NextConnection::Same }
     }
 }
 

@@ -2,8 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard};
 
-use enlist::Revision;
-use enlist::backend::MutexExt as _;
+use enlist::{Revision, backend::MutexExt as _};
 use etcd_client::{
     GetResponse, LeaseGrantResponse, LeaseKeepAliveStream, LeaseKeeper, LeaseRevokeResponse, LeaseTimeToLiveResponse,
     MemberListResponse, ResponseHeader, TxnResponse, WatchStream,

@@ -29,7 +29,7 @@ use crate::{
         request_channel::{Clients, RequestChannel},
         response::header_revision,
     },
-    defects::Defect,
+    deliberate_defects::DeliberateDefect,
     error::{Failure, text_cause},
     watch::record::Record,
 };
@@ -49,8 +49,9 @@ const BATCH_DELAY: Duration = Duration::from_millis(1);
 /// Maximum number of concurrent transactions when the writes of a refused batch are sent one by one.
 const ALONE: usize = 16;
 
+/// A write whose caller waits for its outcome.
 #[derive(Debug)]
-struct Asked {
+struct QueuedWrite {
     write: Write,
     /// Time of the request.
     since: Instant,
@@ -60,7 +61,7 @@ struct Asked {
     decided: Option<Arc<AtomicBool>>,
 }
 
-impl Asked {
+impl QueuedWrite {
     /// Claims the write for sending. Returns `false` if its caller has given up.
     fn depart(&self) -> bool {
         !self.answer.is_closed() && self.decided.as_ref().is_none_or(|decided| !decided.swap(true, Ordering::AcqRel))
@@ -70,7 +71,7 @@ impl Asked {
 /// Combines concurrent guarded writes into one transaction.
 #[derive(Debug)]
 pub(crate) struct WriteBatcher {
-    queue: mpsc::Sender<Asked>,
+    queue: mpsc::Sender<QueuedWrite>,
 }
 
 impl WriteBatcher {
@@ -111,13 +112,13 @@ impl WriteBatcher {
     async fn ask(&self, write: Write, decided: Option<Arc<AtomicBool>>) -> Result<Outcome, Failure> {
         let (answer, outcome) = oneshot::channel();
         let closed = || Failure::Final(Error::Closed);
-        self.queue.send(Asked { write, since: Instant::now(), answer, decided }).await.map_err(|_| closed())?;
+        self.queue.send(QueuedWrite { write, since: Instant::now(), answer, decided }).await.map_err(|_| closed())?;
         outcome.await.map_err(|_| closed())?
     }
 }
 
-async fn run(mut queue: mpsc::Receiver<Asked>, channel: Arc<RequestChannel>, most: usize) {
-    let mut waiting: VecDeque<Asked> = VecDeque::new();
+async fn run(mut queue: mpsc::Receiver<QueuedWrite>, channel: Arc<RequestChannel>, most: usize) {
+    let mut waiting: VecDeque<QueuedWrite> = VecDeque::new();
     let mut under_way = FuturesUnordered::new();
     let mut open = true;
     while open || !waiting.is_empty() || !under_way.is_empty() {
@@ -127,7 +128,7 @@ async fn run(mut queue: mpsc::Receiver<Asked>, channel: Arc<RequestChannel>, mos
                 None => open = false,
             },
             Some(()) = under_way.next() => {}
-            () = patience(&waiting), if under_way.len() < most && !waiting.is_empty() => {}
+            () = batch_is_due(&waiting), if under_way.len() < most && !waiting.is_empty() => {}
         }
         // Lets other tasks add their writes.
         tokio::task::yield_now().await;
@@ -145,12 +146,12 @@ async fn run(mut queue: mpsc::Receiver<Asked>, channel: Arc<RequestChannel>, mos
 }
 
 /// Returns `true` if at least one of these writes is not to be deferred any longer.
-fn is_due(waiting: &VecDeque<Asked>) -> bool {
+fn is_due(waiting: &VecDeque<QueuedWrite>) -> bool {
     waiting.iter().any(|asked| asked.write.batching == Batching::Immediate || asked.since.elapsed() >= BATCH_DELAY)
 }
 
 /// Waits until the batching delay of the first write has passed.
-async fn patience(waiting: &VecDeque<Asked>) {
+async fn batch_is_due(waiting: &VecDeque<QueuedWrite>) {
     if let Some(first) = waiting.front() {
         tokio::time::sleep_until(first.since + BATCH_DELAY).await;
     }
@@ -158,7 +159,7 @@ async fn patience(waiting: &VecDeque<Asked>) {
 
 /// Takes the next writes that fit into one transaction, in order. A write that does not fit delays later writes to the
 /// same keys or queue. Writes without a waiting caller are dropped unsent.
-fn take(waiting: &mut VecDeque<Asked>) -> Vec<Asked> {
+fn take(waiting: &mut VecDeque<QueuedWrite>) -> Vec<QueuedWrite> {
     let (mut batch, mut later) = (Vec::with_capacity(waiting.len().min(MAX_OPS)), VecDeque::new());
     let (mut ops, mut guards, mut size) = (0, 0, 0);
     let mut keys: HashSet<Arc<[u8]>, RandomState> = HashSet::default();
@@ -200,7 +201,7 @@ fn take(waiting: &mut VecDeque<Asked>) -> Vec<Asked> {
 }
 
 /// Sends a batch until each of its writes is answered.
-fn settle(channel: &Arc<RequestChannel>, mut batch: Vec<Asked>) -> BoxFuture<'static, ()> {
+fn settle(channel: &Arc<RequestChannel>, mut batch: Vec<QueuedWrite>) -> BoxFuture<'static, ()> {
     let channel = Arc::clone(channel);
     async move {
         loop {
@@ -236,8 +237,8 @@ fn is_refusal(failure: &Failure) -> bool {
 }
 
 /// Answers each write with its outcome. Returns the writes that were not applied because of another one.
-fn answer(batch: Vec<Asked>, outcomes: Vec<Outcome>) -> Vec<Asked> {
-    let is_innocent = |(asked, outcome): (&Asked, &Outcome)| match outcome {
+fn answer(batch: Vec<QueuedWrite>, outcomes: Vec<Outcome>) -> Vec<QueuedWrite> {
+    let is_innocent = |(asked, outcome): (&QueuedWrite, &Outcome)| match outcome {
         Outcome::Done { .. } => false,
         Outcome::Refused(found) => {
             asked.write.guards.iter().zip(found).all(|((_, guard), key)| guard.holds(key.as_ref()))
@@ -258,7 +259,7 @@ fn answer(batch: Vec<Asked>, outcomes: Vec<Outcome>) -> Vec<Asked> {
 }
 
 /// Sends a batch in one transaction: all of it is applied, or each write receives the state of its keys.
-async fn attempt(channel: &RequestChannel, batch: &[Asked]) -> Result<Vec<Outcome>, Failure> {
+async fn attempt(channel: &RequestChannel, batch: &[QueuedWrite]) -> Result<Vec<Outcome>, Failure> {
     let writes = || batch.iter().map(|asked| &asked.write);
     let guards = || writes().flat_map(|write| &write.guards);
     let txn = || {
@@ -273,7 +274,7 @@ async fn attempt(channel: &RequestChannel, batch: &[Asked]) -> Result<Vec<Outcom
     };
     let response = channel.call("transaction", send).await?;
     let (revision, succeeded) = (header_revision(response.header()), response.succeeded());
-    if !succeeded && Defect::RefusalsIgnored.is_on() {
+    if !succeeded && DeliberateDefect::RefusalsIgnored.is_on() {
         return Ok(writes().map(|_| Outcome::Done { revision, reads: Vec::new() }).collect());
     }
     let expected: usize = if succeeded { writes().map(|write| write.ops.len()).sum() } else { guards().count() };
@@ -309,20 +310,20 @@ mod tests {
 
     type Answer = oneshot::Receiver<Result<Outcome, Failure>>;
 
-    fn asked(keys: &[&str], effect: QueueEffect, size: usize) -> (Asked, Answer) {
+    fn asked(keys: &[&str], effect: QueueEffect, size: usize) -> (QueuedWrite, Answer) {
         let guards = keys.iter().map(|key| (key.as_bytes().into(), Guard::Absent)).collect();
         let ops = keys.iter().map(|key| TxnOp::put(*key, "", None)).collect();
         let (answer, outcome) = oneshot::channel();
         let write = Write { guards, ops, size, effect, batching: Batching::Immediate };
-        (Asked { write, since: Instant::now(), answer, decided: None }, outcome)
+        (QueuedWrite { write, since: Instant::now(), answer, decided: None }, outcome)
     }
 
-    fn keys(batch: &[Asked]) -> Vec<String> {
-        let key = |asked: &Asked| String::from_utf8_lossy(&asked.write.guards[0].0).into_owned();
+    fn keys(batch: &[QueuedWrite]) -> Vec<String> {
+        let key = |asked: &QueuedWrite| String::from_utf8_lossy(&asked.write.guards[0].0).into_owned();
         batch.iter().map(key).collect()
     }
 
-    fn waiting(all: Vec<(Asked, Answer)>) -> (VecDeque<Asked>, Vec<Answer>) {
+    fn waiting(all: Vec<(QueuedWrite, Answer)>) -> (VecDeque<QueuedWrite>, Vec<Answer>) {
         all.into_iter().unzip()
     }
 
@@ -384,9 +385,9 @@ mod tests {
         };
         let (asked, _answer, decided) = both();
         assert_eq!(take(&mut VecDeque::from([asked])).len(), 1);
-        assert!(decided.swap(true, Ordering::AcqRel), "whoever gives it up now knows that it was sent");
+        assert!(decided.swap(true, Ordering::AcqRel), "a caller that gives up now knows that it was sent");
         let (asked, _answer, decided) = both();
-        assert!(!decided.swap(true, Ordering::AcqRel), "whoever gives it up first knows that it is not");
+        assert!(!decided.swap(true, Ordering::AcqRel), "a caller that gives up first knows that it is not");
         assert!(take(&mut VecDeque::from([asked])).is_empty());
     }
 

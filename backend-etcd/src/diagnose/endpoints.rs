@@ -5,9 +5,9 @@ use std::{path::Path, time::Duration};
 use enlist::Error;
 use etcd_client::{Certificate, Client, ConnectOptions, GetOptions, Identity, TlsOptions};
 use secrecy::ExposeSecret;
-use tokio::{net::TcpStream, time::error::Elapsed};
+use tokio::net::TcpStream;
 
-use super::finding::EndpointFault;
+use super::{finding::EndpointFault, reply::Reply};
 use crate::{
     client::{members::TlsFiles, request_channel::Credentials},
     error::answers::{self, Answer, answer},
@@ -21,8 +21,14 @@ pub(super) const KEY: &str = "\0";
 const HTTP_PORT: u16 = 80;
 const HTTPS_PORT: u16 = 443;
 
-/// Answer of etcd: it accepts the user, or does not.
-pub(super) type Accepted = Result<Client, etcd_client::Error>;
+/// Answer of etcd to a user.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Accepted<C = Client, E = etcd_client::Error> {
+    /// It accepts the user of this client.
+    Yes(C),
+    /// It refuses the user, for this reason.
+    No(E),
+}
 
 /// Absence of an answer of etcd.
 #[derive(Debug)]
@@ -73,54 +79,73 @@ impl Asking {
     /// Returns the answer of etcd at an endpoint, or the reason for its absence.
     pub(super) async fn probe(&self, url: &str) -> Result<Accepted, Unanswered> {
         let address = authority(url);
-        let silent = |_| Unanswered::silent(self.limit);
-        let dialled = tokio::time::timeout(self.limit, TcpStream::connect(&address)).await.map_err(silent)?;
-        if let Err(error) = dialled {
-            let cause = error.to_string();
-            return Err(Unanswered { fault: answers::dial_fault(&cause), cause });
+        match tokio::time::timeout(self.limit, TcpStream::connect(&address)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => {
+                let cause = error.to_string();
+                return Err(Unanswered { fault: answers::dial_fault(&cause), cause });
+            }
+            Err(_) => return Err(Unanswered::silent(self.limit)),
         }
-        let asked = self.ask(url).await.map_err(silent)?;
-        let cause = match asked {
-            Ok(client) => return self.served(client).await,
-            Err(error) => match answer(&error) {
+        let cause = match self.ask(url, self.credentials.as_ref()).await {
+            Reply::Success(client) => return self.served(client).await,
+            Reply::Failure(error) => match answer(&error) {
                 Answer::NotEtcd => answers::text(&error),
                 Answer::Other => return Err(Unanswered::by_its_own_data(answers::text(&error))),
-                Answer::Refusal(_) | Answer::Denied => return Ok(Err(error)),
+                Answer::Refusal(_) | Answer::Denied => return Ok(Accepted::No(error)),
             },
+            Reply::Silence => return Err(Unanswered::silent(self.limit)),
         };
         if url.starts_with("https://") {
-            return Err(Unanswered { fault: answers::tls_fault(&cause), cause });
+            return Err(Unanswered { fault: self.tls_fault(&address, &cause).await, cause });
         }
-        let over_tls = match self.ask(&format!("https://{address}")).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => Err(answers::text(&error)),
-            Err(_) => Err("no answer".to_owned()),
+        let over_tls = match self.ask(&format!("https://{address}"), self.credentials.as_ref()).await {
+            Reply::Success(_) => Ok(()),
+            Reply::Failure(error) => Err(answers::text(&error)),
+            Reply::Silence => Err("no answer".to_owned()),
         };
         Err(Unanswered { fault: answers::plain_fault(over_tls), cause })
+    }
+
+    /// Returns the fault of a failed request over TLS.
+    ///
+    /// A connection is reset by a server that refuses the client's certificate, and by one that was sent a handshake
+    /// and speaks no TLS. An answer without TLS tells them apart.
+    async fn tls_fault(&self, address: &str, cause: &str) -> EndpointFault {
+        let fault = answers::tls_fault(cause);
+        if fault != EndpointFault::ClosedAfterHandshake || !answers::is_reset(cause) {
+            return fault;
+        }
+        // Without the password, which must not be sent in clear text.
+        match self.ask(&format!("http://{address}"), None).await {
+            Reply::Success(_) => EndpointFault::NoTls,
+            Reply::Failure(error) if answer(&error) != Answer::NotEtcd => EndpointFault::NoTls,
+            Reply::Failure(_) | Reply::Silence => fault,
+        }
     }
 
     /// Sends a read that needs the other members to a member that answers by itself.
     async fn served(&self, mut client: Client) -> Result<Accepted, Unanswered> {
         let read = GetOptions::new().with_count_only();
-        let cause = match tokio::time::timeout(self.limit, client.get(KEY, Some(read))).await {
-            Ok(Ok(_)) => return Ok(Ok(client)),
-            Ok(Err(error)) => match answer(&error) {
-                Answer::Denied => return Ok(Ok(client)),
-                Answer::Refusal(_) => return Ok(Err(error)),
+        let cause = match Reply::within(self.limit, client.get(KEY, Some(read))).await {
+            Reply::Success(_) => return Ok(Accepted::Yes(client)),
+            Reply::Failure(error) => match answer(&error) {
+                Answer::Denied => return Ok(Accepted::Yes(client)),
+                Answer::Refusal(_) => return Ok(Accepted::No(error)),
                 Answer::Other | Answer::NotEtcd => answers::text(&error),
             },
-            Err(_) => format!("no answer within {:?}", self.limit),
+            Reply::Silence => format!("no answer within {:?}", self.limit),
         };
         Err(Unanswered::by_its_own_data(cause))
     }
 
     /// Connects to one endpoint and reads. A refusal to read that key is an answer of etcd to a user that it accepts.
-    async fn ask(&self, url: &str) -> Result<Accepted, Elapsed> {
+    async fn ask(&self, url: &str, credentials: Option<&Credentials>) -> Reply<Client> {
         let mut options = ConnectOptions::new().with_connect_timeout(self.limit).with_timeout(self.limit);
         if url.starts_with("https://") {
             options = options.with_tls(self.tls.clone());
         }
-        if let Some(Credentials { user, password }) = &self.credentials {
+        if let Some(Credentials { user, password }) = credentials {
             options = options.with_user(user, password.expose_secret());
         }
         let asking = async {
@@ -131,7 +156,7 @@ impl Asking {
                 asked => asked.map(|_| client),
             }
         };
-        tokio::time::timeout(self.limit, asking).await
+        Reply::within(self.limit, asking).await
     }
 }
 

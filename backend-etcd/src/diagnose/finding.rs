@@ -413,13 +413,13 @@ mod tests {
 
     #[test]
     fn the_transport_is_told_by_its_endpoints() {
-        let told = |encrypted: &[&str], plain: &[&str]| {
+        let text = |encrypted: &[&str], plain: &[&str]| {
             let owned = |urls: &[&str]| urls.iter().map(|url| (*url).to_owned()).collect();
             Finding::Transport { encrypted: owned(encrypted), plain: owned(plain) }.to_string()
         };
-        assert_eq!(told(&["https://a"], &[]), "in use");
-        assert_eq!(told(&[], &["http://a"]), "not in use");
-        assert_eq!(told(&["https://a"], &["http://b", "http://c"]), "in use, but not at http://b, http://c");
+        assert_eq!(text(&["https://a"], &[]), "in use");
+        assert_eq!(text(&[], &["http://a"]), "not in use");
+        assert_eq!(text(&["https://a"], &["http://b", "http://c"]), "in use, but not at http://b, http://c");
     }
 
     #[test]

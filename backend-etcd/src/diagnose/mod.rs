@@ -19,7 +19,8 @@
 //! Read `endpoints` next, which examines each endpoint by itself. The other checks use one that answers.
 
 mod endpoints;
-mod finding;
+pub(crate) mod finding;
+mod reply;
 mod versions;
 
 use std::time::Duration;
@@ -28,10 +29,12 @@ use enlist::{Error, LockName, Moment, Namespace, ServiceName, ServiceRef};
 use etcd_client::{
     AlarmAction, AlarmType, Client, Compare, CompareOp, GetOptions, PutOptions, Txn, TxnOp, WatchOptions,
 };
-use tokio::time::error::Elapsed;
 
-use self::endpoints::{Asking, KEY};
 pub use self::finding::{AuthFault, Check, EndpointFault, Finding, SkipReason, Status};
+use self::{
+    endpoints::{Accepted, Asking, KEY},
+    reply::Reply,
+};
 use crate::{
     Etcd, EtcdBuilder,
     client::endpoint_url::is_clear_text,
@@ -47,14 +50,11 @@ const READS: usize = 10;
 const TRIAL_TTL: i64 = 10;
 
 /// Name of a service and a lock that are not expected to exist.
-const NOBODY: &str = "enlist-doctor";
+const UNUSED_NAME: &str = "enlist-doctor";
 
 /// Checks that need an accepted user.
 const WITH_USER: [Check; 7] =
     [Check::Version, Check::Read, Check::Lease, Check::Write, Check::Watch, Check::Space, Check::Latency];
-
-/// Outcome of a request within its deadline.
-type Asked<T> = Result<Result<T, etcd_client::Error>, Elapsed>;
 
 impl EtcdBuilder {
     /// Examines etcd with these options, and reports each finding as soon as it exists: on each endpoint, TLS, the
@@ -103,8 +103,8 @@ impl EtcdBuilder {
         }
         report(transport(answering, clear_text))?;
         let client = match first_accepting(answers) {
-            Some(Ok(client)) => client,
-            Some(Err(error)) => {
+            Some(Accepted::Yes(client)) => client,
+            Some(Accepted::No(error)) => {
                 report(not_accepted(&error))?;
                 return skip(answer(&error).auth_fault().skips(), &mut report);
             }
@@ -157,12 +157,12 @@ fn transport(answering: Vec<String>, clear_text: Vec<String>) -> Finding {
 }
 
 /// Returns the first answer that accepts the user, else the last refusal; `None` without any.
-fn first_accepting<T, E>(answers: Vec<Result<T, E>>) -> Option<Result<T, E>> {
+fn first_accepting<T, E>(answers: Vec<Accepted<T, E>>) -> Option<Accepted<T, E>> {
     let mut refused = None;
     for answer in answers {
         match answer {
-            Ok(accepted) => return Some(Ok(accepted)),
-            Err(error) => refused = Some(Err(error)),
+            Accepted::Yes(client) => return Some(Accepted::Yes(client)),
+            Accepted::No(error) => refused = Some(Accepted::No(error)),
         }
     }
     refused
@@ -177,19 +177,10 @@ fn not_accepted(error: &etcd_client::Error) -> Finding {
 fn ranges(etcd: &Etcd, namespace: &Namespace) -> Result<[KeyRange; 2], Error> {
     let services = match etcd.layout().services_range(namespace) {
         Some(range) => range,
-        None => etcd.layout().service_range(&ServiceRef::new(namespace.clone(), ServiceName::parse(NOBODY)?))?,
+        None => etcd.layout().service_range(&ServiceRef::new(namespace.clone(), ServiceName::parse(UNUSED_NAME)?))?,
     };
-    let queue = etcd.lock_layout().queue(QueueKind::Lock, &LockName::parse(NOBODY)?.within(namespace.clone()))?;
+    let queue = etcd.lock_layout().queue(QueueKind::Lock, &LockName::parse(UNUSED_NAME)?.within(namespace.clone()))?;
     Ok([services, queue])
-}
-
-/// Reduces the outcome of a request to its failure.
-fn verdict<T>(outcome: &Asked<T>) -> Result<(), String> {
-    match outcome {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(answers::text(error)),
-        Err(_) => Err("no answer in time".to_owned()),
-    }
 }
 
 /// Checks by requests to an endpoint that accepts the user.
@@ -201,26 +192,26 @@ struct Examination {
 impl Examination {
     async fn auth(&mut self) -> Finding {
         let read = GetOptions::new().with_count_only();
-        match tokio::time::timeout(self.limit, self.client.get(KEY, Some(read))).await {
-            Ok(Ok(_)) => Finding::RequestsAccepted,
+        match Reply::within(self.limit, self.client.get(KEY, Some(read))).await {
+            Reply::Success(_) => Finding::RequestsAccepted,
             // Known, but not allowed to read that key: accepted.
-            Ok(Err(error)) if answer(&error) == Answer::Denied => Finding::UserAccepted,
-            Ok(Err(error)) => not_accepted(&error),
-            Err(_) => Finding::NotAccepted { fault: AuthFault::Silent, cause: "no answer in time".to_owned() },
+            Reply::Failure(error) if answer(&error) == Answer::Denied => Finding::UserAccepted,
+            Reply::Failure(error) => not_accepted(&error),
+            Reply::Silence => Finding::NotAccepted { fault: AuthFault::Silent, cause: "no answer in time".to_owned() },
         }
     }
 
     async fn version(&mut self) -> Finding {
-        match tokio::time::timeout(self.limit, self.client.status()).await {
-            Ok(Ok(status)) => {
+        match Reply::within(self.limit, self.client.status()).await {
+            Reply::Success(status) => {
                 let version = status.version().to_owned();
                 match versions::defects(&version) {
                     None => Finding::Version { version },
                     Some((defects, fixed_in)) => Finding::DefectiveVersion { version, defects, fixed_in },
                 }
             }
-            Ok(Err(error)) if answer(&error) == Answer::Denied => Finding::VersionHidden,
-            failed => Finding::VersionUnknown { cause: verdict(&failed).err().unwrap_or_default() },
+            Reply::Failure(error) if answer(&error) == Answer::Denied => Finding::VersionHidden,
+            failed => Finding::VersionUnknown { cause: failed.verdict().err().unwrap_or_default() },
         }
     }
 
@@ -237,12 +228,12 @@ impl Examination {
             Err(cause) => Finding::Refused { check, prefix: prefix.to_vec(), cause },
         };
         let first = GetOptions::new().with_prefix().with_limit(1).with_keys_only();
-        let read = tokio::time::timeout(limit, self.client.get(prefix, Some(first))).await;
-        report(finding(Check::Read, verdict(&read)))?;
+        let read = Reply::within(limit, self.client.get(prefix, Some(first))).await;
+        report(finding(Check::Read, read.verdict()))?;
 
-        let granted = tokio::time::timeout(limit, self.client.lease_grant(TRIAL_TTL, None)).await;
-        report(finding(Check::Lease, verdict(&granted)))?;
-        let Ok(Ok(lease)) = granted else {
+        let granted = Reply::within(limit, self.client.lease_grant(TRIAL_TTL, None)).await;
+        report(finding(Check::Lease, granted.verdict()))?;
+        let Reply::Success(lease) = granted else {
             let skipped = |check| Finding::Skipped { check, reason: SkipReason::NoLease };
             report(skipped(Check::Write))?;
             return report(skipped(Check::Watch));
@@ -250,12 +241,12 @@ impl Examination {
         let key = trial_key(range, fastrand::u64(..));
         let absent = Compare::create_revision(&key[..], CompareOp::Equal, 0);
         let put = TxnOp::put(&key[..], "doctor", Some(PutOptions::new().with_lease(lease.id())));
-        let written = tokio::time::timeout(limit, self.client.txn(Txn::new().when([absent]).and_then([put]))).await;
-        report(finding(Check::Write, verdict(&written)))?;
+        let written = Reply::within(limit, self.client.txn(Txn::new().when([absent]).and_then([put]))).await;
+        report(finding(Check::Write, written.verdict()))?;
         let watched = self.watch(&key).await;
         report(finding(Check::Watch, watched))?;
         // Deletes the key, too. If it fails, both expire.
-        let _ = tokio::time::timeout(limit, self.client.lease_revoke(lease.id())).await;
+        let _ = Reply::within(limit, self.client.lease_revoke(lease.id())).await;
         Ok(())
     }
 
@@ -264,16 +255,16 @@ impl Examination {
             let mut stream = self.client.watch(key, Some(WatchOptions::new())).await?;
             stream.message().await
         };
-        match tokio::time::timeout(self.limit, watching).await {
-            Ok(Ok(Some(message))) if message.canceled() => Err(message.cancel_reason().to_owned()),
-            Ok(Ok(None)) => Err("the watch ends".to_owned()),
-            outcome => verdict(&outcome),
+        match Reply::within(self.limit, watching).await {
+            Reply::Success(Some(message)) if message.canceled() => Err(message.cancel_reason().to_owned()),
+            Reply::Success(None) => Err("the watch ends".to_owned()),
+            outcome => outcome.verdict(),
         }
     }
 
     async fn space(&mut self) -> Finding {
-        match tokio::time::timeout(self.limit, self.client.alarm(AlarmAction::Get, AlarmType::None, None)).await {
-            Ok(Ok(response)) => {
+        match Reply::within(self.limit, self.client.alarm(AlarmAction::Get, AlarmType::None, None)).await {
+            Reply::Success(response) => {
                 let alarms = response.alarms();
                 if alarms.iter().any(|alarm| alarm.alarm() == AlarmType::Nospace) {
                     Finding::OutOfSpace
@@ -284,8 +275,8 @@ impl Examination {
                 }
             }
             // Alarms may be hidden from users other than root.
-            Ok(Err(error)) => Finding::AlarmsUnknown { cause: Some(answers::text(&error)) },
-            Err(_) => Finding::AlarmsUnknown { cause: None },
+            Reply::Failure(error) => Finding::AlarmsUnknown { cause: Some(answers::text(&error)) },
+            Reply::Silence => Finding::AlarmsUnknown { cause: None },
         }
     }
 
@@ -294,9 +285,9 @@ impl Examination {
         for _ in 0..READS {
             let asked = Moment::now();
             let count = GetOptions::new().with_count_only();
-            let read = tokio::time::timeout(self.limit, self.client.get(KEY, Some(count))).await;
+            let read = Reply::within(self.limit, self.client.get(KEY, Some(count))).await;
             // A refusal is an answer.
-            if read.is_ok() {
+            if !matches!(read, Reply::Silence) {
                 times.push(asked.elapsed());
             }
         }
@@ -333,8 +324,9 @@ mod tests {
 
     #[test]
     fn the_first_endpoint_that_accepts_the_user_is_examined_else_the_last_refusal_told() {
-        assert_eq!(first_accepting(vec![Err(1), Ok('a'), Ok('b')]), Some(Ok('a')));
-        assert_eq!(first_accepting::<char, _>(vec![Err(1), Err(2)]), Some(Err(2)));
+        use Accepted::{No, Yes};
+        assert_eq!(first_accepting(vec![No(1), Yes('a'), Yes('b')]), Some(Yes('a')));
+        assert_eq!(first_accepting::<char, _>(vec![No(1), No(2)]), Some(No(2)));
         assert_eq!(first_accepting::<char, i32>(Vec::new()), None);
     }
 

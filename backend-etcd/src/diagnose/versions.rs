@@ -5,8 +5,11 @@
 //! its `tests/robustness/README.md`. A defect that was mended before 3.6.0 is in no changelog of 3.6; the commits are
 //! in its tag.
 
+/// First minor version of [`DEFECTS`].
+const OLDEST: u32 = 4;
+
 /// A defect and the releases that have it.
-struct Defect {
+struct KnownDefect {
     does: &'static str,
     /// First patch releases of 3.4, 3.5, 3.6 and 3.7 that have it.
     since: [u32; 4],
@@ -14,71 +17,76 @@ struct Defect {
     fixed: [Option<u32>; 4],
 }
 
-const DEFECTS: [Defect; 11] = [
+const DEFECTS: [KnownDefect; 11] = [
     // Issue #13766: changelog of 3.5.3. "v3.5" introduced it, and 3.6.0 never had it.
-    Defect {
+    KnownDefect {
         does: "loses or repeats changes when it is killed",
         since: [0; 4],
         fixed: [Some(0), Some(3), Some(0), Some(0)],
     },
     // Pull requests #15275 (3.4.24) and #15274 (3.5.8), "might send duplicated events to watch clients".
-    Defect { does: "sends events twice", since: [0; 4], fixed: [Some(24), Some(8), Some(0), Some(0)] },
+    KnownDefect { does: "sends events twice", since: [0; 4], fixed: [Some(24), Some(8), Some(0), Some(0)] },
     // Issue #15271: pull requests #15520 (3.4.25) and #15515 (3.5.8).
-    Defect {
+    KnownDefect {
         does: "sends old events again after a member received a snapshot",
         since: [0; 4],
         fixed: [Some(25), Some(8), Some(0), Some(0)],
     },
     // Issue #15220: pull requests #15697 (3.4.25) and #15695 (3.5.8).
-    Defect { does: "reports progress before events", since: [0; 4], fixed: [Some(25), Some(8), Some(0), Some(0)] },
+    KnownDefect { does: "reports progress before events", since: [0; 4], fixed: [Some(25), Some(8), Some(0), Some(0)] },
     // Issues #12528 and #15247: pull requests #17465 (3.4.31) and #17425 (3.5.13).
-    Defect { does: "lets a former leader revoke leases", since: [0; 4], fixed: [Some(31), Some(13), Some(0), Some(0)] },
+    KnownDefect {
+        does: "lets a former leader revoke leases",
+        since: [0; 4],
+        fixed: [Some(31), Some(13), Some(0), Some(0)],
+    },
     // Issue #17529: pull requests #17610 (3.4.31) and #17612 (3.5.13).
-    Defect {
+    KnownDefect {
         does: "loses events of slow watches at a compaction",
         since: [0; 4],
         fixed: [Some(31), Some(13), Some(0), Some(0)],
     },
     // Issues #18089 and #19179: pull requests #18475 (3.4.34) and #18474 (3.5.16) for the first one, #19251 (3.4.36)
     // and #19249 (3.5.18) for the second one.
-    Defect { does: "forgets a deletion at a compaction", since: [0; 4], fixed: [Some(36), Some(18), Some(0), Some(0)] },
+    KnownDefect {
+        does: "forgets a deletion at a compaction",
+        since: [0; 4],
+        fixed: [Some(36), Some(18), Some(0), Some(0)],
+    },
     // Issue #20221: pull requests #20291 (3.4.38), #20290 (3.5.22) and #20286 (3.6.2).
-    Defect {
+    KnownDefect {
         does: "sends old events to a watch from a future revision",
         since: [0; 4],
         fixed: [Some(38), Some(22), Some(2), Some(0)],
     },
     // Pull request #20590: #20813 (3.4.38), #20616 (3.5.23) and #20615 (3.6.5).
-    Defect {
+    KnownDefect {
         does: "acknowledges renewals of revoked leases",
         since: [0; 4],
         fixed: [Some(38), Some(23), Some(5), Some(0)],
     },
     // Issue #20418, "introduced in v3.5.0 and v3.4.20": pull requests #21423 (3.4.42), #21421 (3.5.28) and #21417
     // (3.6.9).
-    Defect {
+    KnownDefect {
         does: "answers stale reads after a pause",
         since: [20, 0, 0, 0],
         fixed: [Some(42), Some(28), Some(9), Some(0)],
     },
     // Advisory GHSA-xg4h-6gfc-h4m8: changelogs of 3.5.33, 3.6.14 and 3.7.1. 3.4 had ended before.
-    Defect {
+    KnownDefect {
         does: "sends watches events that their user may not read",
         since: [0; 4],
         fixed: [None, Some(33), Some(14), Some(1)],
     },
 ];
 
-impl Defect {
+impl KnownDefect {
     /// Returns `true` if patch release `patch` of the minor version `3.(4 + line)` has the defect.
     fn is_in(&self, line: usize, patch: u32) -> bool {
         let (Some(since), Some(fixed)) = (self.since.get(line), self.fixed.get(line)) else { return false };
         patch >= *since && fixed.is_none_or(|fixed| patch < fixed)
     }
 }
-
-/// First minor version of [`DEFECTS`].
-const OLDEST: u32 = 4;
 
 /// Returns the known defects of a version of etcd, and the releases with all fixes; `None` if none is known.
 pub(super) fn defects(version: &str) -> Option<(String, &'static [&'static str])> {

@@ -2,35 +2,33 @@
 
 use std::sync::Arc;
 
-use enlist::Counters;
-
 use crate::{
-    client::connection::Connection,
+    client::store_client::StoreClient,
     layout::Layout,
-    watch::{malformed::MalformedValues, range_watch::Hub},
+    watch::{malformed::MalformedValues, range_watch::RangeWatches},
 };
 
 /// Parts of a session that discovery uses.
 #[derive(Debug)]
 pub(crate) struct DiscoveryContext {
-    pub(crate) conn: Arc<Connection>,
-    pub(crate) hub: Arc<Hub>,
+    pub(crate) client: Arc<StoreClient>,
+    pub(crate) range_watches: Arc<RangeWatches>,
     pub(crate) layout: Arc<dyn Layout>,
     pub(crate) malformed: Arc<MalformedValues>,
 }
 
 impl DiscoveryContext {
     pub(crate) fn new(
-        conn: &Arc<Connection>,
-        hub: &Arc<Hub>,
-        counters: &Arc<Counters>,
+        client: &Arc<StoreClient>,
+        range_watches: &Arc<RangeWatches>,
+        malformed: &Arc<MalformedValues>,
         layout: Arc<dyn Layout>,
     ) -> Self {
         Self {
-            conn: Arc::clone(conn),
-            hub: Arc::clone(hub),
+            client: Arc::clone(client),
+            range_watches: Arc::clone(range_watches),
             layout,
-            malformed: Arc::new(MalformedValues::new(Arc::clone(counters))),
+            malformed: Arc::clone(malformed),
         }
     }
 }

@@ -1,6 +1,7 @@
-//! Discovery of instances: the `Resolver` of the backend, watchers of services, and raw values. Begin with
-//! `watcher.rs`.
+//! Discovery of instances: the `Resolver` of the backend, watchers of services and of lists of services, and raw
+//! values. Begin with `watcher.rs`.
 
 pub(crate) mod context;
 pub(crate) mod raw;
+mod service_list;
 pub(crate) mod watcher;

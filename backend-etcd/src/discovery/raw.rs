@@ -28,7 +28,7 @@ impl RawValues for Etcd {
         check_prefix(prefix)?;
         self.session.check_open()?;
         let range = KeyRange::prefix(prefix);
-        let listed = self.session.discovery.conn.list(&range).await;
+        let listed = self.session.discovery.client.list(&range).await;
         let (records, revision) = listed.map_err(|failure| failure.into_error(&range.describe()))?;
         let mut snapshot = RawSnapshotBuilder::new(revision, Epoch::default());
         snapshot.patch(records.iter().map(entry));
@@ -37,7 +37,7 @@ impl RawValues for Etcd {
 
     async fn watch_prefix(&self, prefix: &[u8]) -> Result<Box<dyn RawWatcher>, Error> {
         check_prefix(prefix)?;
-        let reader = self.session.discovery.hub.view(&KeyRange::prefix(prefix))?;
+        let reader = self.session.discovery.range_watches.view(&KeyRange::prefix(prefix))?;
         Ok(Box::new(EtcdPrefixWatcher { reader, seen: None }))
     }
 

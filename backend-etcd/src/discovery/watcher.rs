@@ -13,14 +13,14 @@ use std::{
 use async_trait::async_trait;
 use enlist::{
     Change, Entry, Error, Freshness, Health, InstanceId, LeaseId, Namespace, Resolver, Revision, ServiceName,
-    ServiceRef, Snapshot, Watcher,
+    ServiceRef, ServicesWatcher, Snapshot, Watcher,
     backend::{Interner, SnapshotBuilder, Subscriber, Update},
 };
 use foldhash::fast::RandomState;
 
 use self::departure::{DeletionCause, History, LeaseReads, Undecided};
 use crate::{
-    client::connection::Connection,
+    client::store_client::StoreClient,
     discovery::context::DiscoveryContext,
     etcd::Etcd,
     layout::{Identity, Layout, Skip},
@@ -36,7 +36,7 @@ impl Resolver for Etcd {
     async fn resolve(&self, service: &ServiceRef) -> Result<Snapshot, Error> {
         self.session.check_open()?;
         let range = self.session.discovery.layout.service_range(service)?;
-        let listed = self.session.discovery.conn.list(&range).await;
+        let listed = self.session.discovery.client.list(&range).await;
         let (records, revision) = listed.map_err(|failure| failure.into_error(&range.describe()))?;
         let mut replica = Replica::new(revision, enlist::Epoch::default());
         replica.relist(records, revision, enlist::Epoch::default());
@@ -46,22 +46,22 @@ impl Resolver for Etcd {
 
     async fn watch(&self, service: &ServiceRef) -> Result<Box<dyn Watcher>, Error> {
         let range = self.session.discovery.layout.service_range(service)?;
-        let reader = self.session.discovery.hub.view(&range)?;
+        let reader = self.session.discovery.range_watches.view(&range)?;
         let projection = self.projection(service);
-        let conn = Arc::clone(&self.session.discovery.conn);
-        Ok(Box::new(EtcdWatcher { reader, projection, conn, lease_reads: None, seen: None, live: true }))
+        let client = Arc::clone(&self.session.discovery.client);
+        Ok(Box::new(EtcdWatcher { reader, projection, client, lease_reads: None, seen: None, live: true }))
     }
 
     async fn services(&self, namespace: &Namespace) -> Result<Vec<ServiceName>, Error> {
-        self.session.check_open()?;
-        let layout = &self.session.discovery.layout;
-        let Some(range) = layout.services_range(namespace) else {
-            return Err(Error::Unsupported { what: format!("listing services in the layout {}", layout.name()) });
-        };
-        let listed = self.session.discovery.conn.list(&range).await;
-        let (records, _) = listed.map_err(|failure| failure.into_error(&range.describe()))?;
-        let names = records.iter().filter_map(|record| layout.service_of(namespace, &record.key));
-        Ok(names.collect::<BTreeSet<_>>().into_iter().collect())
+        self.list_services(namespace).await
+    }
+
+    async fn watch_services(&self, namespace: &Namespace) -> Result<Box<dyn ServicesWatcher>, Error> {
+        self.follow_services(namespace)
+    }
+
+    async fn namespaces(&self) -> Result<Vec<Namespace>, Error> {
+        self.list_namespaces().await
     }
 }
 
@@ -102,7 +102,7 @@ impl Etcd {
         self.session.check_open()?;
         let layout = &self.session.discovery.layout;
         let range = layout.service_range(service)?;
-        let listed = self.session.discovery.conn.list(&range).await;
+        let listed = self.session.discovery.client.list(&range).await;
         let (records, _) = listed.map_err(|failure| failure.into_error(&range.describe()))?;
         let own = |record: &&Record| layout.decode(service, &record.key, &record.value) != Err(Skip::Foreign);
         let payload = |record: &Record| {
@@ -122,7 +122,7 @@ impl Etcd {
 struct EtcdWatcher {
     reader: Subscriber<Replica>,
     projection: Projection,
-    conn: Arc<Connection>,
+    client: Arc<StoreClient>,
     /// Reads of leases that the latest change waits for.
     lease_reads: Option<LeaseReads>,
     /// The state returned last.
@@ -145,7 +145,7 @@ impl EtcdWatcher {
         if leases.is_empty() {
             return Ok(Some((snapshot, freshness)));
         }
-        self.lease_reads = Some(LeaseReads::new(&self.conn, leases, freshness));
+        self.lease_reads = Some(LeaseReads::new(&self.client, leases, freshness));
         Ok(None)
     }
 }

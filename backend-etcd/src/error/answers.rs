@@ -7,7 +7,7 @@ use std::error::Error as _;
 use enlist::with_causes;
 use etcd_client::Error;
 
-use crate::diagnose::{AuthFault, EndpointFault};
+use crate::diagnose::finding::{AuthFault, EndpointFault};
 
 /// Origin of a failed request's answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,11 +83,16 @@ pub(crate) fn tls_fault(text: &str) -> EndpointFault {
         EndpointFault::WrongName
     } else if has("Expired") {
         EndpointFault::ExpiredCertificate
-    } else if has("fatal alert") || has("operation was canceled") || has("broken pipe") || has("reset") {
+    } else if has("fatal alert") || has("operation was canceled") || has("broken pipe") || is_reset(text) {
         EndpointFault::ClosedAfterHandshake
     } else {
         EndpointFault::Tls
     }
+}
+
+/// Returns `true` if the other end reset the connection.
+pub(crate) fn is_reset(text: &str) -> bool {
+    text.contains("reset")
 }
 
 /// Classifies the failure of a request without TLS, by the outcome of the same request over TLS.

@@ -4,14 +4,18 @@
 //! code, text and source together. The texts are those of etcd's `api/v3rpc/rpctypes/error.go`; the others were
 //! measured with etcd-client 0.21.1 on etcd 3.4.23 and 3.5.
 //!
-//! Read this file first, from [`Failure`] to [`classify`]; `answers.rs` is for diagnoses only.
+//! Read this file first, from [`Failure`] to [`classify`]. `answers.rs` is for diagnoses only, and `transport.rs` has
+//! the errors of this crate's own transport.
 
 pub(crate) mod answers;
+pub(crate) mod transport;
 
 use std::{error::Error as StdError, fmt, sync::Arc};
 
 use enlist::{Cause, Error, escape::escaped, with_causes};
 use tonic::{Code, Status};
+
+use self::transport::{DialError, Proxied};
 
 /// Meaning of a failed request.
 #[derive(Clone, Debug)]
@@ -162,7 +166,7 @@ fn classify_status(status: &Status) -> Failure {
     let has = |part: &str| text.contains(part);
     match status.code() {
         _ if is_never_sent(status) => Failure::NeverSent(cause_of(status)),
-        _ if is_caused_by::<crate::client::failover::Proxied>(status) => Failure::Leaderless(cause_of(status)),
+        _ if is_caused_by::<Proxied>(status) => Failure::Leaderless(cause_of(status)),
         Code::OutOfRange if has("has been compacted") => Failure::Compacted,
         Code::OutOfRange if has("future revision") => Failure::FutureRevision,
         Code::OutOfRange if has("decoded message length too large") => Failure::AnswerTooLarge(cause_of(status)),
@@ -207,7 +211,7 @@ fn too_large(limit: usize) -> Failure {
 /// Returns `true` if the request never left: the connection was refused, or hyper dropped it while it was queued.
 fn is_never_sent(status: &Status) -> bool {
     let queued = status.code() == Code::Cancelled && status.message().contains("operation was canceled");
-    queued || is_caused_by::<tonic::ConnectError>(status) || is_caused_by::<crate::client::dial::DialError>(status)
+    queued || is_caused_by::<tonic::ConnectError>(status) || is_caused_by::<DialError>(status)
 }
 
 fn is_caused_by<E: StdError + 'static>(status: &Status) -> bool {

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use enlist::{DEFAULT_WEIGHT, Endpoint, Error, Health, Instance, ServiceRef};
 use serde::{Deserialize, Serialize};
 
-use super::{Part, Skip, go, object::Object, tree::Dialect};
+use super::{Part, Skip, address, go_json, object::Object, parts, tree::Dialect};
 
 const PREFIX: &str = "/services/";
 
@@ -22,7 +22,7 @@ pub struct Dubbo;
 
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
-struct Written<'a> {
+struct Encoded<'a> {
     #[serde(rename = "ID")]
     id: &'a str,
     service_name: &'a str,
@@ -31,7 +31,7 @@ struct Written<'a> {
     weight: u32,
     enable: bool,
     healthy: bool,
-    metadata: go::Tags,
+    metadata: go_json::Tags,
     service_metadata: Option<()>,
     address: &'a str,
     group_name: &'a str,
@@ -40,11 +40,11 @@ struct Written<'a> {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Read {
-    #[serde(rename = "ID", default, deserialize_with = "go::or_default")]
+struct Fields {
+    #[serde(rename = "ID", default, deserialize_with = "go_json::or_default")]
     id: String,
     host: String,
-    #[serde(default, deserialize_with = "go::or_default")]
+    #[serde(default, deserialize_with = "go_json::or_default")]
     port: i64,
     #[serde(default)]
     weight: Option<i64>,
@@ -52,7 +52,7 @@ struct Read {
     enable: Option<bool>,
     #[serde(default)]
     healthy: Option<bool>,
-    #[serde(default, deserialize_with = "go::or_default")]
+    #[serde(default, deserialize_with = "go_json::or_default")]
     metadata: BTreeMap<String, String>,
 }
 
@@ -77,14 +77,14 @@ impl Dialect for Dubbo {
         let (first, named) = (&endpoints[0], endpoints.iter().filter(|endpoint| endpoint.protocol().is_some()).count());
         let one_host = endpoints.iter().all(|endpoint| endpoint.host() == first.host() && !endpoint.is_unix());
         if !one_host || (named != endpoints.len() && endpoints.len() > 1) {
-            return Err(go::lost(self, "endpoints on several hosts, without protocols, or unix sockets"));
+            return Err(parts::lost(self, "endpoints on several hosts, without protocols, or unix sockets"));
         }
         if instance.weight() == 0 {
-            return Err(go::lost(self, "a weight of 0"));
+            return Err(parts::lost(self, "a weight of 0"));
         }
         let mut metadata = instance.metadata().clone();
         if metadata.contains_key(ENDPOINTS) {
-            return Err(go::lost(self, "metadata named `dubbo.endpoints`, which stands for the endpoints,"));
+            return Err(parts::lost(self, "metadata named `dubbo.endpoints`, which stands for the endpoints,"));
         }
         let protocol = |endpoint: &Endpoint| {
             let (port, protocol) = (endpoint.port(), endpoint.protocol()?.to_owned());
@@ -92,10 +92,10 @@ impl Dialect for Dubbo {
         };
         let protocols: Vec<_> = endpoints.iter().filter_map(protocol).collect();
         if !protocols.is_empty() {
-            let text = String::from_utf8_lossy(&go::write(&protocols)?).into_owned();
+            let text = String::from_utf8_lossy(&go_json::write(&protocols)?).into_owned();
             metadata.insert(ENDPOINTS.to_owned(), text);
         }
-        let mut value = go::write(&Written {
+        let mut value = go_json::write(&Encoded {
             id: instance.id().as_str(),
             service_name: service.name().as_str(),
             host: first.host(),
@@ -103,7 +103,7 @@ impl Dialect for Dubbo {
             weight: instance.weight(),
             enable: true,
             healthy: true,
-            metadata: go::tags(&metadata),
+            metadata: go_json::tags(&metadata),
             service_metadata: None,
             address: "",
             group_name: "",
@@ -114,19 +114,19 @@ impl Dialect for Dubbo {
     }
 
     fn read(&self, _: &ServiceRef, key: &str, value: &[u8]) -> Result<Instance, Skip> {
-        let Read { id, host, port, weight, enable, healthy, mut metadata } = go::read(value)?;
+        let Fields { id, host, port, weight, enable, healthy, mut metadata } = go_json::read(value)?;
         let endpoints = match metadata.get(ENDPOINTS).and_then(|text| protocols(&host, text)) {
             Some(endpoints) => {
                 metadata.remove(ENDPOINTS);
                 endpoints
             }
-            None => vec![go::host_and_port(&host, port)?],
+            None => vec![address::host_and_port(&host, port)?],
         };
         let serves = enable.unwrap_or(true) && healthy.unwrap_or(true);
-        let instance = go::instance(if id.is_empty() { key } else { &id }, endpoints)?
-            .with_weight(go::weight_or(weight, DEFAULT_WEIGHT))
+        let instance = parts::instance(if id.is_empty() { key } else { &id }, endpoints)?
+            .with_weight(parts::weight_or(weight, DEFAULT_WEIGHT))
             .with_health(if serves { Health::Serving } else { Health::NotServing });
-        Ok(go::with_metadata(instance, metadata))
+        Ok(parts::with_metadata(instance, metadata))
     }
 }
 

@@ -1,5 +1,5 @@
 //! The layout of etcd's own `client/v3/concurrency`, `etcdctl lock` and `etcdctl elect`: `{name}/{lease id, hex}`,
-//! empty for a mutex and the candidate's value for an election. Waiters of both sides queue behind each other.
+//! empty for a mutex and the candidate's value for an election. Contenders of both sides queue behind each other.
 //!
 //! It has no namespaces and no modes. An election and a lock of one name share a queue, and a lock named `a/b` is in
 //! the queue of `a`, because Go counts every key below `a/`. Each entry has a lease of its own, which ends with it.
@@ -45,7 +45,7 @@ impl LockLayout for EtcdConcurrency {
 
     fn encode(&self, kind: QueueKind, value: &QueueEntryValue) -> Vec<u8> {
         match kind {
-            QueueKind::Lock => Vec::new(),
+            QueueKind::Lock | QueueKind::Semaphore => Vec::new(),
             QueueKind::Election => value.text.clone().into_bytes(),
         }
     }

@@ -8,7 +8,7 @@ use enlist::{Endpoint, Error, Instance, ServiceRef};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Part, Skip, go, not_carried, tree::Dialect, typed};
+use super::{Part, Skip, address, go_json, not_carried, parts, tree::Dialect, typed};
 
 /// Key of metadata that is no object.
 const PLAIN: &str = "metadata";
@@ -54,15 +54,15 @@ impl EtcdNaming {
 
     fn address(self, text: &str) -> Result<Endpoint, Skip> {
         match self.default_port {
-            Some(port) => go::address_or(text, port),
-            None => go::address(text),
+            Some(port) => address::parse_or(text, port),
+            None => address::parse(text),
         }
     }
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
-struct Written<'a, M> {
+struct Encoded<'a, M> {
     op: u8,
     addr: &'a str,
     metadata: M,
@@ -70,7 +70,7 @@ struct Written<'a, M> {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Read {
+struct Fields {
     addr: String,
     #[serde(default)]
     metadata: Value,
@@ -89,17 +89,17 @@ impl Dialect for EtcdNaming {
         if target.ends_with('/') { Err(not_carried("service", '/')) } else { Ok(format!("{root}{target}/")) }
     }
 
-    fn tells_services(&self) -> bool {
+    fn keys_name_services(&self) -> bool {
         false
     }
 
     fn write(&self, _: &ServiceRef, instance: &Instance) -> Result<Vec<u8>, Error> {
-        let addr = go::only_plain_endpoint(self, instance)?.authority();
+        let addr = parts::only_plain_endpoint(self, instance)?.authority();
         match self.metadata {
-            Metadata::Texts => go::write(&Written { op: 0, addr, metadata: go::tags(instance.metadata()) }),
+            Metadata::Texts => go_json::write(&Encoded { op: 0, addr, metadata: go_json::tags(instance.metadata()) }),
             Metadata::Typed => {
-                let metadata = typed::json(instance.metadata()).map_err(|what| go::lost(self, what))?;
-                go::write(&Written { op: 0, addr, metadata })
+                let metadata = typed::json(instance.metadata()).map_err(|what| parts::lost(self, what))?;
+                go_json::write(&Encoded { op: 0, addr, metadata })
             }
         }
     }
@@ -108,17 +108,17 @@ impl Dialect for EtcdNaming {
     fn read(&self, _: &ServiceRef, id: &str, value: &[u8]) -> Result<Instance, Skip> {
         let (addr, metadata) = match self.metadata {
             Metadata::Texts => {
-                let Read { addr, metadata } = go::read(value)?;
+                let Fields { addr, metadata } = go_json::read(value)?;
                 (addr, as_texts(metadata))
             }
             Metadata::Typed => {
-                let fields = go::fields(value)?;
+                let fields = go_json::fields(value)?;
                 let metadata = fields.get("Metadata").map(|json| typed::entries(json));
-                (go::field(&fields, "Addr")?, metadata.unwrap_or_default())
+                (go_json::field(&fields, "Addr")?, metadata.unwrap_or_default())
             }
         };
-        let instance = go::instance(id, [self.address(&addr)?])?;
-        Ok(go::with_metadata(instance, metadata))
+        let instance = parts::instance(id, [self.address(&addr)?])?;
+        Ok(parts::with_metadata(instance, metadata))
     }
 }
 
@@ -131,8 +131,8 @@ fn as_texts(metadata: Value) -> Vec<(String, String)> {
     match metadata {
         Value::Null => Vec::new(),
         Value::Object(entries) => {
-            let told = entries.into_iter().filter(|(_, value)| !value.is_null());
-            told.map(|(key, value)| (key, text(value))).collect()
+            let present = entries.into_iter().filter(|(_, value)| !value.is_null());
+            present.map(|(key, value)| (key, text(value))).collect()
         }
         // etcd's gRPC proxy writes an object as text.
         Value::String(inner) => match serde_json::from_str(&inner) {

@@ -14,7 +14,8 @@ use enlist::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Decoded, Identity, Layout, LeaseScope, Part, Skip, Writing, go, not_carried, object::Object, tree::Dialect,
+    Decoded, Identity, Layout, LeaseScope, Part, Skip, Writing, address, go_json, not_carried, object::Object, parts,
+    segments, tree::Dialect,
 };
 use crate::watch::record::KeyRange;
 
@@ -116,11 +117,11 @@ impl Fireflycore {
         }
     }
 
-    fn value<'a, M>(&'a self, instance: &'a Instance, lease_id: Option<i64>, meta: M) -> Result<Written<'a, M>, Error> {
+    fn value<'a, M>(&'a self, instance: &'a Instance, lease_id: Option<i64>, meta: M) -> Result<Encoded<'a, M>, Error> {
         if instance.weight() == 0 {
-            return Err(go::lost(self, "a weight of 0"));
+            return Err(parts::lost(self, "a weight of 0"));
         }
-        Ok(Written {
+        Ok(Encoded {
             proto_count: self.proto_count,
             lease_id,
             weight: instance.weight(),
@@ -128,7 +129,7 @@ impl Fireflycore {
             methods: &self.methods,
             network: Network {
                 sn: &self.serial,
-                internal: go::only_plain_endpoint(self, instance)?.authority(),
+                internal: parts::only_plain_endpoint(self, instance)?.authority(),
                 external: &self.external,
             },
             kernel: Kernel { language: &self.language, version: &self.version },
@@ -138,22 +139,22 @@ impl Fireflycore {
 
     fn address(&self, text: &str) -> Result<Endpoint, Skip> {
         match self.default_port {
-            Some(port) => go::address_or(text, port),
-            None if go::is_bare(text) => Err(go::malformed("no port, and no default port")),
-            None => go::address(text),
+            Some(port) => address::parse_or(text, port),
+            None if address::is_bare(text) => Err(Skip::malformed("no port, and no default port")),
+            None => address::parse(text),
         }
     }
 
-    fn instance(&self, id: &str, read: Read) -> Result<Instance, Skip> {
+    fn instance(&self, id: &str, read: Fields) -> Result<Instance, Skip> {
         let endpoint = self.address(&read.network.0.internal)?;
         let version = read.meta.and_then(|Object(meta)| meta.version).unwrap_or_default();
-        let weight = go::weight_or(read.weight, DEFAULT_WEIGHT);
-        Ok(go::instance(id, [endpoint])?.with_weight(weight).with_version(version))
+        let weight = parts::weight_or(read.weight, DEFAULT_WEIGHT);
+        Ok(parts::instance(id, [endpoint])?.with_weight(weight).with_version(version))
     }
 }
 
 #[derive(Serialize)]
-struct Written<'a, M> {
+struct Encoded<'a, M> {
     proto_count: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     lease_id: Option<i64>,
@@ -196,7 +197,7 @@ struct RegistryMeta<'a> {
 }
 
 #[derive(Deserialize)]
-struct Read {
+struct Fields {
     #[serde(default)]
     weight: Option<i64>,
     network: Object<ReadNetwork>,
@@ -234,7 +235,7 @@ impl Dialect for Fireflycore {
 
     fn write(&self, service: &ServiceRef, instance: &Instance) -> Result<Vec<u8>, Error> {
         let (_, env) = self.split(service.namespace())?;
-        go::write(&self.value(
+        go_json::write(&self.value(
             instance,
             None,
             LocatorMeta {
@@ -247,7 +248,7 @@ impl Dialect for Fireflycore {
     }
 
     fn read(&self, _: &ServiceRef, id: &str, value: &[u8]) -> Result<Instance, Skip> {
-        self.instance(id, go::read(value)?)
+        self.instance(id, go_json::read(value)?)
     }
 }
 
@@ -291,7 +292,7 @@ impl Layout for FireflycoreByLease {
 
     /// A fixed instance has no lease. Its key contains its id, which has to be a number.
     fn key(&self, service: &ServiceRef, id: &InstanceId, lease: Option<LeaseId>) -> Result<Vec<u8>, Error> {
-        Ok(format!("{}{}", self.inner.prefix(service)?, go::number(self, id, lease)?).into_bytes())
+        Ok(format!("{}{}", self.inner.prefix(service)?, parts::number(self, id, lease)?).into_bytes())
     }
 
     fn service_range(&self, service: &ServiceRef) -> Result<KeyRange, Error> {
@@ -311,25 +312,25 @@ impl Layout for FireflycoreByLease {
     }
 
     fn encode(&self, service: &ServiceRef, instance: &Instance, writing: &Writing<'_>) -> Result<Vec<u8>, Error> {
-        go::refuse_loss(self, instance, writing.owner)?;
-        let lease_id = go::number(self, instance.id(), writing.lease)?;
+        parts::refuse_loss(self, instance, writing.owner)?;
+        let lease_id = parts::number(self, instance.id(), writing.lease)?;
         let (_, env) = self.inner.split(service.namespace())?;
         if env.is_empty() {
-            return Err(go::lost(self, "an empty environment"));
+            return Err(parts::lost(self, "an empty environment"));
         }
         let meta =
             RegistryMeta { env, app_id: service.name().as_str(), version: instance.version().unwrap_or_default() };
-        go::write(&self.inner.value(instance, Some(lease_id), meta)?)
+        go_json::write(&self.inner.value(instance, Some(lease_id), meta)?)
     }
 
     fn decode(&self, service: &ServiceRef, key: &[u8], value: &[u8]) -> Result<Decoded, Skip> {
         let prefix = self.inner.prefix(service).map_err(|_| Skip::Foreign)?;
-        let id = go::segment(key, &prefix)?;
-        let read: Read = go::read(value)?;
+        let id = segments::segment(key, &prefix)?;
+        let read: Fields = go_json::read(value)?;
         let says = |text: &Option<String>| text.as_deref().is_some_and(|text| !text.is_empty());
         // The original skips these too.
         if !read.meta.as_ref().is_some_and(|Object(meta)| says(&meta.env) && says(&meta.app_id)) {
-            return Err(go::malformed("no environment or application id"));
+            return Err(Skip::malformed("no environment or application id"));
         }
         Ok(Decoded { instance: self.inner.instance(id, read)?, owner: None })
     }
@@ -372,7 +373,7 @@ mod tests {
 
     #[test]
     fn an_instance_states_the_environment_of_its_namespace() {
-        let instance = go::instance("1", [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap();
+        let instance = parts::instance("1", [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap();
         let written = |layout: &dyn Layout, namespace: &str| {
             let writing = Writing { lease: Some(LeaseId::new(1)), ..Writing::default() };
             let bytes = layout.encode(&service(namespace), &instance, &writing).map_err(|error| error.to_string())?;

@@ -5,7 +5,7 @@
 
 use enlist::{Endpoint, Error, Instance, ServiceRef};
 
-use super::{Part, Skip, go, tree::Dialect};
+use super::{Part, Skip, parts, segments, tree::Dialect};
 
 /// Name of the metadata that contains the rest of the URL.
 const PATH: &str = "path";
@@ -34,7 +34,7 @@ impl GoKit {
         if !prefix.ends_with('/') {
             return Err(Error::invalid_config("prefix", "it must end in `/`, or services that begin alike would mix"));
         }
-        Ok(Self { prefix: go::checked_prefix(prefix)? })
+        Ok(Self { prefix: segments::checked_prefix(prefix)? })
     }
 }
 
@@ -49,25 +49,25 @@ impl Dialect for GoKit {
 
     /// Writes the only endpoint, with its protocol and its path if it has them.
     fn write(&self, _: &ServiceRef, instance: &Instance) -> Result<Vec<u8>, Error> {
-        let address = go::only_endpoint(self, instance)?.to_string();
+        let address = parts::only_endpoint(self, instance)?.to_string();
         let Some(path) = instance.metadata().get(PATH) else { return Ok(address.into_bytes()) };
         let text = format!("{address}{path}");
         // A single `/` means no path, and trailing space is cut off.
         if path.is_empty() || split(&text) != (&address, path) {
-            return Err(go::lost(self, "a path that would be read as another one"));
+            return Err(parts::lost(self, "a path that would be read as another one"));
         }
         Ok(text.into_bytes())
     }
 
     fn read(&self, _: &ServiceRef, id: &str, value: &[u8]) -> Result<Instance, Skip> {
-        let text = std::str::from_utf8(value).map_err(|_| go::malformed("no UTF-8"))?;
+        let text = std::str::from_utf8(value).map_err(|_| Skip::malformed("no UTF-8"))?;
         let (address, path) = split(text);
-        let endpoint = Endpoint::parse(address).map_err(|_| go::malformed("no address"))?;
+        let endpoint = Endpoint::parse(address).map_err(|_| Skip::malformed("no address"))?;
         if endpoint.is_unix() {
-            return Err(go::malformed("no address"));
+            return Err(Skip::malformed("no address"));
         }
         let path = Some(path).filter(|path| !path.is_empty()).map(|path| (PATH.to_owned(), path.to_owned()));
-        Ok(go::with_metadata(go::instance(id, [endpoint])?, path))
+        Ok(parts::with_metadata(parts::instance(id, [endpoint])?, path))
     }
 }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use enlist::{Error, Instance, ServiceRef};
 use serde::{Deserialize, Serialize};
 
-use super::{Part, Skip, go, object::Object, tree::Dialect};
+use super::{Part, Skip, address, go_json, object::Object, parts, tree::Dialect};
 
 const PREFIX: &str = "/micro/registry/";
 
@@ -17,37 +17,37 @@ const PREFIX: &str = "/micro/registry/";
 pub struct GoMicro;
 
 #[derive(Serialize)]
-struct Written<'a> {
+struct Encoded<'a> {
     name: &'a str,
     version: &'a str,
     /// Metadata of the service, which is ignored.
     metadata: Option<()>,
     endpoints: [(); 0],
-    nodes: [WrittenNode<'a>; 1],
+    nodes: [EncodedNode<'a>; 1],
 }
 
 #[derive(Serialize)]
-struct WrittenNode<'a> {
-    metadata: go::Tags,
+struct EncodedNode<'a> {
+    metadata: go_json::Tags,
     id: &'a str,
     address: &'a str,
 }
 
 #[derive(Deserialize)]
-struct Read {
-    #[serde(default, deserialize_with = "go::or_default")]
+struct Fields {
+    #[serde(default, deserialize_with = "go_json::or_default")]
     name: String,
-    #[serde(default, deserialize_with = "go::or_default")]
+    #[serde(default, deserialize_with = "go_json::or_default")]
     version: String,
-    #[serde(default, deserialize_with = "go::or_default")]
-    nodes: Vec<Object<ReadNode>>,
+    #[serde(default, deserialize_with = "go_json::or_default")]
+    nodes: Vec<Object<NodeFields>>,
 }
 
 #[derive(Deserialize)]
-struct ReadNode {
-    #[serde(default, deserialize_with = "go::or_default")]
+struct NodeFields {
+    #[serde(default, deserialize_with = "go_json::or_default")]
     metadata: BTreeMap<String, String>,
-    #[serde(default, deserialize_with = "go::or_default")]
+    #[serde(default, deserialize_with = "go_json::or_default")]
     id: String,
     address: String,
     /// Port, written by releases before 1.8. Their address is the host alone.
@@ -64,26 +64,26 @@ impl Dialect for GoMicro {
     }
 
     fn write(&self, service: &ServiceRef, instance: &Instance) -> Result<Vec<u8>, Error> {
-        let address = go::only_plain_endpoint(self, instance)?.authority();
-        let node = WrittenNode { metadata: go::tags(instance.metadata()), id: instance.id().as_str(), address };
+        let address = parts::only_plain_endpoint(self, instance)?.authority();
+        let node = EncodedNode { metadata: go_json::tags(instance.metadata()), id: instance.id().as_str(), address };
         let (name, version) = (service.name().as_str(), instance.version().unwrap_or_default());
-        go::write(&Written { name, version, metadata: None, endpoints: [], nodes: [node] })
+        go_json::write(&Encoded { name, version, metadata: None, endpoints: [], nodes: [node] })
     }
 
     /// Names of go-micro can share a key, so a value with another service's name is foreign.
     fn read(&self, service: &ServiceRef, key: &str, value: &[u8]) -> Result<Instance, Skip> {
-        let Read { name, version, nodes } = go::read(value)?;
+        let Fields { name, version, nodes } = go_json::read(value)?;
         if name != service.name().as_str() {
             return Err(Skip::Foreign);
         }
         let [Object(node)] = <[_; 1]>::try_from(nodes)
-            .map_err(|nodes| go::malformed(format!("{} nodes where one is due", nodes.len())))?;
+            .map_err(|nodes| Skip::malformed(format!("{} nodes where one is due", nodes.len())))?;
         let endpoint = match node.port {
-            Some(port) if port > 0 => go::host_and_port(&node.address, port)?,
-            _ => go::address(&node.address)?,
+            Some(port) if port > 0 => address::host_and_port(&node.address, port)?,
+            _ => address::parse(&node.address)?,
         };
         let id = if node.id.is_empty() { key } else { &node.id };
-        let instance = go::instance(id, [endpoint])?.with_version(version);
-        Ok(go::with_metadata(instance, node.metadata))
+        let instance = parts::instance(id, [endpoint])?.with_version(version);
+        Ok(parts::with_metadata(instance, node.metadata))
     }
 }

@@ -5,7 +5,7 @@
 
 use enlist::{Endpoint, Error, Instance, InstanceId, LeaseId, Namespace, ServiceName, ServiceRef};
 
-use super::{Decoded, Identity, Layout, LeaseScope, Part, Skip, Writing, go, not_carried};
+use super::{Decoded, Identity, Layout, LeaseScope, Part, Skip, Writing, not_carried, parts};
 use crate::watch::record::KeyRange;
 
 /// The layout of go-zero.
@@ -13,7 +13,7 @@ use crate::watch::record::KeyRange;
 pub struct GoZero;
 
 fn prefix(service: &ServiceRef) -> Result<String, Error> {
-    go::only_default(&GoZero, service.namespace())?;
+    parts::only_default(&GoZero, service.namespace())?;
     let name = service.name().as_str();
     if name.ends_with('/') {
         return Err(not_carried("service", '/'));
@@ -40,7 +40,7 @@ impl Layout for GoZero {
 
     /// A fixed instance has no lease. Its key contains its id, which has to be a number, as go-zero's `WithId`.
     fn key(&self, service: &ServiceRef, id: &InstanceId, lease: Option<LeaseId>) -> Result<Vec<u8>, Error> {
-        Ok(format!("{}{}", prefix(service)?, go::number(self, id, lease)?).into_bytes())
+        Ok(format!("{}{}", prefix(service)?, parts::number(self, id, lease)?).into_bytes())
     }
 
     fn service_range(&self, service: &ServiceRef) -> Result<KeyRange, Error> {
@@ -62,8 +62,8 @@ impl Layout for GoZero {
     /// Only the address of the first endpoint is carried. An instance with more content is refused instead of losing
     /// it.
     fn encode(&self, _: &ServiceRef, instance: &Instance, writing: &Writing<'_>) -> Result<Vec<u8>, Error> {
-        go::refuse_loss(self, instance, writing.owner)?;
-        Ok(go::only_plain_endpoint(self, instance)?.authority().as_bytes().to_vec())
+        parts::refuse_loss(self, instance, writing.owner)?;
+        Ok(parts::only_plain_endpoint(self, instance)?.authority().as_bytes().to_vec())
     }
 
     fn decode(&self, service: &ServiceRef, key: &[u8], value: &[u8]) -> Result<Decoded, Skip> {

@@ -9,7 +9,7 @@ use enlist::{DEFAULT_NAMESPACE, DEFAULT_WEIGHT, Error, Instance, Namespace, Serv
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Part, Skip, go, tree::Dialect, typed};
+use super::{Part, Skip, address, go_json, parts, segments, tree::Dialect, typed};
 
 /// Beginning of the rest of the keys that gobase's gRPC servers write.
 const GRPC: &[u8] = b"/grpc";
@@ -24,7 +24,7 @@ const OWN: [&str; 3] = ["ip", "port", "weight"];
 pub struct Gobase;
 
 #[derive(Serialize)]
-struct Written<'a> {
+struct Encoded<'a> {
     ip: &'a str,
     port: u16,
     weight: u32,
@@ -41,7 +41,7 @@ impl Dialect for Gobase {
     }
 
     fn root_of(&self, namespace: &Namespace) -> Result<String, Error> {
-        Ok(format!("/{}/", go::as_segment("namespace", namespace.as_str())?))
+        Ok(format!("/{}/", segments::as_segment("namespace", namespace.as_str())?))
     }
 
     fn trimmed<'a>(&self, key: &'a [u8]) -> &'a [u8] {
@@ -51,21 +51,21 @@ impl Dialect for Gobase {
     /// A weight of 0 is refused, because it would be read as absent. Metadata follows the other fields, by name.
     fn write(&self, _: &ServiceRef, instance: &Instance) -> Result<Vec<u8>, Error> {
         if instance.weight() == 0 {
-            return Err(go::lost(self, "a weight of 0"));
+            return Err(parts::lost(self, "a weight of 0"));
         }
-        let endpoint = go::only_plain_endpoint(self, instance)?;
-        let metadata = typed::fields(instance.metadata()).map_err(|what| go::lost(self, what))?;
+        let endpoint = parts::only_plain_endpoint(self, instance)?;
+        let metadata = typed::fields(instance.metadata()).map_err(|what| parts::lost(self, what))?;
         if OWN.iter().any(|name| metadata.contains_key(name)) {
-            return Err(go::lost(self, "metadata named `ip`, `port` or `weight`, which are fields of their own,"));
+            return Err(parts::lost(self, "metadata named `ip`, `port` or `weight`, which are fields of their own,"));
         }
         let (ip, port, weight) = (endpoint.host(), endpoint.port(), instance.weight());
-        let inner = go::write(&Written { ip, port, weight, metadata })?;
-        go::write(&String::from_utf8_lossy(&inner))
+        let inner = go_json::write(&Encoded { ip, port, weight, metadata })?;
+        go_json::write(&String::from_utf8_lossy(&inner))
     }
 
     /// Returns the content of the JSON string, as gobase's user wrote it.
-    fn said(&self, value: &[u8]) -> Option<String> {
-        match go::tree(value) {
+    fn text_of(&self, value: &[u8]) -> Option<String> {
+        match go_json::tree(value) {
             Ok(Value::String(inner)) => Some(inner),
             _ => String::from_utf8(value.to_vec()).ok(),
         }
@@ -73,15 +73,16 @@ impl Dialect for Gobase {
 
     /// A value that is an object instead of a string is read as well.
     fn read(&self, _: &ServiceRef, id: &str, value: &[u8]) -> Result<Instance, Skip> {
-        let inner = match go::tree(value) {
+        let inner = match go_json::tree(value) {
             Ok(Value::String(inner)) => Cow::Owned(inner.into_bytes()),
             _ => Cow::Borrowed(value),
         };
-        let mut fields = go::fields(&inner)?;
-        let (ip, port): (String, Option<i64>) = (go::field(&fields, "ip")?, go::field(&fields, "port")?);
-        let weight = go::weight_or(go::field(&fields, "weight")?, DEFAULT_WEIGHT);
+        let mut fields = go_json::fields(&inner)?;
+        let (ip, port): (String, Option<i64>) = (go_json::field(&fields, "ip")?, go_json::field(&fields, "port")?);
+        let weight = parts::weight_or(go_json::field(&fields, "weight")?, DEFAULT_WEIGHT);
         fields.retain(|name, _| !OWN.contains(&name.as_str()));
-        let instance = go::instance(id, [go::host_and_port(&ip, port.unwrap_or_default())?])?.with_weight(weight);
-        Ok(go::with_metadata(instance, typed::entries_of(fields)))
+        let instance =
+            parts::instance(id, [address::host_and_port(&ip, port.unwrap_or_default())?])?.with_weight(weight);
+        Ok(parts::with_metadata(instance, typed::entries_of(fields)))
     }
 }

@@ -21,6 +21,7 @@ pub struct GobaseLock;
 fn key(kind: QueueKind, name: &LockName) -> Result<Vec<u8>, Error> {
     let what = match kind {
         QueueKind::Election => "elections in the layout gobase",
+        QueueKind::Semaphore => "semaphores in the layout gobase",
         QueueKind::Lock if *name.namespace() != Namespace::default() => {
             "a namespace other than `default` in the layout of gobase's lock"
         }

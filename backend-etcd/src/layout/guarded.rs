@@ -12,7 +12,8 @@ use enlist::{
 };
 
 use super::{
-    Decoded, Identity, Layout, LeaseScope, LockLayout, LockOrder, Part, QueueEntryValue, QueueKind, Skip, Writing,
+    Decoded, Identity, Layout, LeaseScope, LockLayout, LockOrder, Part, PermitEntryValue, QueueEntryValue, QueueKind,
+    SemaphoreLayout, Skip, Writing,
 };
 use crate::watch::record::KeyRange;
 
@@ -111,6 +112,14 @@ impl Layout for Guarded {
         self.find(|layout| layout.service_of(namespace, key))
     }
 
+    fn namespaces_range(&self) -> Option<KeyRange> {
+        self.find(<dyn Layout>::namespaces_range)
+    }
+
+    fn namespace_of(&self, key: &[u8]) -> Option<Namespace> {
+        self.find(|layout| layout.namespace_of(key))
+    }
+
     fn encode(&self, service: &ServiceRef, instance: &Instance, writing: &Writing<'_>) -> Result<Vec<u8>, Error> {
         self.call(|layout| layout.encode(service, instance, writing))
     }
@@ -189,6 +198,27 @@ impl GuardedLocks {
         self.call(|layout| Ok(layout.mark(kind, name, lease, nonce)))
     }
 
+    /// Calls the layout of semaphores.
+    ///
+    /// # Errors
+    ///
+    /// Those of `call`. [`Error::Unsupported`] if the layout has no semaphores, or panics.
+    pub(crate) fn of_semaphores<T>(
+        &self,
+        call: impl FnOnce(&dyn SemaphoreLayout) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        self.call(|layout| match layout.semaphores() {
+            Some(semaphores) => call(semaphores),
+            None => Err(Error::Unsupported { what: format!("semaphores in the layout {}", self.name) }),
+        })
+    }
+
+    /// Reads an entry in the queue of a semaphore. If the layout panics, later entries wait until it is gone.
+    pub(crate) fn permit_entry(&self, name: &LockName, key: &[u8], value: &[u8]) -> Option<PermitEntryValue> {
+        let read = self.of_semaphores(|layout| Ok(layout.decode_permit_entry(name, key, value)));
+        read.unwrap_or(Some(PermitEntryValue::UNREADABLE))
+    }
+
     fn call<T>(&self, call: impl FnOnce(&dyn LockLayout) -> Result<T, Error>) -> Result<T, Error> {
         caught(|| call(&*self.inner)).unwrap_or_else(|message| Err(panicked(self.name, &message)))
     }
@@ -247,6 +277,10 @@ impl LockLayout for GuardedLocks {
 
     fn marks(&self, kind: QueueKind, name: &LockName) -> Option<KeyRange> {
         self.find(|layout| layout.marks(kind, name))
+    }
+
+    fn all_marks(&self, kind: QueueKind, namespace: &Namespace) -> Option<KeyRange> {
+        self.find(|layout| layout.all_marks(kind, namespace))
     }
 
     fn mark(&self, kind: QueueKind, name: &LockName, lease: LeaseId, nonce: u64) -> Option<Vec<u8>> {

@@ -7,7 +7,7 @@
 use enlist::{Error, Instance, ServiceRef};
 use serde::{Deserialize, Serialize};
 
-use super::{Part, Skip, go, tree::Dialect};
+use super::{Part, Skip, address, go_json, parts, segments, tree::Dialect};
 
 /// kitex's default weight.
 const DEFAULT_WEIGHT: u32 = 10;
@@ -30,22 +30,22 @@ impl Default for Kitex {
 }
 
 #[derive(Serialize)]
-struct Written<'a> {
+struct Encoded<'a> {
     network: &'a str,
     address: &'a str,
     weight: u32,
-    tags: go::Tags,
+    tags: go_json::Tags,
 }
 
 #[derive(Deserialize)]
-struct Read {
+struct Fields {
     #[serde(default)]
     network: Option<String>,
     address: String,
     #[serde(default)]
     weight: Option<i64>,
     #[serde(default)]
-    tags: go::Tags,
+    tags: go_json::Tags,
 }
 
 impl Kitex {
@@ -59,7 +59,7 @@ impl Kitex {
         if prefix.contains('%') {
             return Err(Error::invalid_config("prefix", "kitex cannot use a prefix with `%`"));
         }
-        Ok(Self { prefix: go::checked_prefix(prefix)? })
+        Ok(Self { prefix: segments::checked_prefix(prefix)? })
     }
 }
 
@@ -75,25 +75,25 @@ impl Dialect for Kitex {
     /// The protocol of the endpoint is kitex's network; the default is `tcp`. A weight of 0 is refused, because kitex
     /// has none.
     fn write(&self, _: &ServiceRef, instance: &Instance) -> Result<Vec<u8>, Error> {
-        let endpoint = go::only_endpoint(self, instance)?;
+        let endpoint = parts::only_endpoint(self, instance)?;
         if instance.weight() == 0 {
-            return Err(go::lost(self, "a weight of 0"));
+            return Err(parts::lost(self, "a weight of 0"));
         }
-        go::write(&Written {
+        go_json::write(&Encoded {
             network: endpoint.protocol().unwrap_or(NETWORK),
             address: endpoint.authority(),
             weight: instance.weight(),
-            tags: go::tags(instance.metadata()),
+            tags: go_json::tags(instance.metadata()),
         })
     }
 
     fn read(&self, _: &ServiceRef, id: &str, value: &[u8]) -> Result<Instance, Skip> {
-        let Read { network, address, weight, tags } = go::read(value)?;
-        let mut endpoint = go::address(&address)?;
+        let Fields { network, address, weight, tags } = go_json::read(value)?;
+        let mut endpoint = address::parse(&address)?;
         if let Some(network) = network.filter(|network| !network.is_empty()) {
-            endpoint = endpoint.with_protocol(network).map_err(|_| go::malformed("no network"))?;
+            endpoint = endpoint.with_protocol(network).map_err(|_| Skip::malformed("no network"))?;
         }
-        let instance = go::instance(id, [endpoint])?.with_weight(go::weight_or(weight, DEFAULT_WEIGHT));
-        Ok(go::with_metadata(instance, tags.unwrap_or_default()))
+        let instance = parts::instance(id, [endpoint])?.with_weight(parts::weight_or(weight, DEFAULT_WEIGHT));
+        Ok(parts::with_metadata(instance, tags.unwrap_or_default()))
     }
 }

@@ -8,11 +8,13 @@
 //!
 //! `docs/architecture.md` lists the places ("Where to add", "A layout").
 
+mod address;
+pub(crate) mod config;
 pub(crate) mod dubbo;
 pub(crate) mod etcd_concurrency;
 pub(crate) mod etcd_naming;
 pub(crate) mod fireflycore;
-mod go;
+mod go_json;
 pub(crate) mod go_kit;
 pub(crate) mod go_micro;
 pub(crate) mod go_zero;
@@ -21,8 +23,12 @@ pub(crate) mod gobase_lock;
 mod guarded;
 pub(crate) mod kitex;
 pub(crate) mod kratos;
+pub(crate) mod named;
 pub(crate) mod native;
 mod object;
+mod parts;
+mod segments;
+pub(crate) mod semaphore;
 mod tree;
 mod typed;
 
@@ -34,6 +40,8 @@ use enlist::{
 };
 
 pub(crate) use self::guarded::{Guarded, GuardedLocks};
+pub use self::named::{LAYOUTS, LOCK_LAYOUTS, LayoutOptions, NamedLayout, NamedLockLayout};
+pub use self::semaphore::{PermitEntryValue, SemaphoreLayout};
 use crate::watch::record::KeyRange;
 
 /// Maximum bytes of a value that is read: escapes can make JSON six times as long as its content.
@@ -43,7 +51,8 @@ const MAX_VALUE_BYTES: usize = 6 * MAX_INSTANCE_BYTES + 65_536;
 /// operator configured another limit. The rest is for keys and guards, and for the mark of a departure.
 pub const MAX_WRITTEN_BYTES: usize = (3 << 19) - 65_536;
 
-/// Part of an instance that a layout can carry.
+/// Part of an instance that a layout can carry. The conformance suite has its own list (`LayoutFeature` of
+/// `enlist-testkit`), because it depends on no backend and its cases also need locks, raw values and configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Part {
@@ -133,12 +142,18 @@ impl fmt::Debug for Decoded {
 
 /// Reason for which a key is no instance of the service.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(clippy::exhaustive_enums, reason = "a key is somebody else's or it is broken")]
+#[expect(clippy::exhaustive_enums, reason = "a key is foreign or malformed")]
 pub enum Skip {
     /// The key is foreign: neither an instance nor an error.
     Foreign,
     /// The key belongs to the service, but no instance can be read from it, for this reason.
     Malformed(String),
+}
+
+impl Skip {
+    fn malformed(reason: impl Into<String>) -> Self {
+        Self::Malformed(reason.into())
+    }
 }
 
 /// Layout of instances in etcd.
@@ -185,6 +200,20 @@ pub trait Layout: fmt::Debug + Send + Sync + 'static {
     /// [`instance_of`](Self::instance_of).
     fn service_of(&self, namespace: &Namespace, key: &[u8]) -> Option<ServiceName> {
         self.instance_of(namespace, key).map(|(service, _)| service)
+    }
+
+    /// Returns the range of all namespaces; `None` if other keys cannot be excluded. Default: a layout that does not
+    /// carry namespaces has only `default`.
+    fn namespaces_range(&self) -> Option<KeyRange> {
+        let is_only_default = !self.carries().contains(&Part::Namespace);
+        is_only_default.then(|| self.services_range(&Namespace::default())).flatten()
+    }
+
+    /// Returns the namespace of an instance with this key of [`namespaces_range`](Self::namespaces_range); `None` if
+    /// the key does not have this layout's shape. Default: `default`.
+    fn namespace_of(&self, key: &[u8]) -> Option<Namespace> {
+        let namespace = Namespace::default();
+        self.service_of(&namespace, key).map(|_| namespace)
     }
 
     /// Returns the value of an instance of `service`.
@@ -253,12 +282,14 @@ fn accepts_written(
 
 /// Kind of a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[expect(clippy::exhaustive_enums, reason = "these are the two kinds that the traits know")]
+#[expect(clippy::exhaustive_enums, reason = "these are the kinds that the traits know")]
 pub enum QueueKind {
     /// Contenders of a lock.
     Lock,
     /// Candidates of an election.
     Election,
+    /// Contenders of a semaphore. Only for layouts with [`semaphores`](LockLayout::semaphores).
+    Semaphore,
 }
 
 /// Value of a queue entry.
@@ -342,6 +373,13 @@ pub trait LockLayout: fmt::Debug + Send + Sync + 'static {
         None
     }
 
+    /// Returns the range of the [marks](Self::marks) of all queues of a namespace, so that a list of queues reads them
+    /// together. It contains each of those ranges; other keys in it are ignored. `None`: the marks of each queue are
+    /// read for themselves. Default: `None`.
+    fn all_marks(&self, _kind: QueueKind, _namespace: &Namespace) -> Option<KeyRange> {
+        None
+    }
+
     /// Returns the key of the mark that belongs to the entry with this lease and nonce. Its value is that of the entry.
     /// Default: none.
     fn mark(&self, _kind: QueueKind, _name: &LockName, _lease: LeaseId, _nonce: u64) -> Option<Vec<u8>> {
@@ -354,7 +392,12 @@ pub trait LockLayout: fmt::Debug + Send + Sync + 'static {
         None
     }
 
-    /// Returns the value of a queue entry.
+    /// Returns the layout of semaphores. `None`: the layout has no semaphores. Default: `None`.
+    fn semaphores(&self) -> Option<&dyn SemaphoreLayout> {
+        None
+    }
+
+    /// Returns the value of a queue entry of a lock or election.
     fn encode(&self, kind: QueueKind, value: &QueueEntryValue) -> Vec<u8>;
 
     /// Reads an entry in the queue of `name`; `None` if the key does not have this layout's shape.

@@ -9,6 +9,15 @@
 //!
 //! enlist/elections/{namespace}/{name}/{lease, 16 hex}-{number, 16 hex}
 //! {"v":1,"value":"…"}
+//!
+//! enlist/config/{namespace}/{path}
+//! (the bytes of the user)
+//!
+//! enlist/semaphores/{namespace}/{name}/{lease, 16 hex}-{number, 16 hex}
+//! {"v":1,"permits":2,"granted":true,"holder":"host:pid"}
+//!
+//! enlist/semaphore-permits/{namespace}/{name}
+//! {"v":1,"permits":5}
 //! ```
 //!
 //! A holder or leader with a `lock_delay` has a key without a lease next to its queue entry, with the same suffix and
@@ -17,7 +26,9 @@
 //! Segments are percent-encoded, so `/`, `%` and control characters never appear raw. Every range ends in `/`, so no
 //! name is a prefix of another's range. Absent fields take their defaults; unknown fields are kept.
 
+mod config;
 mod locks;
+mod semaphores;
 mod value;
 
 use std::borrow::Cow;
@@ -27,7 +38,7 @@ use percent_encoding::{AsciiSet, CONTROLS, percent_decode, utf8_percent_encode};
 use serde::Deserialize;
 use serde_json::Value;
 
-use self::value::{Extended, KNOWN, ReadInstance, WrittenInstance, saturating};
+use self::value::{DecodedInstance, EncodedInstance, Extended, KNOWN, saturating};
 use super::{
     Decoded, Identity, Layout, LeaseScope, MAX_VALUE_BYTES, MAX_WRITTEN_BYTES, Part, Skip, Writing, accepts_written,
     object::Object,
@@ -81,9 +92,14 @@ impl Native {
         Ok(Self { prefix: prefix.to_owned() })
     }
 
-    fn services(&self, namespace: &Namespace) -> String {
+    fn namespaces(&self) -> String {
         let mut key = String::with_capacity(KEY_BYTES);
         key.extend([&self.prefix, "/services/"]);
+        key
+    }
+
+    fn services(&self, namespace: &Namespace) -> String {
+        let mut key = self.namespaces();
         escape(&mut key, namespace.as_str());
         key.push('/');
         key
@@ -113,7 +129,7 @@ impl Native {
         }
         // The error's text can quote the value, which must not be logged; the position is enough.
         let text = str::from_utf8(value).map_err(|_| malformed("no text".to_owned()))?;
-        let Object(wire) = serde_json::from_str::<Object<ReadInstance<'_>>>(text).map_err(|error| {
+        let Object(wire) = serde_json::from_str::<Object<DecodedInstance<'_>>>(text).map_err(|error| {
             malformed(format!("no instance: {:?} error at column {}", error.classify(), error.column()))
         })?;
         if wire.id != id.as_str() {
@@ -211,6 +227,17 @@ impl Layout for Native {
         Some((ServiceName::parse(unescape(service)?).ok()?, id))
     }
 
+    fn namespaces_range(&self) -> Option<KeyRange> {
+        Some(KeyRange::prefix(self.namespaces()))
+    }
+
+    fn namespace_of(&self, key: &[u8]) -> Option<Namespace> {
+        let rest = key.strip_prefix(self.namespaces().as_bytes())?;
+        let namespace = unescape(&rest[..rest.iter().position(|byte| *byte == b'/')?])?;
+        let namespace = Namespace::parse(namespace).ok()?;
+        self.instance_of(&namespace, key).map(|_| namespace)
+    }
+
     fn encode(
         &self,
         _: &ServiceRef,
@@ -224,7 +251,7 @@ impl Layout for Native {
             return Err(Error::Unsupported { what });
         }
         unknown.retain(|field, _| !KNOWN.contains(&field.as_str()));
-        let written = WrittenInstance {
+        let written = EncodedInstance {
             v: VERSION,
             id: instance.id().as_str(),
             endpoints: instance.endpoints(),
@@ -406,24 +433,24 @@ mod tests {
         ) {
             let layout = Native::default();
             let namespace = Namespace::parse(&namespace).unwrap();
-            let place = |name: &str| ServiceRef::new(namespace.clone(), ServiceName::parse(name).unwrap());
+            let service_named = |name: &str| ServiceRef::new(namespace.clone(), ServiceName::parse(name).unwrap());
             let instance = Instance::new(InstanceId::parse(&id).unwrap(), [Endpoint::parse("h:1").unwrap()]).unwrap()
                 .with_weight(weight).with_version(&text).with_metadata(&text, &text);
-            let key = Layout::key(&layout, &place(&service), instance.id(), None).unwrap();
+            let key = Layout::key(&layout, &service_named(&service), instance.id(), None).unwrap();
             let writing = Writing { owner: Some(&text), ..Writing::default() };
-            let value = Layout::encode(&layout, &place(&service), &instance, &writing).unwrap();
-            let decoded = Layout::decode(&layout, &place(&service), &key, &value).unwrap();
+            let value = Layout::encode(&layout, &service_named(&service), &instance, &writing).unwrap();
+            let decoded = Layout::decode(&layout, &service_named(&service), &key, &value).unwrap();
             let other_words = self::instance().with_zone(&text).with_metadata(&text, "x").with_health(Health::Draining);
             for like in [&instance, &other_words] {
-                let read_like = layout.decode_like(like, &place(&service), &key, &value);
+                let read_like = layout.decode_like(like, &service_named(&service), &key, &value);
                 prop_assert_eq!(read_like.as_ref(), Ok(&decoded));
             }
             prop_assert_eq!(decoded, Decoded { instance, owner: Some(text) });
-            let named = (place(&service).name().clone(), InstanceId::parse(&id).unwrap());
+            let named = (service_named(&service).name().clone(), InstanceId::parse(&id).unwrap());
             prop_assert_eq!(layout.instance_of(&namespace, &key), Some(named));
             if other != service {
-                prop_assert_eq!(Layout::decode(&layout, &place(&other), &key, &value), Err(Skip::Foreign));
-                let range = layout.service_range(&place(&other)).unwrap();
+                prop_assert_eq!(Layout::decode(&layout, &service_named(&other), &key, &value), Err(Skip::Foreign));
+                let range = layout.service_range(&service_named(&other)).unwrap();
                 let (start, end) = range.bounds();
                 prop_assert!(key.as_slice() < start || key.as_slice() >= end.unwrap(), "outside the other's range");
             }

@@ -5,7 +5,7 @@ use std::fmt;
 
 use enlist::{DEFAULT_WEIGHT, Error, Instance, InstanceId, LeaseId, Namespace, ServiceName, ServiceRef};
 
-use super::{Decoded, Identity, Layout, LeaseScope, Part, Skip, Writing, go};
+use super::{Decoded, Identity, Layout, LeaseScope, Part, Skip, Writing, parts, segments};
 use crate::watch::record::KeyRange;
 
 /// Parts in which such layouts differ.
@@ -21,17 +21,21 @@ pub(super) trait Dialect: fmt::Debug + Send + Sync + Sized + 'static {
 
     /// Returns the root of a namespace.
     fn root_of(&self, namespace: &Namespace) -> Result<String, Error> {
-        go::only_default(self, namespace)?;
+        parts::only_default(self, namespace)?;
         Ok(self.root())
     }
 
     /// Returns the prefix of all keys of a service.
     fn prefix(&self, service: &ServiceRef) -> Result<String, Error> {
-        Ok(format!("{}{}/", self.root_of(service.namespace())?, go::as_segment("service", service.name().as_str())?))
+        Ok(format!(
+            "{}{}/",
+            self.root_of(service.namespace())?,
+            segments::as_segment("service", service.name().as_str())?
+        ))
     }
 
     /// Returns `true` if a key alone identifies the service.
-    fn tells_services(&self) -> bool {
+    fn keys_name_services(&self) -> bool {
         true
     }
 
@@ -44,7 +48,7 @@ pub(super) trait Dialect: fmt::Debug + Send + Sync + Sized + 'static {
     fn write(&self, service: &ServiceRef, instance: &Instance) -> Result<Vec<u8>, Error>;
 
     /// Returns the content of a value as text.
-    fn said(&self, value: &[u8]) -> Option<String> {
+    fn text_of(&self, value: &[u8]) -> Option<String> {
         String::from_utf8(value.to_vec()).ok()
     }
 
@@ -74,7 +78,7 @@ impl<D: Dialect> Layout for D {
     }
 
     fn key(&self, service: &ServiceRef, id: &InstanceId, _: Option<LeaseId>) -> Result<Vec<u8>, Error> {
-        Ok(format!("{}{}", self.prefix(service)?, go::as_segment("id", id.as_str())?).into_bytes())
+        Ok(format!("{}{}", self.prefix(service)?, segments::as_segment("id", id.as_str())?).into_bytes())
     }
 
     fn service_range(&self, service: &ServiceRef) -> Result<KeyRange, Error> {
@@ -82,7 +86,7 @@ impl<D: Dialect> Layout for D {
     }
 
     fn services_range(&self, namespace: &Namespace) -> Option<KeyRange> {
-        self.root_of(namespace).ok().filter(|_| self.tells_services()).map(KeyRange::prefix)
+        self.root_of(namespace).ok().filter(|_| self.keys_name_services()).map(KeyRange::prefix)
     }
 
     fn instance_of(&self, namespace: &Namespace, key: &[u8]) -> Option<(ServiceName, InstanceId)> {
@@ -96,17 +100,17 @@ impl<D: Dialect> Layout for D {
     }
 
     fn encode(&self, service: &ServiceRef, instance: &Instance, writing: &Writing<'_>) -> Result<Vec<u8>, Error> {
-        go::refuse_loss_but(D::METADATA, self, instance, writing.owner)?;
+        parts::refuse_loss_but(D::METADATA, self, instance, writing.owner)?;
         self.write(service, instance)
     }
 
     fn text(&self, value: &[u8]) -> Option<String> {
-        self.said(value)
+        self.text_of(value)
     }
 
     fn decode(&self, service: &ServiceRef, key: &[u8], value: &[u8]) -> Result<Decoded, Skip> {
         let prefix = self.prefix(service).map_err(|_| Skip::Foreign)?;
-        let id = go::segment(self.trimmed(key), &prefix)?;
+        let id = segments::segment(self.trimmed(key), &prefix)?;
         Ok(Decoded { instance: self.read(service, id, value)?, owner: None })
     }
 }

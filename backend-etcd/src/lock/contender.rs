@@ -8,6 +8,7 @@
 //! | `join.rs` | creates the entry |
 //! | `position.rs` | confirms the entry and reads its position |
 //! | `wait.rs`, `lock_delay.rs`, `first_to_create.rs` | waits for the turn |
+//! | `permits.rs`, `first_waiting.rs` | the same in the queue of a semaphore |
 //! | `proclaim.rs` | writes the value of a leader |
 //! | `removal.rs` | hands the lock over, or removes the entry |
 
@@ -25,13 +26,13 @@ use futures::{FutureExt, future::BoxFuture};
 
 use crate::{
     client::queue_requests::OwnEntry,
-    defects::Defect,
+    deliberate_defects::DeliberateDefect,
     error::Failure,
     layout::{LeaseScope, LockLayout, QueueKind},
     lock::{
         contender::{
             proclaim::{Target, proclaim},
-            queued::{Attempts, MarkState, Queued},
+            queued::{Attempts, MarkState, PermitRequest, Queued},
         },
         context::LockContext,
     },
@@ -39,11 +40,13 @@ use crate::{
 };
 
 mod first_to_create;
+mod first_waiting;
 mod join;
 mod lock_delay;
+mod permits;
 mod position;
 mod proclaim;
-mod queued;
+pub(super) mod queued;
 mod removal;
 mod wait;
 
@@ -63,10 +66,12 @@ pub(super) struct Contender {
     pub(super) kind: QueueKind,
     /// Range of the queue entries.
     pub(super) queue: KeyRange,
-    /// Range of the marks next to the queue; only with a `lock_delay`.
+    /// Keys next to the queue that are read with it: the marks of a `lock_delay`, or the number of permits.
     pub(super) marks: Option<KeyRange>,
     /// Value of the entry.
     pub(super) value: Vec<u8>,
+    /// Requested permits; `None` for a lock or an election.
+    pub(super) semaphore: Option<PermitRequest>,
     pub(super) acquisition: Acquisition,
 }
 
@@ -79,22 +84,25 @@ impl QueueProtocol for Contender {
 
     async fn clean_up(&mut self, entry: Queued) {
         if entry.unknown {
-            return self.withdraw(entry).await;
+            return self.remove_unknown(entry).await;
         }
         if entry.token.is_some() {
             self.remove(&entry, Attempts::First).await;
         }
-        self.left(entry);
+        self.entry_removed(entry);
     }
 
     async fn wait(&mut self, entry: &mut Queued) -> Result<Turn, Error> {
-        self.wait_for_turn(entry).await
+        match &self.semaphore {
+            None => self.wait_for_turn(entry).await,
+            Some(request) => self.wait_for_permits(entry, request).await,
+        }
     }
 
     fn grant(&mut self, entry: &mut Queued) -> Option<Grant> {
         let (sent, token) = (entry.lease.renewed()?, entry.token?);
         entry.holding = Some(entry.lease.state());
-        let ttl = entry.lease.ttl() * if Defect::ValidTwiceAsLong.is_on() { 2 } else { 1 };
+        let ttl = entry.lease.ttl() * if DeliberateDefect::ValidTwiceAsLong.is_on() { 2 } else { 1 };
         let source = Arc::new(GuardSource { key: entry.key.clone(), _context: Arc::clone(&self.context) });
         Some(Grant { sent, ttl, token: FencingToken::new(token.get()), source })
     }
@@ -113,7 +121,7 @@ impl QueueProtocol for Contender {
                         LeaseState::Suspect { .. } | LeaseState::Retired => {}
                     }
                 }
-                () = self.key_deleted(entry), if !Defect::HolderDeaf.is_on() => {
+                () = self.key_deleted(entry), if !DeliberateDefect::HolderDeaf.is_on() => {
                     return HolderEvent::Lost(Loss::KeyGone);
                 }
             }
@@ -137,15 +145,15 @@ impl QueueProtocol for Contender {
             LeaveReason::LockLost => {
                 entry.membership = None;
                 if entry.mark_state == MarkState::Written {
-                    entry.mark_state = MarkState::Left;
+                    entry.mark_state = MarkState::Remains;
                 }
             }
             LeaveReason::EntryLost => {
                 entry.membership = None;
-                entry.lease.doubt();
+                entry.lease.renew_now();
             }
             LeaveReason::Failed => entry.membership = None,
-            LeaveReason::CallerGone if Defect::CallerGoneStays.is_on() => return Released::AlreadyLost,
+            LeaveReason::CallerGone if DeliberateDefect::CallerGoneStays.is_on() => return Released::AlreadyLost,
             // A confirmation may be in flight. It only writes an existing key, so it cannot recreate the entry.
             LeaveReason::Released | LeaveReason::CallerGone | LeaveReason::NotGranted => {}
         }
@@ -155,23 +163,23 @@ impl QueueProtocol for Contender {
         };
         // A mark is removed only together with its entry.
         if entry.mark_state == MarkState::Written && released == Released::AlreadyLost {
-            entry.mark_state = MarkState::Left;
+            entry.mark_state = MarkState::Remains;
         }
         released
     }
 
-    fn left(&mut self, mut entry: Queued) {
+    fn entry_removed(&mut self, mut entry: Queued) {
         // Before the suffix is reused, because the membership is found by the key.
         entry.membership = None;
         // By now its key is gone, or the lease of the key.
-        if entry.mark_state == MarkState::Left {
+        if entry.mark_state == MarkState::Remains {
             self.context.key_suffixes.retire(&self.queue.start);
         } else {
             self.context.key_suffixes.give_back(&self.queue.start, entry.suffix);
         }
         // A caller that took a lock is likely to take it again.
         if let Some(range) = self.entries_of_lease(&entry) {
-            self.context.hub.linger(&range);
+            self.context.range_watches.linger(&range);
         }
     }
 
@@ -186,7 +194,8 @@ impl QueueProtocol for Contender {
 
 impl Contender {
     pub(super) fn failed(&self, failure: Failure) -> Error {
-        failure.into_error(&format!("the lock {}", self.acquisition.name))
+        let kind = if self.semaphore.is_some() { "semaphore" } else { "lock" };
+        failure.into_error(&format!("the {kind} {}", self.acquisition.name))
     }
 
     /// Returns the range of the entries in this queue under the lease of this entry.

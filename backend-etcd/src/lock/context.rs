@@ -5,19 +5,19 @@ use std::sync::Arc;
 use enlist::Counters;
 
 use crate::{
-    client::connection::Connection,
+    client::store_client::StoreClient,
     layout::GuardedLocks,
     lock::{key_suffixes::KeySuffixes, local_queue::LocalQueue},
     session::{leases::Leases, lifecycle::Lifecycle, sweep::Sweeps},
-    watch::{key_monitors::KeyMonitors, range_watch::Hub},
+    watch::{key_monitors::KeyMonitors, range_watch::RangeWatches},
 };
 
 /// Parts of a session that locks and elections use. Holding it keeps the session alive.
 #[derive(Debug)]
 pub(crate) struct LockContext {
-    pub(crate) conn: Arc<Connection>,
+    pub(crate) client: Arc<StoreClient>,
     pub(crate) leases: Arc<Leases>,
-    pub(crate) hub: Arc<Hub>,
+    pub(crate) range_watches: Arc<RangeWatches>,
     pub(crate) lock_layout: Arc<GuardedLocks>,
     pub(crate) counters: Arc<Counters>,
     /// Monitors of this session's queue entries.
@@ -31,22 +31,22 @@ pub(crate) struct LockContext {
 
 impl LockContext {
     pub(crate) fn new(
-        conn: &Arc<Connection>,
+        client: &Arc<StoreClient>,
         leases: &Arc<Leases>,
-        hub: &Arc<Hub>,
+        range_watches: &Arc<RangeWatches>,
         counters: &Arc<Counters>,
         lock_layout: Arc<GuardedLocks>,
     ) -> Self {
         Self {
-            conn: Arc::clone(conn),
+            client: Arc::clone(client),
             leases: Arc::clone(leases),
-            hub: Arc::clone(hub),
+            range_watches: Arc::clone(range_watches),
             lock_layout,
             counters: Arc::clone(counters),
-            key_monitors: KeyMonitors::new(hub),
+            key_monitors: KeyMonitors::new(range_watches),
             local_queue: LocalQueue::default(),
             key_suffixes: KeySuffixes::default(),
-            sweeps: Arc::new(Sweeps::new(conn, leases, hub)),
+            sweeps: Arc::new(Sweeps::new(client, leases, range_watches)),
         }
     }
 

@@ -24,7 +24,7 @@ impl Election for Etcd {
         self.session.check_open()?;
         let layout = &*self.session.lock.lock_layout;
         let range = layout.queue(QueueKind::Election, name)?;
-        let listed = self.session.conn.list(&range).await;
+        let listed = self.session.client.list(&range).await;
         let (records, _) = listed.map_err(|failure| failure.into_error(&range.describe()))?;
         Ok(first(layout, name, records.iter()))
     }
@@ -33,7 +33,7 @@ impl Election for Etcd {
         self.session.check_open()?;
         let layout = Arc::clone(&self.session.lock.lock_layout);
         let range = layout.queue(QueueKind::Election, name)?;
-        let mut reader = self.session.lock.hub.view(&range)?;
+        let mut reader = self.session.lock.range_watches.view(&range)?;
         // Its age is the age of the followed watch, also while the leader stays the same.
         let publisher = Arc::new(Publisher::proven_by(reader.proof()));
         let tasks = TaskOwner::on(self.session.lifecycle.runtime());

@@ -3,8 +3,9 @@
 
 use std::{collections::HashMap, sync::Mutex};
 
-use crate::defects::Defect;
 use enlist::backend::MutexExt as _;
+
+use crate::deliberate_defects::DeliberateDefect;
 
 /// Suffixes of all queues.
 #[derive(Debug, Default)]
@@ -27,7 +28,7 @@ impl KeySuffixes {
     pub(crate) fn take(&self, queue: &[u8]) -> u64 {
         let mut queues = self.queues.locked();
         let suffixes = queues.entry(queue.to_vec()).or_default();
-        if Defect::NumbersShared.is_on() {
+        if DeliberateDefect::SuffixesShared.is_on() {
             return 0;
         }
         suffixes.free.pop().unwrap_or_else(|| {

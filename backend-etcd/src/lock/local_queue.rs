@@ -9,8 +9,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use enlist::Revision;
-use enlist::backend::MutexExt as _;
+use enlist::{Revision, backend::MutexExt as _};
 use tokio::sync::oneshot;
 
 use crate::{client::queue_requests::OwnEntry, watch::record::Record};

@@ -90,8 +90,15 @@ impl Etcd {
             };
         let queue = layout.queue(kind, name)?;
         let value = layout.write(kind, &QueueEntryValue { mode: options.mode, text: wanted.text().to_owned() })?;
-        let contender =
-            Contender { context: Arc::clone(context), kind, queue, marks, value, acquisition: acquisition.clone() };
+        let contender = Contender {
+            context: Arc::clone(context),
+            kind,
+            queue,
+            marks,
+            value,
+            semaphore: None,
+            acquisition: acquisition.clone(),
+        };
         acquire(&context.lifecycle().tasks, acquisition, contender).await
     }
 }

@@ -5,18 +5,17 @@ use std::{
     time::Duration,
 };
 
-use enlist::backend::MutexExt as _;
 use enlist::{
     Counters, Moment,
-    backend::{KeyClaims, Observations},
+    backend::{KeyClaims, MutexExt as _, Observations},
 };
 use tokio::sync::Semaphore;
 
 use crate::{
-    client::connection::Connection,
+    client::store_client::StoreClient,
     layout::{Layout, Part},
     session::{leases::Leases, lifecycle::Lifecycle},
-    watch::{key_monitors::KeyMonitors, range_watch::Hub},
+    watch::{key_monitors::KeyMonitors, range_watch::RangeWatches},
 };
 
 /// Time for which the lease of a removed instance is kept if its layout has no mark for removals: watchers read that
@@ -29,9 +28,9 @@ const MAX_READS: usize = 16;
 /// Parts of a session that registrations use. Holding it keeps the session alive.
 #[derive(Debug)]
 pub(crate) struct RegistrationContext {
-    pub(crate) conn: Arc<Connection>,
+    pub(crate) client: Arc<StoreClient>,
     pub(crate) leases: Arc<Leases>,
-    pub(crate) hub: Arc<Hub>,
+    pub(crate) range_watches: Arc<RangeWatches>,
     pub(crate) layout: Arc<dyn Layout>,
     pub(crate) counters: Arc<Counters>,
     /// Keys that registrations of this session have claimed.
@@ -49,21 +48,21 @@ pub(crate) struct RegistrationContext {
 
 impl RegistrationContext {
     pub(crate) fn new(
-        conn: &Arc<Connection>,
+        client: &Arc<StoreClient>,
         leases: &Arc<Leases>,
-        hub: &Arc<Hub>,
+        range_watches: &Arc<RangeWatches>,
         counters: &Arc<Counters>,
         layout: Arc<dyn Layout>,
     ) -> Self {
         Self {
-            conn: Arc::clone(conn),
+            client: Arc::clone(client),
             leases: Arc::clone(leases),
-            hub: Arc::clone(hub),
+            range_watches: Arc::clone(range_watches),
             layout,
             counters: Arc::clone(counters),
             key_claims: KeyClaims::default(),
             observations: Observations::default(),
-            key_monitors: KeyMonitors::new(hub),
+            key_monitors: KeyMonitors::new(range_watches),
             reads: Semaphore::new(MAX_READS),
             registrations: AtomicUsize::new(0),
             unmarked: Mutex::default(),

@@ -70,10 +70,11 @@ pub(crate) struct RegistrationTask {
     /// The retired lease of the key, until the key is written under another one.
     former: Option<Arc<Lease>>,
     writes: OwnWrites,
-    /// Another registration of this session has held the key since.
+    /// Another registration of this session has held the key since. A flag, because it outlasts the claims and the
+    /// states of the flow, up to a comparison that finds the key replaced. Finding the own key does not clear it,
+    /// because a read may be stale: a key that another client deletes after that is created again, not reported as
+    /// evicted.
     gave_way: bool,
-    /// The stored key is known to be gone.
-    gone: bool,
     /// Content of the key in etcd, if it is known without a read.
     known: Known,
     monitor: Option<KeyMonitor>,
@@ -139,7 +140,6 @@ impl RegistrationTask {
             former: None,
             writes: OwnWrites::default(),
             gave_way: false,
-            gone: false,
             known: Known::Absent,
             monitor: None,
             sharing: Sharing::default(),
@@ -202,7 +202,7 @@ impl RegistrationTask {
     /// Returns `true` while the instance may be published, as far as is known: it was stored, and neither its key nor
     /// its lease is known to be gone.
     fn may_be_there(&self) -> bool {
-        !self.gone && self.writes.stored().is_some() && self.lease.as_ref().is_some_and(|lease| !lease.is_lost())
+        self.writes.may_be_stored() && self.lease.as_ref().is_some_and(|lease| !lease.is_lost())
     }
 
     /// Returns the window over which registrations that continue at the same time are spread.
@@ -211,7 +211,7 @@ impl RegistrationTask {
     }
 
     /// Sleeps, unless the registration is no longer wanted.
-    async fn rest(&self, time: Duration) {
+    async fn sleep_while_wanted(&self, time: Duration) {
         tokio::select! {
             () = tokio::time::sleep(time) => {}
             () = self.driver.unwanted() => {}
@@ -369,7 +369,7 @@ impl RegistrationSteps for RegistrationTask {
     }
 
     async fn time_to_live(&self, lease: LeaseId) -> Result<Option<(Duration, Duration)>, Error> {
-        self.context.conn.time_to_live(lease).await.map_err(|failure| self.failed(failure))
+        self.context.client.time_to_live(lease).await.map_err(|failure| self.failed(failure))
     }
 
     async fn observation_unneeded(&self) {

@@ -14,7 +14,7 @@ use enlist::{
 use tracing::Instrument;
 
 use crate::{
-    client::{guarded_write::Guard, kv::Written},
+    client::{guarded_write::Guard, kv::WriteOutcome},
     error::Failure,
     etcd::Etcd,
     layout::{Decoded, Layout, LeaseScope, Writing},
@@ -49,7 +49,7 @@ impl Registry for Etcd {
     async fn publish(&self, service: &ServiceRef, instance: Instance) -> Result<Revision, Error> {
         instance.check()?;
         self.session.check_open()?;
-        let RegistrationContext { layout, conn, .. } = &*self.session.registration;
+        let RegistrationContext { layout, client, .. } = &*self.session.registration;
         let key: Arc<[u8]> = layout.key(service, instance.id(), None)?.into();
         let failed = |failure: Failure| failure.into_error(&format!("publishing {service}/{}", instance.id()));
         let mut attempts = 0;
@@ -60,20 +60,20 @@ impl Registry for Etcd {
             let value = layout.encode(service, &instance, &Writing { previous, ..Writing::default() })?;
             let written = match &present {
                 // This detaches a key that is still under its lease.
-                Some(record) => conn.put(&key, Guard::Modified(record.modified), &value, None).await,
+                Some(record) => client.put(&key, Guard::Modified(record.modified), &value, None).await,
                 None => self.create_fixed(&key, &value).await,
             };
             match written.map_err(failed)? {
-                Written::Done(revision) => return Ok(revision),
-                Written::Refused(found) if attempts < MAX_ATTEMPTS && attachment.may_change(found.as_ref()) => {}
-                Written::Refused(found) => return Err(Self::changed(service, instance.id(), found.as_ref())),
+                WriteOutcome::Done(revision) => return Ok(revision),
+                WriteOutcome::Refused(found) if attempts < MAX_ATTEMPTS && attachment.may_change(found.as_ref()) => {}
+                WriteOutcome::Refused(found) => return Err(Self::changed(service, instance.id(), found.as_ref())),
             }
         }
     }
 
     async fn remove(&self, service: &ServiceRef, id: &InstanceId) -> Result<Entry, Error> {
         self.session.check_open()?;
-        let RegistrationContext { layout, conn, .. } = &*self.session.registration;
+        let RegistrationContext { layout, client, .. } = &*self.session.registration;
         let key = layout.key(service, id, None)?;
         let failed = |failure: Failure| failure.into_error(&format!("removing {service}/{id}"));
         let mut attempts = 0;
@@ -90,24 +90,24 @@ impl Registry for Etcd {
             let mut guard = Guard::Modified(record.modified);
             if let Some(value) = marked_leaving(&**layout, service, &record) {
                 // A failure does not prevent the removal.
-                if let Ok(Written::Done(revision)) = conn.put(&record.key, guard, &value, None).await {
+                if let Ok(WriteOutcome::Done(revision)) = client.put(&record.key, guard, &value, None).await {
                     guard = Guard::Modified(revision);
                 }
             }
-            match conn.delete(&key, guard).await.map_err(failed)? {
-                Written::Done(_) => return Ok(Entry::new(instance, record.created, record.modified)),
-                Written::Refused(found) if attempts < MAX_ATTEMPTS && attachment.may_change(found.as_ref()) => {}
-                Written::Refused(found) => return Err(Self::changed(service, id, found.as_ref())),
+            match client.delete(&key, guard).await.map_err(failed)? {
+                WriteOutcome::Done(_) => return Ok(Entry::new(instance, record.created, record.modified)),
+                WriteOutcome::Refused(found) if attempts < MAX_ATTEMPTS && attachment.may_change(found.as_ref()) => {}
+                WriteOutcome::Refused(found) => return Err(Self::changed(service, id, found.as_ref())),
             }
         }
     }
 
     async fn evict(&self, service: &ServiceRef, id: &InstanceId, modified: Option<Revision>) -> Result<Evicted, Error> {
         self.session.check_open()?;
-        let RegistrationContext { layout, conn, .. } = &*self.session.registration;
+        let RegistrationContext { layout, client, .. } = &*self.session.registration;
         let key = layout.key(service, id, None)?;
         let failed = |failure: Failure| failure.into_error(&format!("evicting {service}/{id}"));
-        let (mut present, _) = conn.get(&key).await.map_err(failed)?;
+        let (mut present, _) = client.get(&key).await.map_err(failed)?;
         let mut attempts = 0;
         loop {
             attempts += 1;
@@ -120,15 +120,15 @@ impl Registry for Etcd {
             }
             // Without the mark of a departure: the registration would attribute the marked value to another
             // registration, whose removal is no eviction.
-            match conn.delete(&key, Guard::Modified(at)).await.map_err(failed)? {
-                Written::Done(removed) => {
+            match client.delete(&key, Guard::Modified(at)).await.map_err(failed)? {
+                WriteOutcome::Done(removed) => {
                     let decoded = layout.decode(service, &key, &record.value).ok();
                     let entry = decoded.map(|decoded| Entry::new(decoded.instance, record.created, record.modified));
                     let lease = record.lease.map(LeaseId::get);
                     tracing::info!(%service, instance = %id, lease, "instance evicted");
                     return Ok(evicted(entry, record.lease, removed));
                 }
-                Written::Refused(found) => present = found,
+                WriteOutcome::Refused(found) => present = found,
             }
         }
     }
@@ -191,10 +191,10 @@ impl Etcd {
         key: &[u8],
         failed: impl Fn(Failure) -> Error,
     ) -> Result<(Option<Record>, Attachment), Error> {
-        let RegistrationContext { leases, conn, .. } = &*self.session.registration;
+        let RegistrationContext { leases, client, .. } = &*self.session.registration;
         // A lease that is gone when the answer arrives may have existed at the time of the read.
         let detaching = leases.all_detaching();
-        let (present, _) = conn.get(key).await.map_err(failed)?;
+        let (present, _) = client.get(key).await.map_err(failed)?;
         match present.as_ref().and_then(|record| record.lease) {
             Some(lease) if !detaching.contains(&lease) && !leases.is_detaching(lease) => {
                 Err(Self::not_owner(service, id, lease))
@@ -206,13 +206,13 @@ impl Etcd {
 
     /// Creates a key without a lease: first under a lease, from which it is then detached. Otherwise a creation without
     /// an answer could be applied after a removal; here its effect ends with the lease.
-    async fn create_fixed(&self, key: &Arc<[u8]>, value: &[u8]) -> Result<Written, Failure> {
-        let RegistrationContext { leases, conn, .. } = &*self.session.registration;
+    async fn create_fixed(&self, key: &Arc<[u8]>, value: &[u8]) -> Result<WriteOutcome, Failure> {
+        let RegistrationContext { leases, client, .. } = &*self.session.registration;
         // Also if this future is dropped: a key that is not detached is deleted with the lease.
         let lease = leases.detaching(LeaseTerms::new(DETACH_TIMEOUT, None)).await?;
-        match conn.put(key, Guard::Absent, value, Some(lease.id())).await? {
-            Written::Done(revision) => conn.put(key, Guard::Modified(revision), value, None).await,
-            refused @ Written::Refused(_) => Ok(refused),
+        match client.put(key, Guard::Absent, value, Some(lease.id())).await? {
+            WriteOutcome::Done(revision) => client.put(key, Guard::Modified(revision), value, None).await,
+            refused @ WriteOutcome::Refused(_) => Ok(refused),
         }
     }
 

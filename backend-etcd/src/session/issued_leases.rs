@@ -5,8 +5,7 @@ use std::{
     sync::{Mutex, MutexGuard},
 };
 
-use enlist::LeaseId;
-use enlist::backend::MutexExt as _;
+use enlist::{LeaseId, backend::MutexExt as _};
 
 #[derive(Debug, Default)]
 struct Issued {

@@ -1,4 +1,6 @@
-//! One lease and its use by a key. `lease_task.rs` grants and renews it, `leases.rs` hands it out.
+//! One lease and its use by a key. `lease_task.rs` grants and renews it, `leases.rs` hands it out. Compare
+//! `enlist-memory`'s file of the same name, which retires no leases. [`KeptLease`] exists in both on purpose: a common
+//! part would need a line in both for each of its methods.
 
 use std::{
     sync::{
@@ -34,7 +36,7 @@ pub(crate) struct KeptLease {
     issued: Weak<IssuedLeases>,
     revoked: watch::Receiver<bool>,
     /// The store has reported that the lease is gone.
-    condemned: AtomicBool,
+    known_gone: AtomicBool,
 }
 
 /// Signals from the holders of a lease to its task.
@@ -47,7 +49,7 @@ pub(crate) struct LeaseSignals {
     /// The lease is to be revoked until that is acknowledged.
     pub(crate) retired: AtomicBool,
     /// The lease may be gone; it is renewed at once.
-    pub(crate) doubted: Notify,
+    pub(crate) renewal_wanted: Notify,
 }
 
 /// Senders of the state of a lease, owned by its task.
@@ -96,7 +98,7 @@ impl KeptLease {
             signals: Arc::clone(signals),
             issued,
             revoked: reports.revoked.subscribe(),
-            condemned: AtomicBool::new(false),
+            known_gone: AtomicBool::new(false),
         })
     }
 
@@ -145,7 +147,7 @@ impl KeptLease {
     }
 
     pub(crate) fn is_lost(&self) -> bool {
-        self.condemned.load(Ordering::Acquire) || matches!(*self.state.borrow(), LeaseState::Lost)
+        self.known_gone.load(Ordering::Acquire) || matches!(*self.state.borrow(), LeaseState::Lost)
     }
 
     /// Time at which the last acknowledged renewal was sent; `None` once the lease is lost.
@@ -162,14 +164,14 @@ impl KeptLease {
     }
 
     /// Records that the store does not know the lease. It is no longer handed out, and its task renews it at once.
-    pub(crate) fn condemn(&self) {
-        self.condemned.store(true, Ordering::Release);
-        self.doubt();
+    pub(crate) fn mark_gone(&self) {
+        self.known_gone.store(true, Ordering::Release);
+        self.renew_now();
     }
 
     /// Requests a renewal now: a key under the lease is gone, so the lease may be gone as well.
-    pub(crate) fn doubt(&self) {
-        self.signals.doubted.notify_one();
+    pub(crate) fn renew_now(&self) {
+        self.signals.renewal_wanted.notify_one();
     }
 }
 

@@ -4,11 +4,11 @@ use std::{sync::Arc, time::Duration};
 
 use enlist::{
     Backoff, BackoffPolicy, Error, LeaseId, Revision,
-    backend::{registration_flow::permanent_error_delay, whole_seconds},
+    backend::{permanent_error_delay, whole_seconds},
 };
 
 use crate::{
-    client::{connection::Connection, request_channel::Clients, response::header_revision},
+    client::{request_channel::Clients, response::header_revision, store_client::StoreClient},
     error::Failure,
 };
 
@@ -16,31 +16,31 @@ use crate::{
 const PROOF_TTL: Duration = Duration::from_secs(5);
 
 /// Grants a lease that is never renewed: keys under it end once `ttl` has passed.
-pub(crate) async fn grant_unrenewed(conn: &Connection, ttl: Duration) -> Result<LeaseId, Failure> {
+pub(crate) async fn grant_unrenewed(client: &StoreClient, ttl: Duration) -> Result<LeaseId, Failure> {
     let seconds = i64::try_from(whole_seconds(ttl).as_secs()).unwrap_or(i64::MAX);
     let grant = |mut clients: Clients| async move { clients.lease.grant(seconds, None).await };
-    Ok(LeaseId::new(conn.control.call("lease grant", grant).await?.id()))
+    Ok(LeaseId::new(client.control.call("lease grant", grant).await?.id()))
 }
 
 /// Returns the revision of the store, from a write that concurrent callers share. Unlike a read, a write is never
 /// stale. The write is the grant of a lease, which is revoked in the background.
-pub(crate) async fn revision_by_a_write(conn: &Arc<Connection>) -> Result<Revision, Failure> {
-    conn.write_proofs.share(grant_for_its_revision(conn)).await
+pub(crate) async fn revision_by_a_write(client: &Arc<StoreClient>) -> Result<Revision, Failure> {
+    client.write_proofs.share(grant_for_its_revision(client)).await
 }
 
-async fn grant_for_its_revision(conn: &Arc<Connection>) -> Result<Revision, Failure> {
+async fn grant_for_its_revision(client: &Arc<StoreClient>) -> Result<Revision, Failure> {
     let seconds = i64::try_from(PROOF_TTL.as_secs()).unwrap_or(i64::MAX);
     let grant = |mut clients: Clients| async move { clients.lease.grant(seconds, None).await };
-    let granted = conn.control.call("lease grant", grant).await?;
-    let (lease, revoking) = (LeaseId::new(granted.id()), Arc::clone(conn));
-    conn.in_background("revoke", async move { revoke_within(&revoking, lease, PROOF_TTL).await });
+    let granted = client.control.call("lease grant", grant).await?;
+    let (lease, revoking) = (LeaseId::new(granted.id()), Arc::clone(client));
+    client.in_background("revoke", async move { revoke_within(&revoking, lease, PROOF_TTL).await });
     Ok(header_revision(granted.header()))
 }
 
 /// Revokes a lease. If the store does not answer, the lease runs out.
-pub(crate) async fn revoke(conn: &Connection, id: LeaseId) {
+pub(crate) async fn revoke(client: &StoreClient, id: LeaseId) {
     let revoke = |mut clients: Clients| async move { clients.lease.revoke(id.get()).await };
-    match conn.control.ask("lease revoke", revoke).await {
+    match client.control.ask("lease revoke", revoke).await {
         Ok(_) | Err(Failure::LeaseNotFound) => {}
         Err(failure) => tracing::debug!(lease = id.get(), cause = %failure, "lease not revoked, it runs out"),
     }
@@ -65,24 +65,24 @@ fn delay_after(error: &Error, on_refusal: OnRefusal, backoff: &mut Backoff) -> O
 }
 
 /// Revokes a lease until the store acknowledges the revocation, or does not know the lease.
-pub(crate) async fn revoke_for_good(conn: &Connection, id: LeaseId) {
-    revoke_until_answered(conn, id, OnRefusal::Repeat).await;
+pub(crate) async fn revoke_for_good(client: &StoreClient, id: LeaseId) {
+    revoke_until_answered(client, id, OnRefusal::Repeat).await;
 }
 
 /// Revokes a lease whose end is not awaited: until that is acknowledged or refused, or the lease has run out after
 /// `ttl`.
-pub(crate) async fn revoke_within(conn: &Connection, id: LeaseId, ttl: Duration) {
-    let revoking = revoke_until_answered(conn, id, OnRefusal::GiveUp);
+pub(crate) async fn revoke_within(client: &StoreClient, id: LeaseId, ttl: Duration) {
+    let revoking = revoke_until_answered(client, id, OnRefusal::GiveUp);
     if tokio::time::timeout(ttl, revoking).await.is_err() {
         tracing::debug!(lease = id.get(), "lease not revoked, it has run out");
     }
 }
 
-async fn revoke_until_answered(conn: &Connection, id: LeaseId, on_refusal: OnRefusal) {
+async fn revoke_until_answered(client: &StoreClient, id: LeaseId, on_refusal: OnRefusal) {
     let revoke = |mut clients: Clients| async move { clients.lease.revoke(id.get()).await };
     let mut backoff = BackoffPolicy::default().start();
     loop {
-        let failure = match conn.control.call("lease revoke", revoke).await {
+        let failure = match client.control.call("lease revoke", revoke).await {
             Ok(_) | Err(Failure::LeaseNotFound) => return,
             Err(failure) => failure,
         };
@@ -90,7 +90,7 @@ async fn revoke_until_answered(conn: &Connection, id: LeaseId, on_refusal: OnRef
         let Some(delay) = delay_after(&failure.into_error("lease revoke"), on_refusal, &mut backoff) else { return };
         tokio::select! {
             () = tokio::time::sleep(delay) => {}
-            () = conn.control.recovered() => {}
+            () = client.control.recovered() => {}
         }
     }
 }

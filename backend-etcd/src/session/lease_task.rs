@@ -1,4 +1,5 @@
-//! Task of one lease: requests its grant, renews it, and revokes it at the end.
+//! Task of one lease: requests its grant, renews it, and revokes it at the end. Compare `enlist-memory`'s file of the
+//! same name, which neither grants the lease nor retires it.
 //!
 //! ```text
 //! waiting for a permit ─► granting ─► renewing ─► unused ────► revoked
@@ -11,17 +12,16 @@ use std::{
     time::Duration,
 };
 
-use enlist::backend::MutexExt as _;
 use enlist::{
     Counters, LeaseId, Moment,
-    backend::{LeasePoolKey, LeaseTerms},
+    backend::{LeasePoolKey, LeaseTerms, MutexExt as _},
 };
 use etcd_client::LeaseGrantOptions;
 use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::{
-    client::{connection::Connection, request_channel::Clients},
-    defects::Defect,
+    client::{request_channel::Clients, store_client::StoreClient},
+    deliberate_defects::DeliberateDefect,
     error::Failure,
     session::{
         issued_leases::IssuedLeases,
@@ -109,7 +109,7 @@ enum Retirement {
 
 /// Task of a lease that is to be granted.
 pub(crate) struct LeaseTask {
-    pub(crate) conn: Arc<Connection>,
+    pub(crate) client: Arc<StoreClient>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) issued: Arc<IssuedLeases>,
     /// Not the pools themselves: they end with the session.
@@ -148,7 +148,7 @@ impl LeaseTask {
         let sent = Moment::now();
         let granted = self.grant().await;
         drop(permit);
-        let Self { conn, counters, issued, shared, terms, recipient, .. } = self;
+        let Self { client, counters, issued, shared, terms, recipient, .. } = self;
         let (id, ttl) = match granted {
             Ok(granted) => granted,
             Err(failure) => {
@@ -164,7 +164,7 @@ impl LeaseTask {
         issued.add(id);
         recipient.deliver(Ok(lease), &shared);
         let interval = terms.renewal_interval(ttl);
-        let renewer = LeaseRenewer { conn, counters, id, ttl, interval, granted: sent, signals };
+        let renewer = LeaseRenewer { client, counters, id, ttl, interval, granted: sent, signals };
         Some(Granted { renewer, reports, issued })
     }
 
@@ -179,15 +179,15 @@ impl LeaseTask {
         };
         let mut repeated = false;
         loop {
-            match self.conn.control.call("lease grant", grant).await {
+            match self.client.control.call("lease grant", grant).await {
                 Ok(granted) => return Ok((id, Duration::from_secs(granted.ttl().unsigned_abs()))),
                 Err(failure) if failure.is_ambiguous() && !self.recipient.is_waiting() => {
-                    revoke(&self.conn, id).await;
+                    revoke(&self.client, id).await;
                     return Err(failure);
                 }
                 Err(failure) if failure.is_ambiguous() && !repeated => repeated = true,
                 Err(Failure::LeaseExists) if repeated => {
-                    let (_, ttl) = self.conn.time_to_live(id).await?.ok_or(Failure::LeaseNotFound)?;
+                    let (_, ttl) = self.client.time_to_live(id).await?.ok_or(Failure::LeaseNotFound)?;
                     return Ok((id, ttl));
                 }
                 Err(failure) => return Err(failure),
@@ -214,10 +214,10 @@ impl Granted {
         let retirement = if retired.load(Ordering::Acquire) { Retirement::Retired } else { Retirement::InUse };
         match revocation(end, retirement) {
             Revocation::None => {}
-            Revocation::WithinTtl if Defect::LeasesLeaked.is_on() => {}
-            Revocation::WithinTtl => revoke_within(&renewer.conn, renewer.id, renewer.ttl).await,
+            Revocation::WithinTtl if DeliberateDefect::LeasesLeaked.is_on() => {}
+            Revocation::WithinTtl => revoke_within(&renewer.client, renewer.id, renewer.ttl).await,
             Revocation::UntilAcknowledged => {
-                revoke_for_good(&renewer.conn, renewer.id).await;
+                revoke_for_good(&renewer.client, renewer.id).await;
                 reports.revoked.send_replace(true);
             }
         }

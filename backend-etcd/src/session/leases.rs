@@ -8,15 +8,14 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use enlist::backend::MutexExt as _;
 use enlist::{
     Counters, Error, LeaseId, Revision,
-    backend::{LeasePoolKey, LeasePurpose, LeaseTerms},
+    backend::{LeasePoolKey, LeasePurpose, LeaseTerms, MutexExt as _},
 };
 use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::{
-    client::connection::Connection,
+    client::store_client::StoreClient,
     error::Failure,
     session::{
         issued_leases::IssuedLeases,
@@ -34,7 +33,7 @@ const MAX_GRANTS: usize = 16;
 /// Leases of a session.
 #[derive(Debug)]
 pub(crate) struct Leases {
-    conn: Arc<Connection>,
+    client: Arc<StoreClient>,
     counters: Arc<Counters>,
     issued: Arc<IssuedLeases>,
     shared: Arc<Mutex<SharedLeases>>,
@@ -49,16 +48,16 @@ pub(crate) struct Leases {
 impl Drop for Leases {
     fn drop(&mut self) {
         // The task that notices restores then finds that the leases are gone, and ends.
-        self.conn.store.suspect();
+        self.client.store.suspect();
     }
 }
 
 impl Leases {
-    pub(crate) fn new(lifecycle: &Arc<Lifecycle>, conn: Arc<Connection>, counters: Arc<Counters>) -> Self {
+    pub(crate) fn new(lifecycle: &Arc<Lifecycle>, client: Arc<StoreClient>, counters: Arc<Counters>) -> Self {
         let grants = Arc::new(Semaphore::new(MAX_GRANTS));
         let lifecycle = Arc::clone(lifecycle);
         Self {
-            conn,
+            client,
             counters,
             issued: Arc::default(),
             shared: Arc::default(),
@@ -176,17 +175,17 @@ impl Leases {
         }
         pools.rollbacks += 1;
         tracing::warn!(revision = now.get(), "the store was restored to an earlier state");
-        self.conn.store.restored(now);
+        self.client.store.restored(now);
         let (former, rollbacks) = (pools.take_all(), pools.rollbacks);
         drop(pools);
         for (purpose, lease) in former {
             self.retire_kept(&lease);
             if purpose == LeasePurpose::Lock {
-                let conn = Arc::clone(&self.conn);
+                let client = Arc::clone(&self.client);
                 // After the end of the session its leases are revoked anyway.
                 let _ = self.lifecycle.tasks.spawn_until_stopped("revoke", async move {
-                    revoke_for_good(&conn, lease.id()).await;
-                    lease.doubt();
+                    revoke_for_good(&client, lease.id()).await;
+                    lease.renew_now();
                 });
             }
         }
@@ -196,7 +195,7 @@ impl Leases {
     /// Starts the task of a lease.
     fn begin(&self, terms: LeaseTerms, recipient: Recipient) -> Result<(), Failure> {
         let task = LeaseTask {
-            conn: Arc::clone(&self.conn),
+            client: Arc::clone(&self.client),
             counters: Arc::clone(&self.counters),
             issued: Arc::clone(&self.issued),
             shared: Arc::downgrade(&self.shared),

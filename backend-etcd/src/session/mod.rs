@@ -9,10 +9,11 @@
 //! |---|---|
 //! | [`Lifecycle`] | all: tasks, runtime, end of the session |
 //! | [`Leases`] | grants, renews, retires and revokes leases |
-//! | [`Hub`] | the watches, one per key range |
+//! | [`RangeWatches`] | the watches, one per key range |
 //! | [`RegistrationContext`] | the registry and its tasks |
 //! | [`LockContext`] | locks and elections |
 //! | [`DiscoveryContext`] | the resolver and its watchers |
+//! | [`ConfigContext`] | configuration |
 //!
 //! Read `lifecycle.rs` first, then `leases.rs`.
 
@@ -33,9 +34,10 @@ use std::{sync::Arc, time::Duration};
 use enlist::{Counters, Error};
 
 use crate::{
-    client::connection::Connection,
+    client::store_client::StoreClient,
+    config::context::ConfigContext,
     discovery::context::DiscoveryContext,
-    layout::{GuardedLocks, Layout},
+    layout::{GuardedLocks, Layout, config::ConfigLayout},
     lock::context::LockContext,
     registration::context::RegistrationContext,
     session::{
@@ -44,7 +46,7 @@ use crate::{
         lifecycle::{Lifecycle, RuntimeHandle},
         rollback::notice_rollbacks,
     },
-    watch::{context::WatchSettings, range_watch::Hub},
+    watch::{context::WatchSettings, malformed::MalformedValues, range_watch::RangeWatches},
 };
 
 /// Maximum time for which a close waits for the removal of instances on given leases.
@@ -53,36 +55,46 @@ const REMOVAL_TIMEOUT: Duration = Duration::from_secs(3);
 /// The parts of a session.
 #[derive(Debug)]
 pub(crate) struct Session {
-    pub(crate) conn: Arc<Connection>,
+    pub(crate) client: Arc<StoreClient>,
     pub(crate) lifecycle: Arc<Lifecycle>,
     pub(crate) leases: Arc<Leases>,
     pub(crate) registration: Arc<RegistrationContext>,
     pub(crate) discovery: DiscoveryContext,
     pub(crate) lock: Arc<LockContext>,
+    pub(crate) config: ConfigContext,
     pub(crate) counters: Arc<Counters>,
 }
 
 impl Session {
     pub(crate) fn new(
         runtime: RuntimeHandle,
-        conn: Connection,
+        client: StoreClient,
         layout: &Arc<dyn Layout>,
         lock_layout: Arc<GuardedLocks>,
+        config_layout: ConfigLayout,
         settings: WatchSettings,
     ) -> Arc<Self> {
-        let conn = Arc::new(conn);
+        let client = Arc::new(client);
         let counters = Arc::<Counters>::default();
         let lifecycle = Lifecycle::new(runtime);
-        let leases = Arc::new(Leases::new(&lifecycle, Arc::clone(&conn), Arc::clone(&counters)));
-        let hub = Arc::new(Hub::new(&conn, &leases, &counters, settings));
-        let noticing = notice_rollbacks(Arc::clone(&conn), Arc::downgrade(&leases));
+        let leases = Arc::new(Leases::new(&lifecycle, Arc::clone(&client), Arc::clone(&counters)));
+        let range_watches = Arc::new(RangeWatches::new(&client, &leases, &counters, settings));
+        let malformed = Arc::new(MalformedValues::new(Arc::clone(&counters)));
+        let noticing = notice_rollbacks(Arc::clone(&client), Arc::downgrade(&leases));
         // The tasks cannot have been stopped yet.
         let _ = lifecycle.tasks.spawn_until_stopped("rollback", noticing);
         Arc::new(Self {
-            registration: Arc::new(RegistrationContext::new(&conn, &leases, &hub, &counters, Arc::clone(layout))),
-            discovery: DiscoveryContext::new(&conn, &hub, &counters, Arc::clone(layout)),
-            lock: Arc::new(LockContext::new(&conn, &leases, &hub, &counters, lock_layout)),
-            conn,
+            registration: Arc::new(RegistrationContext::new(
+                &client,
+                &leases,
+                &range_watches,
+                &counters,
+                Arc::clone(layout),
+            )),
+            discovery: DiscoveryContext::new(&client, &range_watches, &malformed, Arc::clone(layout)),
+            lock: Arc::new(LockContext::new(&client, &leases, &range_watches, &counters, lock_layout)),
+            config: ConfigContext { client: Arc::clone(&client), range_watches, layout: config_layout, malformed },
+            client,
             lifecycle,
             leases,
             counters,
@@ -107,7 +119,7 @@ impl Session {
         let stopped = tasks.stop(limit).await;
         // Without abandoned leases, some of which a task may have learned about only when it ended.
         let leases = self.leases.alive();
-        let revoking = futures::future::join_all(leases.into_iter().map(|lease| revoke(&self.conn, lease)));
+        let revoking = futures::future::join_all(leases.into_iter().map(|lease| revoke(&self.client, lease)));
         if tokio::time::timeout(limit, revoking).await.is_err() {
             tracing::debug!("not all leases were revoked, they run out");
         }

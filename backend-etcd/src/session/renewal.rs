@@ -12,8 +12,8 @@ use enlist::{
 };
 
 use crate::{
-    client::{connection::Connection, request_channel::Clients},
-    defects::Defect,
+    client::{request_channel::Clients, store_client::StoreClient},
+    deliberate_defects::DeliberateDefect,
     error::Failure,
     session::lease::{LeaseReports, LeaseSignals},
 };
@@ -23,7 +23,7 @@ const MAX_RENEWAL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Renews one lease.
 pub(crate) struct LeaseRenewer {
-    pub(crate) conn: Arc<Connection>,
+    pub(crate) client: Arc<StoreClient>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) id: LeaseId,
     pub(crate) ttl: Duration,
@@ -42,7 +42,7 @@ fn renewal_timeout(ttl: Duration) -> Duration {
 
 /// Returns the time between two successful renewals: `interval` with 10 % jitter.
 fn jittered(interval: Duration) -> Duration {
-    if Defect::RenewedTooLate.is_on() {
+    if DeliberateDefect::RenewedTooLate.is_on() {
         return interval * 4;
     }
     interval.mul_f64(0.9 + 0.2 * fastrand::f64())
@@ -63,7 +63,7 @@ impl LeaseRenewer {
             let delay = renewal.delay(jittered(self.interval));
             tokio::select! {
                 () = tokio::time::sleep(delay) => {}
-                () = self.signals.doubted.notified() => {}
+                () = self.signals.renewal_wanted.notified() => {}
             }
             let sent = Moment::now();
             let reply = self.renew(sent).await;
@@ -79,7 +79,7 @@ impl LeaseRenewer {
     async fn renew(&self, sent: Moment) -> RenewalReply {
         let id = self.id.get();
         let renew = |mut clients: Clients| async move { clients.lease.keep_alive(id).await };
-        match self.conn.control.ask_within("lease renewal", renewal_timeout(self.ttl), renew).await {
+        match self.client.control.ask_within("lease renewal", renewal_timeout(self.ttl), renew).await {
             Ok(_) => {
                 count(&self.counters, Counter::Renewals);
                 measured(Timer::Renewal, sent.elapsed());

@@ -12,7 +12,7 @@ use std::{
 use enlist::{BackoffPolicy, Revision};
 
 use crate::{
-    client::connection::Connection,
+    client::store_client::StoreClient,
     error::Failure,
     session::{lease_requests::revision_by_a_write, leases::Leases},
 };
@@ -21,12 +21,12 @@ use crate::{
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Checks the revision of the store whenever it may have gone back, until the session ends.
-pub(crate) async fn notice_rollbacks(conn: Arc<Connection>, leases: Weak<Leases>) {
+pub(crate) async fn notice_rollbacks(client: Arc<StoreClient>, leases: Weak<Leases>) {
     loop {
-        conn.store.suspected().await;
+        client.store.suspected().await;
         let Some(noted) = leases.upgrade().map(|leases| leases.rollbacks()) else { return };
-        let seen = conn.store.highest();
-        let now = revision(&conn, seen).await;
+        let seen = client.store.highest();
+        let now = revision(&client, seen).await;
         if now < seen {
             let Some(leases) = leases.upgrade() else { return };
             leases.store_went_back(noted, now);
@@ -36,13 +36,13 @@ pub(crate) async fn notice_rollbacks(conn: Arc<Connection>, leases: Weak<Leases>
 }
 
 /// Returns the revision of the store: from a read if that is not below `seen`, else from a write.
-async fn revision(conn: &Arc<Connection>, seen: Revision) -> Revision {
+async fn revision(client: &Arc<StoreClient>, seen: Revision) -> Revision {
     let mut backoff = BackoffPolicy::default().start();
     loop {
-        let read = conn.revision_by_a_read().await;
+        let read = client.revision_by_a_read().await;
         let answer = match read {
             Ok(now) if now >= seen => return now,
-            Ok(_) | Err(Failure::Denied) => revision_by_a_write(conn).await,
+            Ok(_) | Err(Failure::Denied) => revision_by_a_write(client).await,
             Err(failure) => Err(failure),
         };
         match answer {
@@ -51,7 +51,7 @@ async fn revision(conn: &Arc<Connection>, seen: Revision) -> Revision {
         }
         tokio::select! {
             () = tokio::time::sleep(backoff.next_delay()) => {}
-            () = conn.control.recovered() => {}
+            () = client.control.recovered() => {}
         }
     }
 }

@@ -10,23 +10,22 @@ use std::{
     time::Duration,
 };
 
-use enlist::backend::MutexExt as _;
 use enlist::{
     BackoffPolicy, Error, LeaseId, Revision,
-    backend::{Subscriber, jitter},
+    backend::{MutexExt as _, Subscriber, jitter},
 };
 use futures::future::{join_all, select_all};
 use tokio::sync::Notify;
 
 use crate::{
-    client::{connection::Connection, guarded_write::Guard, kv::Written},
+    client::{guarded_write::Guard, kv::WriteOutcome, store_client::StoreClient},
     error::Failure,
     session::{
         lease::{Lease, Revoked},
         leases::Leases,
     },
     watch::{
-        range_watch::Hub,
+        range_watch::RangeWatches,
         record::{KeyRange, Record},
         replica::Replica,
         watch_task::Begin,
@@ -68,11 +67,11 @@ impl Impossible {
     /// Waits for the proof.
     ///
     /// Dropping the future has no effect.
-    pub(crate) async fn proved(&mut self, conn: &Connection) {
+    pub(crate) async fn proved(&mut self, client: &StoreClient) {
         match self {
             Self::Revoked(revoked) => revoked.acknowledged().await,
             Self::Ended(lease) => {
-                while !matches!(conn.time_to_live(*lease).await, Ok(None)) {
+                while !matches!(client.time_to_live(*lease).await, Ok(None)) {
                     tokio::time::sleep(LEASE_POLL_INTERVAL / 2 + jitter(LEASE_POLL_INTERVAL)).await;
                 }
             }
@@ -92,16 +91,16 @@ struct Strays {
 /// Sweeps of a session: one for each retired lease and all its creations of unknown outcome.
 #[derive(Debug)]
 pub(crate) struct Sweeps {
-    conn: Arc<Connection>,
+    client: Arc<StoreClient>,
     leases: Arc<Leases>,
-    hub: Arc<Hub>,
+    range_watches: Arc<RangeWatches>,
     running: Mutex<HashMap<LeaseId, Strays>>,
 }
 
 impl Sweeps {
-    pub(crate) fn new(conn: &Arc<Connection>, leases: &Arc<Leases>, hub: &Arc<Hub>) -> Self {
-        let (conn, leases, hub) = (Arc::clone(conn), Arc::clone(leases), Arc::clone(hub));
-        Self { conn, leases, hub, running: Mutex::default() }
+    pub(crate) fn new(client: &Arc<StoreClient>, leases: &Arc<Leases>, range_watches: &Arc<RangeWatches>) -> Self {
+        let (client, leases, range_watches) = (Arc::clone(client), Arc::clone(leases), Arc::clone(range_watches));
+        Self { client, leases, range_watches, running: Mutex::default() }
     }
 
     /// Retires `lease` and deletes `key` as soon as it appears, until its creation under that lease was undone or is
@@ -157,10 +156,10 @@ async fn sweep(sweeps: Arc<Sweeps>, lease: LeaseId, added: Arc<Notify>, mut impo
         if strays.is_empty() {
             return;
         }
-        watches.follow(&sweeps.hub, &strays);
+        watches.follow(&sweeps.range_watches, &strays);
         tokio::select! {
             biased;
-            () = impossible.proved(&sweeps.conn) => {
+            () = impossible.proved(&sweeps.client) => {
                 sweeps.running().remove(&lease);
                 return;
             }
@@ -168,20 +167,20 @@ async fn sweep(sweeps: Arc<Sweeps>, lease: LeaseId, added: Arc<Notify>, mut impo
             () = added.notified() => backoff.reset(),
             () = tokio::time::sleep(backoff.next_delay()) => {}
         }
-        undone = undo(&sweeps.conn, lease, &strays).await;
+        undone = undo(&sweeps.client, lease, &strays).await;
     }
 }
 
 /// Deletes the existing keys of `strays` and returns them: their creations were applied, and cannot be applied twice.
 /// One request lists the existing keys, however many `strays` there are.
-async fn undo(conn: &Connection, lease: LeaseId, strays: &BTreeMap<Arc<[u8]>, KeyRange>) -> Vec<Arc<[u8]>> {
+async fn undo(client: &StoreClient, lease: LeaseId, strays: &BTreeMap<Arc<[u8]>, KeyRange>) -> Vec<Arc<[u8]>> {
     let unanswered = |failure: &Failure| {
         tracing::debug!(lease = lease.get(), cause = %failure, "creation of unknown outcome not looked for yet");
     };
-    let under = conn.keys_under(lease).await.inspect_err(unanswered).unwrap_or_default();
+    let under = client.keys_under(lease).await.inspect_err(unanswered).unwrap_or_default();
     let there = under.iter().filter_map(|key| strays.get_key_value(&key[..]));
     let removed = join_all(there.map(|(key, _)| async move {
-        let removal = remove(conn, key, lease).await.inspect_err(unanswered).unwrap_or(Removal::Nothing);
+        let removal = remove(client, key, lease).await.inspect_err(unanswered).unwrap_or(Removal::Nothing);
         (removal == Removal::Removed).then(|| Arc::clone(key))
     }));
     let undone: Vec<_> = removed.await.into_iter().flatten().collect();
@@ -200,15 +199,15 @@ enum Removal {
 }
 
 /// Deletes a key, if it exists under `lease`.
-async fn remove(conn: &Connection, key: &[u8], lease: LeaseId) -> Result<Removal, Failure> {
-    let (found, _) = conn.get_with_queue_writes(key).await?;
+async fn remove(client: &StoreClient, key: &[u8], lease: LeaseId) -> Result<Removal, Failure> {
+    let (found, _) = client.get_with_queue_writes(key).await?;
     // If all contenders share one key, another contender may have it by now.
     let Some(Record { created, .. }) = found.filter(|found| found.lease == Some(lease)) else {
         return Ok(Removal::Nothing);
     };
-    Ok(match conn.delete(key, Guard::Created(created)).await? {
-        Written::Done(_) => Removal::Removed,
-        Written::Refused(_) => Removal::Nothing,
+    Ok(match client.delete(key, Guard::Created(created)).await? {
+        WriteOutcome::Done(_) => Removal::Removed,
+        WriteOutcome::Refused(_) => Removal::Nothing,
     })
 }
 
@@ -221,14 +220,14 @@ struct Watches {
 
 impl Watches {
     /// Watches queues of `strays`, and no others.
-    fn follow(&mut self, hub: &Arc<Hub>, strays: &BTreeMap<Arc<[u8]>, KeyRange>) {
+    fn follow(&mut self, range_watches: &Arc<RangeWatches>, strays: &BTreeMap<Arc<[u8]>, KeyRange>) {
         self.open.retain(|(open, _)| strays.values().any(|queue| queue == open));
         for queue in strays.values() {
             if self.open.len() >= MAX_WATCHES {
                 return;
             }
             if self.open.iter().all(|(open, _)| open != queue)
-                && let Ok(reader) = hub.follow(queue)
+                && let Ok(reader) = range_watches.follow(queue)
             {
                 self.open.push((queue.clone(), reader));
             }
@@ -252,7 +251,7 @@ impl Watches {
 async fn shows_one_of(reader: &mut Subscriber<Replica>, strays: &BTreeMap<Arc<[u8]>, KeyRange>) {
     loop {
         match reader.next().await {
-            Ok(reading) if strays.keys().any(|key| reading.value.get(key).is_some()) => return,
+            Ok(update) if strays.keys().any(|key| update.value.get(key).is_some()) => return,
             // This task ends with the session.
             Err(Error::Closed) => return std::future::pending().await,
             // A key that cannot be watched is still read.
@@ -265,18 +264,18 @@ async fn shows_one_of(reader: &mut Subscriber<Replica>, strays: &BTreeMap<Arc<[u
 ///
 /// Dropping the future has no effect.
 pub(crate) async fn shows(
-    hub: &Arc<Hub>,
+    range_watches: &Arc<RangeWatches>,
     key: &[u8],
     known: Option<(Option<Record>, Revision)>,
     fits: impl Fn(&Record) -> bool,
 ) {
-    let followed = known.and_then(|(record, at)| hub.follow_key(key, record, at, Begin::Known).ok());
+    let followed = known.and_then(|(record, at)| range_watches.follow_key(key, record, at, Begin::Known).ok());
     let Some(mut reader) = followed else {
         return std::future::pending().await;
     };
     loop {
         match reader.next().await {
-            Ok(reading) if reading.value.records().any(&fits) => return,
+            Ok(update) if update.value.records().any(&fits) => return,
             Ok(_) => {}
             // A key that cannot be watched is still read at intervals.
             Err(_) => return std::future::pending().await,
@@ -295,7 +294,7 @@ mod tests {
         let fake = enlist_testkit::FakeEtcd::start();
         let etcd = crate::Etcd::from_channel(fake.channel()).runtime(crate::SessionRuntime::Caller).build().unwrap();
         fake.put("job", "of another");
-        assert_eq!(remove(&etcd.session.conn, b"job", LeaseId::new(7)).await.unwrap(), Removal::Nothing);
+        assert_eq!(remove(&etcd.session.client, b"job", LeaseId::new(7)).await.unwrap(), Removal::Nothing);
         assert_eq!(fake.under(b"job").len(), 1);
     }
 }

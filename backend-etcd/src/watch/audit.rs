@@ -17,7 +17,7 @@ use futures::{FutureExt, future::BoxFuture};
 use tokio::time::Instant;
 
 use crate::{
-    client::{connection::Connection, limits::PAGE, list::Page},
+    client::{limits::PAGE, list::Page, store_client::StoreClient},
     error::Failure,
     watch::{record::KeyRange, replica::Replica},
 };
@@ -148,12 +148,12 @@ impl Audit {
             hurried: false,
             moved: HashSet::new(),
         };
-        audit.rest(0);
+        audit.start_over(0);
         audit
     }
 
     /// Starts over at the beginning of the range, which has this number of keys, at the regular time.
-    pub(crate) fn rest(&mut self, keys: usize) {
+    pub(crate) fn start_over(&mut self, keys: usize) {
         (self.next, self.begun, self.hurried) = (Vec::new(), None, false);
         self.idle(keys);
     }
@@ -181,7 +181,7 @@ impl Audit {
     /// other requests that wait for a token or for the first connection.
     pub(crate) fn interrupt(&mut self, keys: usize) {
         if matches!(self.stage, Stage::Asking { .. }) {
-            self.rest(keys);
+            self.start_over(keys);
             self.soon();
         }
     }
@@ -210,7 +210,7 @@ impl Audit {
         &mut self,
         ready: Option<Result<Page, Failure>>,
         replica: &Replica,
-        conn: &Arc<Connection>,
+        client: &Arc<StoreClient>,
         range: &KeyRange,
     ) -> Outcome {
         let stage = std::mem::replace(&mut self.stage, Stage::Idle { due: None });
@@ -223,25 +223,25 @@ impl Audit {
             }
             (Stage::Asking { .. }, Some(Err(failure))) => {
                 tracing::debug!(range = %range.describe(), cause = %failure, "audit not answered");
-                self.rest(replica.len());
+                self.start_over(replica.len());
                 self.soon();
                 Outcome::Pending
             }
             (Stage::Idle { .. } | Stage::Asking { .. }, _) => {
-                self.ask(conn, range, replica.revision);
+                self.ask(client, range, replica.revision);
                 Outcome::Pending
             }
         }
     }
 
-    fn ask(&mut self, conn: &Arc<Connection>, range: &KeyRange, floor: Revision) {
+    fn ask(&mut self, client: &Arc<StoreClient>, range: &KeyRange, floor: Revision) {
         self.moved = HashSet::new();
         self.first = self.next.is_empty();
         if self.first {
             (self.next, self.begun) = (range.start.clone(), Some(Moment::now()));
         }
-        let (conn, range, from) = (Arc::clone(conn), range.clone(), self.next.clone());
-        let answer = async move { conn.page(&range, from, floor).await };
+        let (client, range, from) = (Arc::clone(client), range.clone(), self.next.clone());
+        let answer = async move { client.page(&range, from, floor).await };
         self.stage = Stage::Asking { answer: answer.boxed() };
     }
 
@@ -250,7 +250,7 @@ impl Audit {
             Verdict::Right => self.turn(&page, replica),
             Verdict::WentBack => Outcome::WentBack,
             Verdict::LowRead => {
-                self.rest(replica.len());
+                self.start_over(replica.len());
                 Outcome::LowRead
             }
             Verdict::Differs { .. } if may_arrive(&page, replica, look, activity) => {
@@ -271,7 +271,7 @@ impl Audit {
     fn turn(&mut self, page: &Page, replica: &Replica) -> Outcome {
         let Some(last) = &page.upto else {
             let begun = self.begun;
-            self.rest(replica.len());
+            self.start_over(replica.len());
             return Outcome::Compared(begun);
         };
         self.hurried |= self.first && self.moved.is_empty() && page.count != replica.len();
@@ -372,9 +372,12 @@ mod tests {
         let page = page(&[("a", 9)], 9, 0, None);
         let behind = replica(&[("a", 3)], 8);
         assert!(may_arrive(&page, &behind, 1, Activity::Quiet), "it has just been asked for");
-        assert!(may_arrive(&page, &behind, LOOKS, Activity::Advanced), "the watch lags, but tells");
+        assert!(may_arrive(&page, &behind, LOOKS, Activity::Advanced), "the watch lags, but delivers");
         assert!(!may_arrive(&page, &behind, LOOKS, Activity::Quiet), "nothing more comes");
-        assert!(!may_arrive(&page, &replica(&[("a", 3)], 9), 1, Activity::Quiet), "everything up to there was told");
+        assert!(
+            !may_arrive(&page, &replica(&[("a", 3)], 9), 1, Activity::Quiet),
+            "everything up to there was delivered"
+        );
     }
 
     #[test]

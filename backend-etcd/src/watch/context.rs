@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use enlist::Counters;
 
 use crate::{
-    client::connection::Connection,
+    client::store_client::StoreClient,
     session::{leases::Leases, lifecycle::Lifecycle},
     watch::probe::Probes,
 };
@@ -24,7 +24,7 @@ pub(crate) struct WatchSettings {
 /// Parts of a session that watches use. Holding it keeps the session alive.
 #[derive(Debug)]
 pub(crate) struct WatchContext {
-    pub(crate) conn: Arc<Connection>,
+    pub(crate) client: Arc<StoreClient>,
     pub(crate) leases: Arc<Leases>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) probes: Probes,
@@ -33,16 +33,16 @@ pub(crate) struct WatchContext {
 
 impl WatchContext {
     pub(crate) fn new(
-        conn: &Arc<Connection>,
+        client: &Arc<StoreClient>,
         leases: &Arc<Leases>,
         counters: &Arc<Counters>,
         settings: WatchSettings,
     ) -> Self {
         Self {
-            conn: Arc::clone(conn),
+            client: Arc::clone(client),
             leases: Arc::clone(leases),
             counters: Arc::clone(counters),
-            probes: Probes::new(settings.probe, conn, leases.lifecycle().runtime()),
+            probes: Probes::new(settings.probe, client, leases.lifecycle().runtime()),
             settings,
         }
     }

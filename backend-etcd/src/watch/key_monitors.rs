@@ -13,14 +13,16 @@ use std::{
     },
 };
 
-use enlist::backend::MutexExt as _;
-use enlist::{Epoch, Error, Freshness, Revision, ServiceRef, TaskOwner, backend::Subscriber};
+use enlist::{
+    Epoch, Error, Freshness, Revision, ServiceRef, TaskOwner,
+    backend::{MutexExt as _, Subscriber},
+};
 use tokio::sync::watch;
 
 use crate::{
     layout::Layout,
     watch::{
-        range_watch::Hub,
+        range_watch::RangeWatches,
         record::{KeyRange, Record},
         replica::{Difference, Replica},
         watch_task::Begin,
@@ -88,14 +90,14 @@ fn is_gone(seen: Seen, created: Revision, epoch: Option<Epoch>) -> bool {
 #[derive(Debug)]
 pub(crate) struct KeyMonitor {
     key: Arc<[u8]>,
-    /// Distinguishes it from other monitors in its group.
+    /// Distinguishes it from other monitors of the same watch.
     number: u64,
     seen: watch::Receiver<Seen>,
     /// Epoch of the last state.
     epoch: Option<Epoch>,
     /// Revision of the expected write.
     written: Option<Revision>,
-    group: Arc<SharedWatch>,
+    shared_watch: Arc<SharedWatch>,
 }
 
 impl KeyMonitor {
@@ -141,7 +143,7 @@ impl KeyMonitor {
         if self.written != Some(written) {
             self.forget();
             self.written = Some(written);
-            self.group.inner().expect(&self.key, written);
+            self.shared_watch.inner().expect(&self.key, written);
         }
     }
 
@@ -157,7 +159,7 @@ impl KeyMonitor {
 
     fn forget(&self) {
         if let Some(written) = self.written {
-            self.group.inner().waiting.remove(&(written, Arc::clone(&self.key)));
+            self.shared_watch.inner().waiting.remove(&(written, Arc::clone(&self.key)));
         }
     }
 }
@@ -165,7 +167,7 @@ impl KeyMonitor {
 impl Drop for KeyMonitor {
     fn drop(&mut self) {
         self.forget();
-        let mut inner = self.group.inner();
+        let mut inner = self.shared_watch.inner();
         // A later monitor of the same key may have replaced it.
         if inner.monitors.get(&self.key).is_some_and(|(number, _)| *number == self.number) {
             inner.monitors.remove(&self.key);
@@ -178,7 +180,7 @@ impl Drop for KeyMonitor {
 struct SharedWatch {
     inner: Mutex<Inner>,
     tasks: TaskOwner,
-    /// Number of groups.
+    /// Number of shared watches.
     count: Arc<AtomicUsize>,
     /// Counts the watch of a single key.
     _single: Option<Single>,
@@ -245,18 +247,18 @@ impl Drop for SharedWatch {
 
 impl SharedWatch {
     fn start(
-        hub: &Hub,
+        range_watches: &RangeWatches,
         count: &Arc<AtomicUsize>,
         single: Option<Single>,
         reader: impl FnOnce() -> Result<Subscriber<Replica>, Error>,
     ) -> Result<Arc<Self>, Error> {
         count.fetch_add(1, Ordering::Relaxed);
-        let tasks = TaskOwner::on(hub.lifecycle().runtime());
-        let group = Self { inner: Mutex::default(), tasks, count: Arc::clone(count), _single: single };
-        let group = Arc::new(group);
+        let tasks = TaskOwner::on(range_watches.lifecycle().runtime());
+        let shared_watch = Self { inner: Mutex::default(), tasks, count: Arc::clone(count), _single: single };
+        let shared_watch = Arc::new(shared_watch);
         let reader = reader()?;
-        group.tasks.spawn_until_stopped("own keys", dispatch(Arc::downgrade(&group), reader))?;
-        Ok(group)
+        shared_watch.tasks.spawn_until_stopped("own keys", dispatch(Arc::downgrade(&shared_watch), reader))?;
+        Ok(shared_watch)
     }
 
     fn inner(&self) -> std::sync::MutexGuard<'_, Inner> {
@@ -271,28 +273,28 @@ impl SharedWatch {
         let number = inner.made;
         inner.monitors.insert(Arc::clone(key), (number, tell));
         drop(inner);
-        KeyMonitor { key: Arc::clone(key), number, seen, epoch, written: None, group: self }
+        KeyMonitor { key: Arc::clone(key), number, seen, epoch, written: None, shared_watch: self }
     }
 }
 
 /// Passes each difference to the monitor of its key.
-async fn dispatch(group: Weak<SharedWatch>, mut reader: Subscriber<Replica>) {
+async fn dispatch(shared_watch: Weak<SharedWatch>, mut reader: Subscriber<Replica>) {
     loop {
         let read = reader.next().await;
-        let Some(group) = group.upgrade() else {
+        let Some(shared_watch) = shared_watch.upgrade() else {
             return;
         };
-        let mut inner = group.inner();
+        let mut inner = shared_watch.inner();
         match read {
-            Ok(reading) => {
-                let before = reading.before.as_ref().filter(|before| before.epoch == reading.value.epoch);
-                let differences = reading.value.differences(before);
+            Ok(update) => {
+                let before = update.before.as_ref().filter(|before| before.epoch == update.value.epoch);
+                let differences = update.value.differences(before);
                 let changed: Vec<_> = differences.into_iter().map(Difference::into_key).collect();
                 // A range that is too large is not kept current, so its keys need watches of their own.
                 let unobservable =
-                    matches!(reading.freshness, Freshness::Stale { cause: Error::RangeTooLarge { .. }, .. });
+                    matches!(update.freshness, Freshness::Stale { cause: Error::RangeTooLarge { .. }, .. });
                 let anew = before.is_none() || inner.unobservable || unobservable;
-                (inner.latest, inner.unobservable) = (Some(reading.value), unobservable);
+                (inner.latest, inner.unobservable) = (Some(update.value), unobservable);
                 if anew {
                     inner.notify_all();
                 }
@@ -313,7 +315,7 @@ async fn dispatch(group: Weak<SharedWatch>, mut reader: Subscriber<Replica>) {
 /// Monitors of all own keys of a session.
 #[derive(Debug)]
 pub(crate) struct KeyMonitors {
-    hub: Arc<Hub>,
+    range_watches: Arc<RangeWatches>,
     shared: Mutex<HashMap<KeyRange, Weak<SharedWatch>>>,
     single: Arc<Singles>,
     count: Arc<AtomicUsize>,
@@ -370,8 +372,13 @@ fn share(single: usize, watches: usize) -> Share {
 }
 
 impl KeyMonitors {
-    pub(crate) fn new(hub: &Arc<Hub>) -> Self {
-        Self { hub: Arc::clone(hub), shared: Mutex::default(), single: Arc::default(), count: Arc::default() }
+    pub(crate) fn new(range_watches: &Arc<RangeWatches>) -> Self {
+        Self {
+            range_watches: Arc::clone(range_watches),
+            shared: Mutex::default(),
+            single: Arc::default(),
+            count: Arc::default(),
+        }
     }
 
     /// Watches the key of `record`, which was just written.
@@ -383,16 +390,17 @@ impl KeyMonitors {
         sharing: Sharing,
     ) -> Result<KeyMonitor, Error> {
         let namespace = || layout.services_range(service.namespace()).map_or_else(|| layout.service_range(service), Ok);
-        let group = match self.share(service, sharing) {
+        let shared_watch = match self.share(service, sharing) {
             (Share::Own, single) => {
-                let known = || self.hub.follow_key(&record.key, Some(record.clone()), record.modified, Begin::Known);
-                let group = SharedWatch::start(&self.hub, &self.count, single, known)?;
-                return Ok(group.monitor(&record.key, Some(Epoch::default())));
+                let known =
+                    || self.range_watches.follow_key(&record.key, Some(record.clone()), record.modified, Begin::Known);
+                let shared_watch = SharedWatch::start(&self.range_watches, &self.count, single, known)?;
+                return Ok(shared_watch.monitor(&record.key, Some(Epoch::default())));
             }
             (Share::Service, _) => self.shared(layout.service_range(service)?)?,
             (Share::Namespace, _) => self.shared(namespace()?)?,
         };
-        Ok(group.monitor(&record.key, None))
+        Ok(shared_watch.monitor(&record.key, None))
     }
 
     /// Watches the queue entry `record`, which was just created: through a watch of the range `others` if that is
@@ -403,10 +411,10 @@ impl KeyMonitors {
             return Ok(self.shared(range.clone())?.monitor(&key, None));
         }
         let revision = record.modified;
-        let group = SharedWatch::start(&self.hub, &self.count, None, || {
-            self.hub.follow_key(&key, Some(record), revision, Begin::Known)
+        let shared_watch = SharedWatch::start(&self.range_watches, &self.count, None, || {
+            self.range_watches.follow_key(&key, Some(record), revision, Begin::Known)
         })?;
-        Ok(group.monitor(&key, Some(Epoch::default())))
+        Ok(shared_watch.monitor(&key, Some(Epoch::default())))
     }
 
     /// Returns the watch of the next own key of `service`. If it is a separate one, it counts from then on.
@@ -426,13 +434,14 @@ impl KeyMonitors {
 
     fn shared(&self, range: KeyRange) -> Result<Arc<SharedWatch>, Error> {
         let mut shared = self.shared.locked();
-        if let Some(group) = shared.get(&range).and_then(Weak::upgrade) {
-            return Ok(group);
+        if let Some(shared_watch) = shared.get(&range).and_then(Weak::upgrade) {
+            return Ok(shared_watch);
         }
-        shared.retain(|_, group| group.strong_count() > 0);
-        let group = SharedWatch::start(&self.hub, &self.count, None, || self.hub.follow(&range))?;
-        shared.insert(range, Arc::downgrade(&group));
-        Ok(group)
+        shared.retain(|_, shared_watch| shared_watch.strong_count() > 0);
+        let shared_watch =
+            SharedWatch::start(&self.range_watches, &self.count, None, || self.range_watches.follow(&range))?;
+        shared.insert(range, Arc::downgrade(&shared_watch));
+        Ok(shared_watch)
     }
 }
 

@@ -1,4 +1,5 @@
-//! Values that are no instances. Each is counted, and the logs of a session are limited.
+//! Values that are no instances, and keys that are no paths of configuration. Each is counted, and the logs of a
+//! session are limited.
 //!
 //! One writer can store such values at any rate, and every watcher of the service skips each of them.
 
@@ -8,7 +9,7 @@ use std::{
 };
 
 use enlist::{
-    Counter, Counters, Moment, ServiceRef,
+    Counter, Counters, Moment, Namespace, ServiceRef,
     backend::{MutexExt as _, count},
 };
 
@@ -40,19 +41,29 @@ impl MalformedValues {
         Self { counters, window: Mutex::default() }
     }
 
-    /// Counts a value that is skipped, and logs it unless many were logged lately.
+    /// Counts a value of a service that is skipped, and logs it unless many were logged lately.
     pub(crate) fn report(&self, service: &ServiceRef, record: &Record, reason: &str) {
-        count(&self.counters, Counter::MalformedValues);
-        let admitted = {
-            let mut window = self.window.locked();
-            let (next, admitted) = admit(*window, Moment::now());
-            *window = Some(next);
-            admitted
-        };
-        if let Some(unlogged) = admitted {
+        if let Some(unlogged) = self.count() {
             let key = record.key.escape_ascii();
             tracing::warn!(%service, %key, reason, unlogged, "malformed value skipped");
         }
+    }
+
+    /// As [`report`](Self::report), for a key of configuration.
+    pub(crate) fn report_config(&self, namespace: &Namespace, record: &Record, reason: &str) {
+        if let Some(unlogged) = self.count() {
+            let key = record.key.escape_ascii();
+            tracing::warn!(%namespace, %key, reason, unlogged, "malformed configuration skipped");
+        }
+    }
+
+    /// Counts a value. If it is to be logged, returns the number of unlogged values before it.
+    fn count(&self) -> Option<u64> {
+        count(&self.counters, Counter::MalformedValues);
+        let mut window = self.window.locked();
+        let (next, admitted) = admit(*window, Moment::now());
+        *window = Some(next);
+        admitted
     }
 }
 

@@ -9,10 +9,9 @@ use std::{
     time::Duration,
 };
 
-use enlist::backend::MutexExt as _;
 use enlist::{
     Error, Moment, Revision, TaskOwner,
-    backend::{LONGEST, jitter},
+    backend::{LONGEST, MutexExt as _, jitter},
 };
 use tokio::{
     runtime::Handle,
@@ -20,7 +19,7 @@ use tokio::{
     time::Instant,
 };
 
-use crate::{client::connection::Connection, error::Failure, watch::record::KeyRange};
+use crate::{client::store_client::StoreClient, error::Failure, watch::record::KeyRange};
 
 /// Maximum number of keys that are tried for one probe: a role may permit only some views of a session.
 const MAX_KEYS_TRIED: usize = 4;
@@ -36,7 +35,7 @@ pub(crate) struct Probe {
 #[derive(Debug)]
 pub(crate) struct Probes {
     every: Option<Duration>,
-    conn: Arc<Connection>,
+    client: Arc<StoreClient>,
     runtime: Handle,
     shared: Arc<ProbeState>,
 }
@@ -86,9 +85,14 @@ impl Drop for Probed {
 
 impl Probes {
     /// Creates probes at this interval; `None` is without probes.
-    pub(crate) fn new(every: Option<Duration>, conn: &Arc<Connection>, runtime: Handle) -> Self {
+    pub(crate) fn new(every: Option<Duration>, client: &Arc<StoreClient>, runtime: Handle) -> Self {
         let shared = ProbeState { views: Mutex::default(), latest: watch::Sender::new(None), opened: Notify::new() };
-        Self { every: every.map(|every| every.min(LONGEST)), conn: Arc::clone(conn), runtime, shared: Arc::new(shared) }
+        Self {
+            every: every.map(|every| every.min(LONGEST)),
+            client: Arc::clone(client),
+            runtime,
+            shared: Arc::new(shared),
+        }
     }
 
     /// Sends probes at least while the result is held.
@@ -96,8 +100,8 @@ impl Probes {
         let mut views = self.shared.views();
         if let (None, Some(every)) = (&views.tasks, self.every) {
             let tasks = TaskOwner::on(self.runtime.clone());
-            tasks.spawn_until_stopped("probe", probe(Arc::clone(&self.shared), Arc::clone(&self.conn), every))?;
-            tasks.spawn_until_stopped("version", ask_version(Arc::clone(&self.shared), Arc::clone(&self.conn)))?;
+            tasks.spawn_until_stopped("probe", probe(Arc::clone(&self.shared), Arc::clone(&self.client), every))?;
+            tasks.spawn_until_stopped("version", ask_version(Arc::clone(&self.shared), Arc::clone(&self.client)))?;
             views.tasks = Some(tasks);
         }
         *views.keys.entry(range.start.clone()).or_default() += 1;
@@ -149,7 +153,7 @@ impl ProbeReader {
     }
 }
 
-async fn probe(shared: Arc<ProbeState>, conn: Arc<Connection>, every: Duration) {
+async fn probe(shared: Arc<ProbeState>, client: Arc<StoreClient>, every: Duration) {
     let mut key = Vec::new();
     // The first views have just been listed, which is a proof of freshness, too.
     let mut due = Instant::now() + every;
@@ -160,7 +164,7 @@ async fn probe(shared: Arc<ProbeState>, conn: Arc<Connection>, every: Duration) 
             let Some(next) = shared.next_key(&key) else { break };
             key = next;
             let sent = Moment::now();
-            match conn.probe(&key, every).await {
+            match client.probe(&key, every).await {
                 Ok(revision) => {
                     shared.latest.send_replace(Some(Probe { sent, revision }));
                     break;
@@ -178,10 +182,10 @@ async fn probe(shared: Arc<ProbeState>, conn: Arc<Connection>, every: Duration) 
     }
 }
 
-async fn ask_version(shared: Arc<ProbeState>, conn: Arc<Connection>) {
+async fn ask_version(shared: Arc<ProbeState>, client: Arc<StoreClient>) {
     loop {
         shared.opened.notified().await;
-        if let Err(failure) = conn.learn_version().await {
+        if let Err(failure) = client.learn_version().await {
             tracing::debug!(cause = %failure, "member not asked for its version");
         }
     }

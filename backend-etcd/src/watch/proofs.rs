@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use enlist::{Moment, Revision};
 
-use crate::{defects::Defect, watch::probe::Probe};
+use crate::{deliberate_defects::DeliberateDefect, watch::probe::Probe};
 
 /// Maximum number of probes that wait for the watch to reach them. Beyond it, the reported age is too large until the
 /// watch has caught up.
@@ -12,7 +12,7 @@ const MAX_PENDING: usize = 64;
 
 /// Consequence of a probe for a replica.
 #[derive(Debug)]
-pub(crate) enum Said {
+pub(crate) enum ProbeVerdict {
     /// The replica contains every change from before this moment, when the probe was sent.
     Proven(Moment),
     /// The watch has to reach the revision of the probe first.
@@ -37,20 +37,20 @@ impl Proofs {
     }
 
     /// Takes a probe for a replica at `revision`.
-    pub(crate) fn take(&mut self, probe: Probe, revision: Revision) -> Said {
+    pub(crate) fn take(&mut self, probe: Probe, revision: Revision) -> ProbeVerdict {
         let (floor, since) = self.floor;
         if probe.revision < floor && !probe.sent.since(since).is_zero() {
-            return Said::Behind;
+            return ProbeVerdict::Behind;
         }
         self.floor = (revision, Moment::now());
-        if probe.revision <= revision || Defect::ProbesProveAtOnce.is_on() {
+        if probe.revision <= revision || DeliberateDefect::ProbesProveAtOnce.is_on() {
             self.pending.clear();
-            return Said::Proven(probe.sent);
+            return ProbeVerdict::Proven(probe.sent);
         }
         if self.pending.len() < MAX_PENDING {
             self.pending.push_back(probe);
         }
-        Said::Ahead
+        ProbeVerdict::Ahead
     }
 
     /// Records that the replica is at `revision`. Returns the time of sending of the newest probe reached with that.
@@ -82,9 +82,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_probe_proves_once_the_replica_has_reached_it() {
         let mut proofs = Proofs::new(Revision::new(10));
-        assert!(matches!(proofs.take(probe(10).await, Revision::new(10)), Said::Proven(_)), "nothing has changed");
+        assert!(
+            matches!(proofs.take(probe(10).await, Revision::new(10)), ProbeVerdict::Proven(_)),
+            "nothing has changed"
+        );
         for revision in [12, 14, 16] {
-            assert!(matches!(proofs.take(probe(revision).await, Revision::new(11)), Said::Ahead));
+            assert!(matches!(proofs.take(probe(revision).await, Revision::new(11)), ProbeVerdict::Ahead));
         }
         assert_eq!(seconds(proofs.reach(Revision::new(11))), None);
         assert_eq!(seconds(proofs.reach(Revision::new(15))), Some(5), "the newest that was reached");
@@ -96,11 +99,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_probe_of_another_history_proves_nothing() {
         let mut proofs = Proofs::new(Revision::new(1000));
-        assert!(matches!(proofs.take(probe(6).await, Revision::new(1000)), Said::Behind));
+        assert!(matches!(proofs.take(probe(6).await, Revision::new(1000)), ProbeVerdict::Behind));
         // A probe that was sent before the first list may be of an earlier revision.
         let early = probe(990).await;
-        assert!(matches!(proofs.take(probe(1001).await, Revision::new(1001)), Said::Proven(_)));
-        assert!(matches!(proofs.take(early, Revision::new(1001)), Said::Proven(_)));
+        assert!(matches!(proofs.take(probe(1001).await, Revision::new(1001)), ProbeVerdict::Proven(_)));
+        assert!(matches!(proofs.take(early, Revision::new(1001)), ProbeVerdict::Proven(_)));
     }
 
     #[tokio::test(start_paused = true)]

@@ -6,15 +6,14 @@ use std::{
     time::Duration,
 };
 
-use enlist::backend::MutexExt as _;
 use enlist::{
     Counters, Epoch, Error, Revision, TaskOwner,
-    backend::{Publisher, Subscriber},
+    backend::{MutexExt as _, Publisher, Subscriber},
 };
 use tracing::Instrument;
 
 use crate::{
-    client::connection::Connection,
+    client::store_client::StoreClient,
     session::{leases::Leases, lifecycle::Lifecycle},
     watch::{
         context::{WatchContext, WatchSettings},
@@ -36,21 +35,21 @@ pub(crate) struct RangeWatch {
 
 /// Range watches of a session: one per range, shared by all its readers.
 #[derive(Debug)]
-pub(crate) struct Hub {
+pub(crate) struct RangeWatches {
     context: WatchContext,
     running: Mutex<HashMap<KeyRange, Weak<RangeWatch>>>,
     /// Ranges watched for a limited time without readers.
     lingering: Arc<Mutex<HashSet<KeyRange>>>,
 }
 
-impl Hub {
+impl RangeWatches {
     pub(crate) fn new(
-        conn: &Arc<Connection>,
+        client: &Arc<StoreClient>,
         leases: &Arc<Leases>,
         counters: &Arc<Counters>,
         settings: WatchSettings,
     ) -> Self {
-        let context = WatchContext::new(conn, leases, counters, settings);
+        let context = WatchContext::new(client, leases, counters, settings);
         Self { context, running: Mutex::default(), lingering: Arc::default() }
     }
 

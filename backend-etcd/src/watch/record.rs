@@ -73,6 +73,16 @@ impl KeyRange {
         (&self.start, self.end.as_deref())
     }
 
+    /// Returns `true` if the key is in the range.
+    pub(crate) fn contains(&self, key: &[u8]) -> bool {
+        match self.end.as_deref() {
+            None => key == self.start,
+            // To the end of the keys.
+            Some([0]) => key >= &*self.start,
+            Some(end) => key >= &*self.start && key < end,
+        }
+    }
+
     /// Returns a description of the range for messages.
     pub(crate) fn describe(&self) -> String {
         let start = self.start.escape_ascii();
@@ -113,5 +123,14 @@ mod tests {
         for (prefix, end) in [(&b"a/"[..], &b"a0"[..]), (b"a\xff", b"b"), (b"\xff\xff", b"\0")] {
             assert_eq!(KeyRange::prefix(prefix).end.unwrap(), end);
         }
+    }
+
+    #[test]
+    fn a_range_contains_the_keys_up_to_its_end() {
+        let contained =
+            |range: &KeyRange, keys: &[&[u8]]| keys.iter().map(|key| range.contains(key)).collect::<Vec<_>>();
+        assert_eq!(contained(&KeyRange::prefix("a/"), &[b"a", b"a/", b"a/z", b"a0"]), [false, true, true, false]);
+        assert_eq!(contained(&KeyRange::key("a"), &[b"a", b"a/", b""]), [true, false, false]);
+        assert_eq!(contained(&KeyRange::prefix([0xff]), &[b"a", b"\xff", b"\xff\xff"]), [false, true, true]);
     }
 }

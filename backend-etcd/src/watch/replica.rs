@@ -6,7 +6,7 @@ use enlist::{Epoch, Revision};
 use etcd_client::proto::PbEvent;
 use imbl::{OrdMap, ordmap::DiffItem};
 
-use crate::{client::limits::size, defects::Defect, watch::record::Record};
+use crate::{client::limits::size, deliberate_defects::DeliberateDefect, watch::record::Record};
 
 /// Maximum number of recorded deleted keys.
 const MAX_TOMBSTONES: usize = 4096;
@@ -134,7 +134,7 @@ impl Replica {
                 self.insert(record);
             }
         }
-        for key in gone.keys().filter(|_| !Defect::ListKeepsTheGone.is_on()) {
+        for key in gone.keys().filter(|_| !DeliberateDefect::ListKeepsTheGone.is_on()) {
             self.remove(key);
         }
         (self.revision, self.epoch) = (revision, epoch);
@@ -193,7 +193,7 @@ impl Replica {
                         dropped += 1;
                         continue;
                     }
-                    if Defect::DeletionsIgnored.is_on() {
+                    if DeliberateDefect::DeletionsIgnored.is_on() {
                         continue;
                     }
                     if let Some(last) = self.remove(&key) {
@@ -281,14 +281,14 @@ mod tests {
         let mut new = old.clone();
         new.relist(vec![record("b", 5), record("c", 9)], Revision::new(9), Epoch::default());
         let differences = new.differences(Some(&old));
-        let told: Vec<_> = differences
+        let reported: Vec<_> = differences
             .iter()
             .map(|difference| match difference {
                 Difference::Present(record) => format!("+{}", record.key.escape_ascii()),
                 Difference::Gone(key) => format!("-{}", key.escape_ascii()),
             })
             .collect();
-        assert_eq!(told, ["-a", "+c"]);
+        assert_eq!(reported, ["-a", "+c"]);
     }
 
     #[test]

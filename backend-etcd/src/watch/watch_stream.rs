@@ -11,8 +11,8 @@ use etcd_client::{WatchOptions, WatchRequestSender, WatchResponse, WatchResponse
 use tokio::sync::Notify;
 
 use crate::{
-    client::{connection::Connection, dialled::Dialled},
-    defects::Defect,
+    client::{dialled::Dialled, store_client::StoreClient},
+    deliberate_defects::DeliberateDefect,
     error::{Failure, classify, text_cause},
     watch::record::KeyRange,
 };
@@ -57,12 +57,12 @@ pub(crate) struct OpenWatch {
 
 impl OpenWatch {
     /// Opens a watch of `range` with `options`.
-    pub(crate) async fn open(conn: &Connection, range: &KeyRange, options: WatchOptions) -> Result<Self, Failure> {
+    pub(crate) async fn open(client: &StoreClient, range: &KeyRange, options: WatchOptions) -> Result<Self, Failure> {
         let options = match &range.end {
             Some(end) => options.with_range(end.clone()),
             None => options,
         };
-        let (stream, connection) = conn.data.watch(&range.start, &options).await?;
+        let (stream, connection) = client.data.watch(&range.start, &options).await?;
         let (requests, messages) = stream.split();
         Ok(Self { requests, messages, connection, progress: Arc::default() })
     }
@@ -82,11 +82,11 @@ impl OpenWatch {
     /// Dropping the future loses no message, but the time of the silence starts over.
     pub(crate) async fn next(
         &mut self,
-        conn: &Connection,
+        client: &StoreClient,
         counters: &Counters,
         range: &KeyRange,
     ) -> Result<WatchResponse, StreamEnd> {
-        if Defect::SilenceTolerated.is_on() {
+        if DeliberateDefect::SilenceTolerated.is_on() {
             return self.message().await;
         }
         if let Ok(heard) = tokio::time::timeout(SILENCE, self.message()).await {
@@ -97,7 +97,7 @@ impl OpenWatch {
         if let Ok(heard) = tokio::time::timeout(SIGN_OF_LIFE, self.message()).await {
             return heard;
         }
-        let mut asking = std::pin::pin!(conn.answers(range, ANSWER));
+        let mut asking = std::pin::pin!(client.answers(range, ANSWER));
         let mut limit = std::pin::pin!(tokio::time::sleep(ANSWER));
         let mut answer = None;
         loop {
@@ -151,11 +151,11 @@ mod tests {
         for _ in 0..20 {
             let fake = FakeEtcd::start();
             let etcd = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller).build().unwrap();
-            let (conn, counters, range) = (&etcd.session.conn, Counters::default(), KeyRange::key("k"));
-            let mut watch = OpenWatch::open(conn, &range, WatchOptions::new()).await.unwrap();
+            let (client, counters, range) = (&etcd.session.client, Counters::default(), KeyRange::key("k"));
+            let mut watch = OpenWatch::open(client, &range, WatchOptions::new()).await.unwrap();
             assert!(watch.message().await.unwrap().created());
             fake.freeze();
-            let mut next = std::pin::pin!(watch.next(conn, &counters, &range));
+            let mut next = std::pin::pin!(watch.next(client, &counters, &range));
             assert!(tokio::time::timeout(SILENCE + SIGN_OF_LIFE + ANSWER / 2, &mut next).await.is_err());
             fake.thaw();
             tokio::time::sleep(ANSWER).await;

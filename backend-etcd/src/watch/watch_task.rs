@@ -7,6 +7,8 @@
 //!                            └──list── Resyncing ◄──┘ history gone, store went back, changes missed
 //! ```
 //!
+//! A task that starts with known content begins in `Known`, with the first watch.
+//!
 //! A watch starts at R, not at R + 1: some releases of etcd lose a deletion at the revision to which the history was
 //! compacted (etcd-io/etcd#18089, #19179), and accept a watch from there. A watch from R either reports all later
 //! changes, or that R is compacted. Events that are already known are dropped.
@@ -18,7 +20,7 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use enlist::{
     Backoff, BackoffPolicy, Counter, Counters, Epoch, Error, Moment, Revision,
-    backend::{LONGEST, Publisher, count, count_several},
+    backend::{LONGEST, PERMANENT_ERROR_RETRY, Publisher, count, count_several},
     with_causes,
 };
 use etcd_client::WatchOptions;
@@ -29,19 +31,19 @@ use self::{
 };
 use crate::{
     client::{
-        connection::Connection,
-        dialled::Dialled,
+        dialled::{Dialled, ProgressReplies},
         list::Page,
         response::signed,
+        store_client::StoreClient,
         store_revision::{History, Seen},
     },
-    defects::Defect,
+    deliberate_defects::DeliberateDefect,
     error::Failure,
     watch::{
         audit::{Audit, Outcome},
         context::WatchContext,
         probe::{Probe, ProbeReader},
-        proofs::{Proofs, Said},
+        proofs::{ProbeVerdict, Proofs},
         record::KeyRange,
         replica::Replica,
         watch_stream::OpenWatch,
@@ -52,9 +54,6 @@ mod first_list;
 mod low_read;
 mod messages;
 mod state;
-
-/// Delay before the next attempt after a failure that an operator has to repair, such as a missing permission.
-const PERMANENT_ERROR_RETRY: Duration = Duration::from_secs(10);
 
 /// Delay before a range that was too large is listed again: a list up to a limit of bytes is expensive.
 const OVERSIZED_RETRY: Duration = Duration::from_secs(60);
@@ -70,7 +69,7 @@ pub(crate) enum Begin {
 
 /// Task that lists and watches one range.
 pub(crate) struct WatchTask {
-    conn: Arc<Connection>,
+    client: Arc<StoreClient>,
     range: KeyRange,
     publisher: Arc<Publisher<Replica>>,
     /// Known content; `None` before the first list, unless the list of one member is shown.
@@ -83,20 +82,18 @@ pub(crate) struct WatchTask {
     probes: Option<ProbeReader>,
     proofs: Proofs,
     counters: Arc<Counters>,
-    /// A watch was open before.
-    opened: bool,
-    /// Start of the first watch.
-    begin: Begin,
+    /// Start of the first watch; `None` once a watch was open.
+    first_watch: Option<Begin>,
     /// Number of consecutive messages without new events.
     repeats: u32,
     /// Number of consecutive watches without a sign of life.
     silences: u32,
     /// Revision of changes that a watch may not report. They are known from a list and are not requested again.
     skipped: Option<Revision>,
-    /// The range exceeded its limits when it was last listed.
+    /// The range exceeded its limits since it was last listed. In every state, it only limits the warnings.
     oversized: bool,
     backoff: Backoff,
-    /// The token was refreshed since the last success.
+    /// The token was refreshed since the last success. In every state, it only limits the refreshes.
     token_refreshed: bool,
 }
 
@@ -119,6 +116,8 @@ struct LiveWatch {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum OpenedAfter {
     List,
+    /// The start of the task, with known content.
+    Start,
     Interruption,
 }
 
@@ -140,7 +139,7 @@ impl WatchTask {
         let (replica, begin) = known.map_or((None, Begin::Known), |(replica, begin)| (Some(replica), begin));
         let probes = replica.is_none().then(|| context.probes.follow());
         Self {
-            conn: Arc::clone(&context.conn),
+            client: Arc::clone(&context.client),
             range,
             publisher,
             replica,
@@ -150,8 +149,7 @@ impl WatchTask {
             probes,
             proofs: Proofs::new(Revision::default()),
             counters: Arc::clone(&context.counters),
-            opened: false,
-            begin,
+            first_watch: Some(begin),
             repeats: 0,
             silences: 0,
             skipped: None,
@@ -163,7 +161,7 @@ impl WatchTask {
 
     /// Lists and watches until the future is dropped.
     pub(crate) async fn run(mut self) {
-        let mut state = if self.replica.is_some() { State::Suspect } else { State::Unsynced };
+        let mut state = if self.replica.is_some() { State::Known } else { State::Unsynced };
         loop {
             let end = match self.step(&mut state).await {
                 Ok(next) => {
@@ -186,6 +184,7 @@ impl WatchTask {
             State::Unsynced => self.list(None).await,
             State::Resyncing(reason) => self.list(Some(*reason)).await,
             State::Listed => self.open(OpenedAfter::List).await,
+            State::Known => self.open(OpenedAfter::Start).await,
             State::Suspect => self.open(OpenedAfter::Interruption).await,
             State::Live(live) => match self.follow(live).await? {},
         }
@@ -199,7 +198,7 @@ impl WatchTask {
                 tracing::warn!("store went back, listing again");
                 count(&self.counters, Counter::StoreWentBack);
                 self.epoch = self.epoch.next();
-                self.conn.store.suspect();
+                self.client.store.suspect();
             }
             WatchEnd::Wrong(keys) => {
                 tracing::warn!(keys, "watch had missed changes, listing again");
@@ -210,7 +209,7 @@ impl WatchTask {
             WatchEnd::Oversized(error) => return self.report_oversized(error),
             // etcd 3.5 reports an expired token on a watch as a missing permission. A fresh token distinguishes them.
             WatchEnd::Broken(Failure::StaleAuthToken(_) | Failure::NoUser(_) | Failure::Denied)
-                if !self.token_refreshed && self.conn.data.refresh_token().await.is_ok() =>
+                if !self.token_refreshed && self.client.data.refresh_token().await.is_ok() =>
             {
                 self.token_refreshed = true;
             }
@@ -221,7 +220,7 @@ impl WatchTask {
 
     /// Publishes the failure. Returns the delay before the next step.
     fn report_broken(&mut self, failure: Failure) -> Duration {
-        if Defect::BrokenWatchForgotten.is_on() {
+        if DeliberateDefect::BrokenWatchForgotten.is_on() {
             return LONGEST;
         }
         let error = failure.into_error(&self.range.describe());
@@ -259,7 +258,7 @@ impl WatchTask {
             failure => WatchEnd::Broken(failure),
         })?;
         if self.replica.as_ref().is_some_and(|replica| replica.epoch == self.epoch && revision < replica.revision) {
-            return Err(LowRead::judge(&self.conn, self.seen()).await.into());
+            return Err(LowRead::judge(&self.client, self.seen()).await.into());
         }
         if self.replica.is_some() && reason.is_some() {
             count(&self.counters, Counter::WatchRelists);
@@ -270,13 +269,13 @@ impl WatchTask {
             replica.note_repair();
         }
         replica.relist(records, revision, self.epoch);
-        if Defect::ListWithoutRevision.is_on() {
+        if DeliberateDefect::ListWithoutRevision.is_on() {
             replica.revision = before;
         }
         self.publisher.publish(replica.clone(), requested);
         self.proofs = Proofs::new(revision);
         self.skipped = matches!(reason, Some(Resync::TooLarge | Resync::Silent)).then_some(revision);
-        self.audit.rest(replica.len());
+        self.audit.start_over(replica.len());
         self.oversized = false;
         self.succeeded();
         Ok(State::Listed)
@@ -286,33 +285,40 @@ impl WatchTask {
         self.replica.as_ref().map(|replica| replica.revision).unwrap_or_default()
     }
 
+    /// Returns `true` if the next watch starts at the current revision. A watch after a list starts at the revision of
+    /// that list.
+    fn starts_now(&self, opened_after: OpenedAfter) -> bool {
+        self.first_watch == Some(Begin::Now) && opened_after != OpenedAfter::List
+    }
+
     /// Opens a watch at the revision of the replica.
     async fn open(&mut self, opened_after: OpenedAfter) -> Result<State<LiveWatch>, WatchEnd> {
-        let (requested, store, begins) = (Moment::now(), self.conn.store.seen(), self.seen());
-        let known = opened_after == OpenedAfter::List || self.opened || self.begin == Begin::Known;
-        let past = known && begins > Revision::default();
-        let from = match self.begin {
-            _ if past && self.skipped != Some(begins) => begins,
-            Begin::Now if !past => Revision::default(),
-            Begin::Known | Begin::Now => begins.next(),
+        let (requested, store, begins) = (Moment::now(), self.client.store.seen(), self.seen());
+        let past = !self.starts_now(opened_after) && begins > Revision::default();
+        let from = if self.starts_now(opened_after) {
+            Revision::default()
+        } else if past && self.skipped != Some(begins) {
+            begins
+        } else {
+            begins.next()
         };
-        let from = if Defect::WatchFromTooLate.is_on() && past { from.next().next() } else { from };
+        let from = if DeliberateDefect::WatchFromTooLate.is_on() && past { from.next().next() } else { from };
         let options = WatchOptions::new().with_start_revision(signed(from)).with_progress_notify();
-        let stream = OpenWatch::open(&self.conn, &self.range, options).await.map_err(WatchEnd::Broken)?;
+        let stream = OpenWatch::open(&self.client, &self.range, options).await.map_err(WatchEnd::Broken)?;
         Ok(State::Live(LiveWatch { stream, requested, store, opened_after, begins, read: Revision::default() }))
     }
 
     /// Follows an open watch until it ends.
     async fn follow(&mut self, live: &mut LiveWatch) -> Result<Infallible, WatchEnd> {
-        let (conn, counters, range) = (Arc::clone(&self.conn), Arc::clone(&self.counters), self.range.clone());
+        let (client, counters, range) = (Arc::clone(&self.client), Arc::clone(&self.counters), self.range.clone());
         let (progress, connection) = (live.stream.progress(), live.stream.connection().clone());
         loop {
             let message = {
                 // One wait for all steps of an audit in between, because they are no sign of life of the watch.
-                let mut reading = std::pin::pin!(live.stream.next(&conn, &counters, &range));
+                let mut next_message = std::pin::pin!(live.stream.next(&client, &counters, &range));
                 loop {
                     tokio::select! {
-                        message = &mut reading => break message,
+                        message = &mut next_message => break message,
                         ready = self.audit.ready() => self.audited(ready).await?,
                         probe = next(&mut self.probes) => {
                             if self.probed(probe, &connection) == Progress::Request {
@@ -329,7 +335,7 @@ impl WatchTask {
                 self.note_open(live);
             }
             self.apply(message, live)?;
-            if self.conn.store.raise(live.store, self.seen()) == History::Unknown {
+            if self.client.store.raise(live.store, self.seen()) == History::Unknown {
                 return Err(WatchEnd::Outdated);
             }
         }
@@ -338,17 +344,18 @@ impl WatchTask {
     /// Records that etcd has accepted the watch.
     fn note_open(&mut self, live: &LiveWatch) {
         if let Some(probes) = &self.probes {
-            if live.stream.connection().answers_in_order().is_none() {
+            if live.stream.connection().progress_replies().is_none() {
                 probes.opened();
             } else if self.proofs.is_waiting() {
                 live.stream.progress().notify_one();
             }
         }
-        if !std::mem::replace(&mut self.opened, true) {
+        // The first watch may have been interrupted before it was open.
+        if self.first_watch.take().is_some() && live.opened_after != OpenedAfter::Interruption {
             return;
         }
         // The interruption of the watch may have been a restore.
-        self.conn.store.suspect();
+        self.client.store.suspect();
         if live.opened_after == OpenedAfter::Interruption {
             count(&self.counters, Counter::WatchResumes);
             self.audit.soon();
@@ -360,7 +367,7 @@ impl WatchTask {
         let Some(replica) = &self.replica else {
             return Ok(());
         };
-        match self.audit.step(ready, replica, &self.conn, &self.range) {
+        match self.audit.step(ready, replica, &self.client, &self.range) {
             Outcome::Pending => return Ok(()),
             Outcome::Compared(requested) => {
                 if let Some(requested) = requested {
@@ -369,7 +376,7 @@ impl WatchTask {
             }
             Outcome::Wrong(keys) => return Err(WatchEnd::Wrong(keys)),
             Outcome::WentBack => return Err(WatchEnd::WentBack),
-            Outcome::LowRead => match LowRead::judge(&self.conn, self.seen()).await {
+            Outcome::LowRead => match LowRead::judge(&self.client, self.seen()).await {
                 LowRead::WentBack => return Err(WatchEnd::WentBack),
                 // Stale, or of a store that went back and has reached the known revision again since. Another audit
                 // finds the difference.
@@ -387,12 +394,14 @@ impl WatchTask {
     /// such replies are ordered with the events.
     fn probed(&mut self, probe: Probe, connection: &Dialled) -> Progress {
         match self.proofs.take(probe, self.seen()) {
-            Said::Proven(sent) => self.publisher.prove(sent),
-            Said::Ahead if connection.answers_in_order() == Some(true) => return Progress::Request,
-            Said::Ahead => {}
+            ProbeVerdict::Proven(sent) => self.publisher.prove(sent),
+            ProbeVerdict::Ahead if connection.progress_replies() == Some(ProgressReplies::InOrder) => {
+                return Progress::Request;
+            }
+            ProbeVerdict::Ahead => {}
             // The store went back, or the read was stale, as those of some releases are under stress
             // (etcd-io/etcd#20418).
-            Said::Behind => self.audit.soon(),
+            ProbeVerdict::Behind => self.audit.soon(),
         }
         Progress::NotNeeded
     }
@@ -433,8 +442,8 @@ mod tests {
         for _ in 0..5 {
             fake.put("other", "v");
         }
-        let hub = &etcd.session.discovery.hub;
-        let mut reader = hub.follow_key(b"k", Some(known), written, Begin::Now).unwrap();
+        let range_watches = &etcd.session.discovery.range_watches;
+        let mut reader = range_watches.follow_key(b"k", Some(known), written, Begin::Now).unwrap();
         let first = soon("the key is read", reader.next()).await.unwrap();
         assert_eq!(first.value.len(), 1);
         fake.restore(&snapshot);
@@ -462,8 +471,8 @@ mod tests {
         let gap = Duration::from_secs(1);
         fake.misbehave(Misbehavior::LateWatch(Duration::ZERO));
         fake.misbehave(Misbehavior::LateWatch(gap));
-        let hub = &etcd.session.discovery.hub;
-        let mut reader = hub.follow_key(b"k", Some(record(lost)), lost, Begin::Now).unwrap();
+        let range_watches = &etcd.session.discovery.range_watches;
+        let mut reader = range_watches.follow_key(b"k", Some(record(lost)), lost, Begin::Now).unwrap();
         assert_eq!(soon("the key is listed", reader.next()).await.unwrap().value.len(), 1);
         tokio::time::sleep(gap / 2).await;
         fake.delete(b"k");

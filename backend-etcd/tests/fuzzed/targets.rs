@@ -54,7 +54,7 @@ fn service(namespace: &str, name: &str) -> Option<ServiceRef> {
 
 /// Runs a target on `data`: a byte with the length of the key's suffix, that suffix, the value. Returns `true` if the
 /// input was decoded.
-pub(crate) fn feed(target: &str, data: &[u8]) -> bool {
+pub(crate) fn run(target: &str, data: &[u8]) -> bool {
     let Some((_, namespace, name)) = TARGETS.iter().find(|(known, _, _)| *known == target) else {
         panic!("no target {target}");
     };

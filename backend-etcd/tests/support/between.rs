@@ -17,7 +17,7 @@ use tonic::{
 };
 use tower::{Service, ServiceExt, service_fn};
 
-use super::beside;
+use super::in_background;
 
 /// Treatment of the chosen request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub(crate) enum Fault {
     Broken,
     /// It is executed; the client receives no response.
     Silent,
+    /// It does not reach etcd; the client sees a broken connection.
+    Dropped,
     /// It reaches etcd only after [`Between::release`], whether or not the client still waits. The client receives no
     /// response.
     Held,
@@ -59,7 +61,7 @@ impl Plan {
 
 /// State that the proxy and its handlers share.
 #[derive(Debug)]
-struct Shared {
+struct ProxyState {
     etcd: Channel,
     plan: Mutex<Plan>,
     released: watch::Sender<bool>,
@@ -71,7 +73,7 @@ struct Shared {
 #[derive(Debug)]
 pub(crate) struct Between {
     pub(crate) url: String,
-    shared: Arc<Shared>,
+    state: Arc<ProxyState>,
     _serving: TaskOwner,
 }
 
@@ -79,32 +81,32 @@ impl Between {
     pub(crate) async fn start(server: &EtcdServer) -> Self {
         let etcd = Endpoint::from_shared(server.url()).unwrap().connect().await.unwrap();
         let (released, done) = (watch::Sender::new(false), watch::Sender::new(false));
-        let shared = Arc::new(Shared { etcd, plan: Mutex::default(), released, done, tasks: TaskOwner::new() });
-        let handler = Arc::clone(&shared);
+        let state = Arc::new(ProxyState { etcd, plan: Mutex::default(), released, done, tasks: TaskOwner::new() });
+        let handler = Arc::clone(&state);
         let forward = service_fn(move |request| forward(Arc::clone(&handler), request));
         let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let url = format!("http://{}", incoming.local_addr().unwrap());
         let serving = TaskOwner::new();
         let routes = Routes::from(axum::Router::new().fallback_service(forward));
         let serve = Server::builder().add_routes(routes).serve_with_incoming(incoming);
-        beside(&serving, async move { serve.await.unwrap() });
-        Self { url, shared, _serving: serving }
+        in_background(&serving, async move { serve.await.unwrap() });
+        Self { url, state, _serving: serving }
     }
 
     /// Chooses the request to spoil, counted from now on.
     pub(crate) fn spoil(&self, victim: Victim) {
-        *self.shared.plan.lock().unwrap() = Plan { victim: Some(victim), ..Plan::default() };
+        *self.state.plan.lock().unwrap() = Plan { victim: Some(victim), ..Plan::default() };
     }
 
     /// Returns `true` if the chosen request arrived.
     pub(crate) fn has_spoilt(&self) -> bool {
-        self.shared.plan.lock().unwrap().spoilt
+        self.state.plan.lock().unwrap().spoilt
     }
 
     /// Returns `true` if a request was left without a response.
     pub(crate) fn is_silent(&self) -> bool {
-        let plan = self.shared.plan.lock().unwrap();
-        plan.spoilt && plan.victim.is_some_and(|victim| victim.fault != Fault::Broken)
+        let plan = self.state.plan.lock().unwrap();
+        plan.spoilt && plan.victim.is_some_and(|victim| matches!(victim.fault, Fault::Silent | Fault::Held))
     }
 
     /// Waits until the chosen request arrives.
@@ -115,26 +117,26 @@ impl Between {
     /// Forwards the held request to etcd, and waits for the response.
     pub(crate) async fn release(&self) {
         assert!(self.has_spoilt(), "no request is held");
-        self.shared.released.send_replace(true);
+        self.state.released.send_replace(true);
         eventually("etcd has answered the request that was held", || async {
-            if *self.shared.done.borrow() { Ok(()) } else { Err("no answer") }
+            if *self.state.done.borrow() { Ok(()) } else { Err("no answer") }
         })
         .await;
     }
 }
 
 async fn forward(
-    shared: Arc<Shared>,
+    state: Arc<ProxyState>,
     request: http::Request<axum::body::Body>,
 ) -> Result<http::Response<Body>, Infallible> {
-    let fault = shared.plan.lock().unwrap().spoils(request.uri().path());
+    let fault = state.plan.lock().unwrap().spoils(request.uri().path());
     if fault == Some(Fault::Held) {
         // Reads the whole request, so that etcd receives it after its client has gone.
         let (head, body) = request.into_parts();
         let body = body.collect().await.unwrap().to_bytes();
         let request = http::Request::from_parts(head, axum::body::Body::from(body));
-        let (etcd, mut released, owner) = (shared.etcd.clone(), shared.released.subscribe(), Arc::clone(&shared));
-        beside(&shared.tasks, async move {
+        let (etcd, mut released, owner) = (state.etcd.clone(), state.released.subscribe(), Arc::clone(&state));
+        in_background(&state.tasks, async move {
             let _ = released.wait_for(|released| *released).await;
             let answer = send(etcd, request).await.unwrap().into_body().collect().await;
             answer.unwrap();
@@ -142,7 +144,10 @@ async fn forward(
         });
         return std::future::pending().await;
     }
-    let mut response = match send(shared.etcd.clone(), request).await {
+    if fault == Some(Fault::Dropped) {
+        return Ok(broken());
+    }
+    let mut response = match send(state.etcd.clone(), request).await {
         Ok(response) => response,
         Err(error) => return Ok(Status::unavailable(error.to_string()).into_http()),
     };
@@ -151,10 +156,15 @@ async fn forward(
         let _ = response.body_mut().frame().await;
     }
     match fault {
-        Some(Fault::Broken) => Ok(Status::unavailable("the connection broke").into_http()),
+        Some(Fault::Broken) => Ok(broken()),
         Some(_) => std::future::pending().await,
         None => Ok(response),
     }
+}
+
+/// Returns the response that a client sees when its connection breaks.
+fn broken() -> http::Response<Body> {
+    Status::unavailable("the connection broke").into_http()
 }
 
 async fn send(

@@ -4,6 +4,7 @@
 
 pub(crate) mod between;
 pub(crate) mod logged;
+pub(crate) mod recorder;
 
 use std::{future::Future, time::Duration};
 
@@ -107,12 +108,12 @@ pub(crate) async fn pass(time: Duration) {
 }
 
 /// Runs a task in the background of the test until the owner is dropped.
-pub(crate) fn beside(tasks: &TaskOwner, task: impl Future<Output = ()> + Send + 'static) {
+pub(crate) fn in_background(tasks: &TaskOwner, task: impl Future<Output = ()> + Send + 'static) {
     let stop = tasks.stop_signal();
     let run = async move {
         stop.run_until_cancelled_owned(task).await;
     };
-    tasks.spawn("beside", run).unwrap();
+    tasks.spawn("in the background", run).unwrap();
 }
 
 /// Random numbers from a repeatable seed: `ENLIST_SEED`, or a new one. The seed is printed, and shown when the test

@@ -1,5 +1,5 @@
 //! Raw keys and values of users. The task of [`crate::registration::registry`] keeps them, and they are watched as in
-//! [`crate::discovery::watcher`].
+//! [`crate::discovery::watcher`]. `enlist-etcd` has the same steps in its file of the same name.
 
 use std::{fmt::Write, sync::Arc};
 

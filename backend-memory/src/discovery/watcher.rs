@@ -4,15 +4,16 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use enlist::{
-    Entry, Epoch, Error, Moment, Namespace, Resolver, Revision, ServiceName, ServiceRef, Snapshot, TaskOwner, Watcher,
+    Entry, Epoch, Error, Moment, Namespace, Resolver, Revision, ServiceName, ServiceRef, ServicesWatcher, Snapshot,
+    TaskOwner, Watcher,
     backend::{Publisher, ServiceWatcher, SnapshotBuilder},
 };
 
 use crate::{
     client::MemoryClient,
-    defect::Defect,
+    deliberate_defects::DeliberateDefect,
     store::{Group, KeyChange, Kind, Record, Store},
-    watch::hub::{Link, down, up},
+    watch::shared_store::{Link, down, up},
 };
 
 /// Interval at which a watch without changes proves that its state is current.
@@ -31,17 +32,23 @@ impl Resolver for MemoryClient {
     }
 
     async fn services(&self, namespace: &Namespace) -> Result<Vec<ServiceName>, Error> {
-        self.inner.check_open()?;
-        let names = self.inner.link.ask(|store, _| store.names(Kind::Instance, namespace)).await?;
-        names.iter().map(ServiceName::parse).collect()
+        self.list_services(namespace).await
+    }
+
+    async fn watch_services(&self, namespace: &Namespace) -> Result<Box<dyn ServicesWatcher>, Error> {
+        self.follow_services(namespace)
+    }
+
+    async fn namespaces(&self) -> Result<Vec<Namespace>, Error> {
+        self.list_namespaces().await
     }
 }
 
-/// Returns the entries of a service. With [`Defect::PrefixLeaks`], also returns those of services with its name as a
-/// prefix.
-fn entries(store: &Store, group: &Group, defect: Option<Defect>) -> Vec<Arc<Entry>> {
+/// Returns the entries of a service. With [`DeliberateDefect::PrefixLeaks`], also returns those of services with its
+/// name as a prefix.
+fn entries(store: &Store, group: &Group, defect: Option<DeliberateDefect>) -> Vec<Arc<Entry>> {
     let mut groups = vec![group.clone()];
-    if defect == Some(Defect::PrefixLeaks) {
+    if defect == Some(DeliberateDefect::PrefixLeaks) {
         let names = store.names(Kind::Instance, &group.namespace).into_iter();
         let alike = names.filter(|name| name.starts_with(&*group.name) && *name != group.name);
         groups.extend(alike.map(|name| Group { name, ..group.clone() }));
@@ -62,69 +69,92 @@ pub(crate) trait WatchedState: Send + 'static {
 
 impl MemoryClient {
     fn service_state(&self, service: &ServiceRef) -> ServiceState {
-        let leaks = self.inner.link.hub().has(Defect::PrefixLeaks);
-        let defect = leaks.then_some(Defect::PrefixLeaks);
+        let leaks = self.inner.link.store().has(DeliberateDefect::PrefixLeaks);
+        let defect = leaks.then_some(DeliberateDefect::PrefixLeaks);
         ServiceState { service: service.clone(), group: Group::service(service), snapshot: None, defect }
     }
 
     /// Starts a watch and returns a reader that ends it when dropped.
     pub(crate) fn follow<S: WatchedState>(&self, state: S) -> Result<enlist::backend::Subscriber<S::Value>, Error> {
         self.inner.check_open()?;
-        let feed = Arc::new(Publisher::new());
+        let publisher = Arc::new(Publisher::new());
         let tasks = TaskOwner::new();
         let stop = tasks.stop_signal();
         let closed = self.inner.tasks.stop_signal();
-        let follower = Follower { link: self.inner.link.clone(), feed: Arc::clone(&feed), state };
+        let follower = Follower {
+            link: self.inner.link.clone(),
+            publisher: Arc::clone(&publisher),
+            state,
+            epoch: Epoch::default(),
+            progress: Progress::Unsynced,
+        };
         tasks.spawn("watch", async move {
-            let feed = Arc::clone(&follower.feed);
+            let publisher = Arc::clone(&follower.publisher);
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = closed.cancelled() => feed.close(),
+                () = closed.cancelled() => publisher.close(),
                 () = follower.run() => {}
             }
         })?;
-        Ok(feed.reader(Arc::new((tasks, self.keep_alive()))))
+        Ok(publisher.reader(Arc::new((tasks, self.keep_alive()))))
     }
 }
 
+/// Task that follows the store and publishes a state of it.
 struct Follower<S: WatchedState> {
     link: Link,
-    feed: Arc<Publisher<S::Value>>,
+    publisher: Arc<Publisher<S::Value>>,
     state: S,
+    epoch: Epoch,
+    progress: Progress,
+}
+
+/// Progress of a watch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Progress {
+    /// Nothing was published.
+    Unsynced,
+    /// The state at `revision` of an incarnation of the store was published.
+    Synced { incarnation: u64, revision: Revision },
+}
+
+/// Next step of a watch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// Publishes the content of the store for the first time.
+    List,
+    /// Publishes the content of a store that went back, under another epoch.
+    Relist,
+    /// Continues after this revision.
+    Resume(Revision),
+}
+
+/// Returns the step from `progress` while the store has this incarnation.
+fn next_step(progress: Progress, present: u64) -> Step {
+    match progress {
+        Progress::Unsynced => Step::List,
+        Progress::Synced { incarnation, .. } if incarnation != present => Step::Relist,
+        Progress::Synced { revision, .. } => Step::Resume(revision),
+    }
 }
 
 impl<S: WatchedState> Follower<S> {
     async fn run(mut self) {
-        let mut changes = self.link.hub().changes();
+        let mut changes = self.link.store().changes();
         let mut link = self.link.watch();
-        let mut seen: Option<(u64, Revision)> = None;
-        let mut epoch = Epoch::default();
-        let ages = self.link.hub().has(Defect::AgesWhileHealthy);
+        let ages = self.link.store().has(DeliberateDefect::AgesWhileHealthy);
         loop {
             if let Err(cause) = self.link.check() {
-                self.feed.stale(cause);
-                if self.link.hub().has(Defect::OutageEmptiesTheView) {
-                    self.feed.publish(self.state.relist(&Store::default(), epoch), Moment::now());
+                self.publisher.stale(cause);
+                if self.link.store().has(DeliberateDefect::OutageEmptiesTheView) {
+                    self.publisher.publish(self.state.relist(&Store::default(), self.epoch), Moment::now());
                 }
                 up(&mut link).await;
                 continue;
             }
-            let hub = Arc::clone(self.link.hub());
-            let blind = hub.has(Defect::BlindToWipes);
+            let shared = Arc::clone(self.link.store());
             let now = Moment::now();
-            hub.with(|store, _| {
-                let incarnation = store.incarnation();
-                let went_back = !blind && seen.is_some_and(|(before, _)| before != incarnation);
-                if went_back {
-                    epoch = epoch.next();
-                }
-                let after = seen.filter(|_| !went_back).map(|(_, revision)| revision);
-                self.catch_up(store, after, epoch, now);
-                seen = Some((
-                    incarnation,
-                    seen.filter(|_| blind).map_or(store.revision(), |(_, r)| r.max(store.revision())),
-                ));
-            });
+            shared.with(|store, _| self.catch_up(store, now));
             tokio::select! {
                 () = changes.next() => {}
                 () = down(&mut link) => {}
@@ -133,15 +163,37 @@ impl<S: WatchedState> Follower<S> {
         }
     }
 
-    /// Publishes the state of the store, derived from the changes after `seen` if the history still contains them.
-    fn catch_up(&mut self, store: &Store, seen: Option<Revision>, epoch: Epoch, now: Moment) {
-        let skips = self.link.hub().has(Defect::SkipsOverCompaction);
-        let value = match (seen, seen.and_then(|seen| store.changes_after(seen))) {
-            (Some(_), Some(mut changes)) => self.state.apply(store, &mut changes),
-            (Some(_), None) if skips => self.state.apply(store, &mut std::iter::empty()),
-            _ => self.state.relist(store, epoch),
+    /// Publishes the state of the store, derived from the changes since the last step if the history still contains
+    /// them.
+    fn catch_up(&mut self, store: &Store, now: Moment) {
+        if let Progress::Synced { incarnation, .. } = &mut self.progress
+            && self.link.store().has(DeliberateDefect::BlindToWipes)
+        {
+            *incarnation = store.incarnation();
+        }
+        let step = next_step(self.progress, store.incarnation());
+        if step == Step::Relist {
+            self.epoch = self.epoch.next();
+        }
+        let value = match step {
+            Step::List | Step::Relist => self.state.relist(store, self.epoch),
+            Step::Resume(after) => match store.changes_after(after) {
+                Some(mut changes) => self.state.apply(store, &mut changes),
+                None if self.link.store().has(DeliberateDefect::SkipsOverCompaction) => {
+                    self.state.apply(store, &mut std::iter::empty())
+                }
+                None => self.state.relist(store, self.epoch),
+            },
         };
-        self.feed.publish(value, now);
+        self.publisher.publish(value, now);
+        let reached = match self.progress {
+            // A store that was wiped has a lower revision.
+            Progress::Synced { revision, .. } if self.link.store().has(DeliberateDefect::BlindToWipes) => {
+                revision.max(store.revision())
+            }
+            Progress::Unsynced | Progress::Synced { .. } => store.revision(),
+        };
+        self.progress = Progress::Synced { incarnation: store.incarnation(), revision: reached };
     }
 }
 
@@ -149,7 +201,7 @@ struct ServiceState {
     service: ServiceRef,
     group: Group,
     snapshot: Option<SnapshotBuilder>,
-    defect: Option<Defect>,
+    defect: Option<DeliberateDefect>,
 }
 
 impl WatchedState for ServiceState {
@@ -180,5 +232,18 @@ impl WatchedState for ServiceState {
             snapshot.advance(store.revision(), snapshot.snapshot().epoch());
         }
         self.snapshot.insert(snapshot).build()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watch_resumes_until_the_store_goes_back() {
+        let synced = Progress::Synced { incarnation: 1, revision: Revision::new(5) };
+        assert_eq!(next_step(Progress::Unsynced, 1), Step::List);
+        assert_eq!(next_step(synced, 1), Step::Resume(Revision::new(5)));
+        assert_eq!(next_step(synced, 2), Step::Relist);
     }
 }

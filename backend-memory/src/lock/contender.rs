@@ -9,9 +9,9 @@ use std::{
 };
 
 use enlist::{
-    BackoffPolicy, Error, FencingToken, LockMode, Loss, Moment, Released, Revision,
+    BackoffPolicy, Error, FencingToken, LockMode, Loss, Moment, Released, Revision, SemaphoreOptions,
     backend::{
-        LeasePurpose, LeaseState, OwnerHandle, Proclamation, QueueEntry, QueuePosition,
+        LeasePurpose, LeaseState, OwnerHandle, PermitState, Proclamation, QueueEntry, QueuePosition,
         contender::{Acquisition, Caller, Grant, HolderEvent, JoinFailure, LeaveReason, QueueProtocol, Turn, Wanted},
         lease_changed, queue_position,
     },
@@ -21,10 +21,10 @@ use tokio::sync::watch;
 
 use crate::{
     client::Inner,
-    defect::Defect,
+    deliberate_defects::DeliberateDefect,
     session::lease::Lease,
     store::{Group, Key, Kind, Record, Refusal, Store, Value},
-    watch::hub::{Changes, up},
+    watch::shared_store::{Changes, up},
 };
 
 /// Distinguishes the keys of the entries of this process; the lease distinguishes those of different clients.
@@ -34,6 +34,8 @@ static NEXT_ENTRY: AtomicU64 = AtomicU64::new(1);
 pub(super) struct Contender {
     pub(super) client: Arc<Inner>,
     pub(super) acquisition: Acquisition,
+    /// Options of an acquisition of permits; `None` for a lock or an election.
+    semaphore: Option<SemaphoreOptions>,
     changes: Changes,
 }
 
@@ -48,6 +50,10 @@ pub(super) struct Queued {
 }
 
 impl Queued {
+    pub(super) fn token(&self) -> FencingToken {
+        self.token
+    }
+
     pub(super) fn lease_states(&self) -> watch::Receiver<LeaseState> {
         self.lease.state()
     }
@@ -58,11 +64,13 @@ pub(super) fn token(record: &Record) -> FencingToken {
 }
 
 /// Position of an entry in the store.
-enum Position {
+pub(super) enum Position {
     Holder,
     /// The entry has its turn, but the delay for the holders that left these marks is running.
     Delayed(Vec<Key>),
     Behind(Key),
+    /// The entry waits for permits of a semaphore.
+    Waiting,
     Absent,
 }
 
@@ -85,18 +93,24 @@ impl QueueProtocol for Contender {
         let mut link = self.client.link.watch();
         let mut before: Option<Key> = None;
         loop {
-            let position = self.position(entry, before.as_ref()).await;
+            let position = match &self.semaphore {
+                None => self.position(entry, before.as_ref()).await,
+                Some(options) => self.take_permits(entry, options).await,
+            };
             if position.is_ok() {
                 self.acquisition.trouble.clear();
             }
             match position {
                 Ok(Position::Holder) => return Ok(Turn::Granted),
                 Ok(Position::Absent) => return Err(Error::LeaseLost),
-                Ok(Position::Behind(_) | Position::Delayed(_)) if !self.acquisition.wanted.waits() => {
+                Ok(Position::Behind(_) | Position::Waiting | Position::Delayed(_))
+                    if !self.acquisition.wanted.waits() =>
+                {
                     return Ok(Turn::NotGranted);
                 }
+                Ok(Position::Waiting) => {}
                 Ok(Position::Behind(key)) => before = Some(key),
-                Ok(Position::Delayed(left)) => return self.wait_out(entry, &left).await,
+                Ok(Position::Delayed(marks)) => return self.wait_out(entry, &marks).await,
                 Err(error) if !self.acquisition.wanted.waits() => return Err(error),
                 Err(error) => self.acquisition.trouble.note(error),
             }
@@ -113,7 +127,7 @@ impl QueueProtocol for Contender {
     fn grant(&mut self, entry: &mut Queued) -> Option<Grant> {
         let sent = entry.lease.renewed()?;
         entry.holding = Some(entry.lease.state());
-        let constant = self.client.link.hub().has(Defect::ConstantTokens);
+        let constant = self.client.link.store().has(DeliberateDefect::ConstantTokens);
         let token = if constant { FencingToken::new(1) } else { entry.token };
         Some(Grant { sent, ttl: entry.lease.ttl(), token, source: Arc::clone(&self.client) as OwnerHandle })
     }
@@ -125,11 +139,11 @@ impl QueueProtocol for Contender {
         let mut link: watch::Receiver<_> = client.link.watch();
         loop {
             let cut = client.link.check().is_err();
-            if !client.link.hub().has(Defect::BlindToLoss)
+            if !client.link.store().has(DeliberateDefect::BlindToLoss)
                 && !cut
-                && client.link.hub().with(|store, _| store.get(key).is_none())
+                && client.link.store().with(|store, _| store.get(key).is_none())
             {
-                if client.link.hub().has(Defect::NoticesLossLate) {
+                if client.link.store().has(DeliberateDefect::NoticesLossLate) {
                     tokio::time::sleep(Duration::from_secs(2)).await;
                 }
                 return HolderEvent::Lost(Loss::KeyGone);
@@ -158,40 +172,52 @@ impl QueueProtocol for Contender {
     fn proclaimed(&mut self, _: &mut Queued, _: Option<Revision>) {}
 
     async fn leave(&mut self, entry: &mut Queued, reason: LeaveReason) -> Released {
-        if reason == LeaveReason::CallerGone && self.client.link.hub().has(Defect::LeavesWaiters) {
+        if reason == LeaveReason::CallerGone && self.client.link.store().has(DeliberateDefect::LeavesWaiters) {
             return std::future::pending().await;
         }
         self.remove(entry, reason).await
     }
 
-    fn left(&mut self, _: Queued) {}
+    fn entry_removed(&mut self, _: Queued) {}
 
     fn age(&self, entry: &Queued) -> Duration {
         entry.joined.elapsed()
     }
 
     fn gives_up_lost_lock(&self) -> bool {
-        !self.client.link.hub().has(Defect::BlindToLoss)
+        !self.client.link.store().has(DeliberateDefect::BlindToLoss)
     }
 }
 
 impl Contender {
     pub(super) fn new(client: &Arc<Inner>, acquisition: Acquisition) -> Self {
-        Self { client: Arc::clone(client), changes: client.link.hub().changes(), acquisition }
+        Self { client: Arc::clone(client), changes: client.link.store().changes(), acquisition, semaphore: None }
+    }
+
+    pub(super) fn of_semaphore(client: &Arc<Inner>, acquisition: Acquisition, options: SemaphoreOptions) -> Self {
+        Self { semaphore: Some(options), ..Self::new(client, acquisition) }
     }
 
     fn group(&self) -> Group {
         let kind = match self.acquisition.wanted {
+            _ if self.semaphore.is_some() => Kind::Semaphore,
             Wanted::Lock | Wanted::FreeLock => Kind::Lock,
             Wanted::Leadership(_) => Kind::Election,
         };
-        Group::line(kind, &self.acquisition.name)
+        Group::queue(kind, &self.acquisition.name)
     }
 
     /// Returns the value of the entry, and of its mark.
     pub(super) fn value(&self) -> Value {
+        if let Some(options) = &self.semaphore {
+            return Value::PermitEntry { permits: options.permits, state: PermitState::Waiting };
+        }
         let Acquisition { wanted, options, .. } = &self.acquisition;
-        Value::QueueEntry { mode: options.mode, text: wanted.text().to_owned() }
+        let text = match wanted {
+            Wanted::Leadership(value) => value.clone(),
+            Wanted::Lock | Wanted::FreeLock => self.client.process.clone(),
+        };
+        Value::QueueEntry { mode: options.mode, text }
     }
 
     /// Creates an entry. While the caller waits, repeats this until the store answers.
@@ -224,7 +250,7 @@ impl Contender {
         let created = link.ask(|store, _| store.put(&key, None, self.value(), Some(lease.id()))).await?;
         // The key is new, so the lease is gone.
         let created = created.map_err(|_| {
-            lease.condemn();
+            lease.mark_gone();
             Error::LeaseLost
         })?;
         Ok(Queued { key, token: FencingToken::new(created.get()), lease, joined: Moment::now(), holding: None })
@@ -232,8 +258,8 @@ impl Contender {
 
     /// Reads the position of the entry, and takes the lock if it is the first and no delay is running.
     async fn position(&self, entry: &Queued, before: Option<&Key>) -> Result<Position, Error> {
-        let grants_to_anyone = self.client.link.hub().has(Defect::GrantsToAnyone);
-        let ignores_delay = self.client.link.hub().has(Defect::IgnoresLockDelay);
+        let grants_to_anyone = self.client.link.store().has(DeliberateDefect::GrantsToAnyone);
+        let ignores_delay = self.client.link.store().has(DeliberateDefect::IgnoresLockDelay);
         let read = |store: &mut Store, now| {
             if store.get(&entry.key).is_none() {
                 return Position::Absent;
@@ -243,7 +269,7 @@ impl Contender {
             }
             let queue = store.range(&entry.key.group).filter_map(|(_, record)| match record.value {
                 Value::QueueEntry { mode, .. } => Some(QueueEntry { token: token(record), mode }),
-                Value::Instance { .. } | Value::Raw(_) => None,
+                _ => None,
             });
             match queue_position(queue, entry.token) {
                 QueuePosition::Behind(other) if !grants_to_anyone => {
@@ -252,12 +278,12 @@ impl Contender {
                 }
                 QueuePosition::Absent => Position::Absent,
                 _ => {
-                    let left = self.left_behind(store, now, entry);
-                    let delayed = !left.is_empty()
+                    let marks = self.delaying_marks(store, now, entry);
+                    let delayed = !marks.is_empty()
                         || before.is_some_and(|key| lease_expired(store, key))
                             && !self.acquisition.options.lock_delay.is_zero();
                     if delayed && !ignores_delay {
-                        return Position::Delayed(left);
+                        return Position::Delayed(marks);
                     }
                     self.put_mark(store, entry, &[]);
                     Position::Holder

@@ -21,12 +21,12 @@ impl Election for MemoryClient {
 
     async fn leader(&self, name: &LockName) -> Result<Option<Leader>, Error> {
         self.inner.check_open()?;
-        let group = Group::line(Kind::Election, name);
+        let group = Group::queue(Kind::Election, name);
         self.inner.link.ask(|store, _| leader(store, &group)).await
     }
 
     async fn observe(&self, name: &LockName) -> Result<LeaderWatcher, Error> {
-        let state = LeaderState { group: Group::line(Kind::Election, name) };
+        let state = LeaderState { group: Group::queue(Kind::Election, name) };
         Ok(leader_watcher(self.follow(state)?))
     }
 }

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::contender::{Contender, Queued};
 use crate::{
     store::{Group, Key, Kind, Record, Store, Value},
-    watch::hub::up,
+    watch::shared_store::up,
 };
 
 impl Contender {
@@ -27,15 +27,15 @@ impl Contender {
             Wanted::Lock | Wanted::FreeLock => Kind::LockMark,
             Wanted::Leadership(_) => Kind::ElectionMark,
         };
-        Key { group: Group::line(kind, &self.acquisition.name), member: Arc::clone(&entry.key.member) }
+        Key { group: Group::queue(kind, &self.acquisition.name), member: Arc::clone(&entry.key.member) }
     }
 
-    /// With a `lock_delay`, marks the entry as the holder's, and removes the marks `left` by earlier holders.
-    pub(super) fn put_mark(&self, store: &mut Store, entry: &Queued, left: &[Key]) {
+    /// With a `lock_delay`, marks the entry as the holder's, and removes the marks `delaying` of earlier holders.
+    pub(super) fn put_mark(&self, store: &mut Store, entry: &Queued, delaying: &[Key]) {
         if self.acquisition.options.lock_delay.is_zero() {
             return;
         }
-        for key in left {
+        for key in delaying {
             // It may have expired.
             let _ = store.delete(key, |_| true);
         }
@@ -45,7 +45,7 @@ impl Contender {
 
     /// Returns the marks of holders that did not release and that exclude `entry`, which is the first. The marks expire
     /// with the delay, so the delay continues if this contender gives up.
-    pub(super) fn left_behind(&self, store: &mut Store, now: Instant, entry: &Queued) -> Vec<Key> {
+    pub(super) fn delaying_marks(&self, store: &mut Store, now: Instant, entry: &Queued) -> Vec<Key> {
         let options = &self.acquisition.options;
         if options.lock_delay.is_zero() {
             return Vec::new();
@@ -53,23 +53,23 @@ impl Contender {
         let own = self.mark(entry);
         let excludes = |(_, record): &(&Key, &Record)| match record.value {
             Value::QueueEntry { mode, .. } => mode.excludes(options.mode),
-            Value::Instance { .. } | Value::Raw(_) => false,
+            _ => false,
         };
-        let left = store.range(&own.group).filter(excludes).map(|(key, record)| (key.clone(), record.clone()));
-        let left: Vec<(Key, Record)> = left.collect();
+        let delaying = store.range(&own.group).filter(excludes).map(|(key, record)| (key.clone(), record.clone()));
+        let delaying: Vec<(Key, Record)> = delaying.collect();
         let unleased = |(_, record): &&(Key, Record)| record.lease.is_none();
-        if left.iter().any(|mark| unleased(&mark)) {
+        if delaying.iter().any(|mark| unleased(&mark)) {
             let lease = store.grant(options.lock_delay, now);
-            for (key, record) in left.iter().filter(unleased) {
+            for (key, record) in delaying.iter().filter(unleased) {
                 // It was read under the same lock.
                 let _ = store.put(key, Some(record.modified), record.value.clone(), Some(lease));
             }
         }
-        left.into_iter().map(|(key, _)| key).collect()
+        delaying.into_iter().map(|(key, _)| key).collect()
     }
 
-    /// Waits for the delay, then takes the lock and removes the marks `left` by earlier holders.
-    pub(super) async fn wait_out(&mut self, entry: &Queued, left: &[Key]) -> Result<Turn, Error> {
+    /// Waits for the delay, then takes the lock and removes the marks `delaying` of earlier holders.
+    pub(super) async fn wait_out(&mut self, entry: &Queued, delaying: &[Key]) -> Result<Turn, Error> {
         let mut lease = entry.lease_states();
         let lost = async { while !matches!(lease_changed(&mut lease).await, LeaseState::Lost) {} };
         tokio::select! {
@@ -80,7 +80,7 @@ impl Contender {
         loop {
             let take = |store: &mut Store, _| {
                 store.get(&entry.key)?;
-                self.put_mark(store, entry, left);
+                self.put_mark(store, entry, delaying);
                 Some(())
             };
             match self.client.link.ask(take).await {

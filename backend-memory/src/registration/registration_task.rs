@@ -1,7 +1,7 @@
 //! Task of one registration: compares the desired state with the store's, without end.
 //!
 //! The flow is that of [`enlist::backend::registration_flow`], and [`enlist::backend::reconcile`] decides. This file
-//! contains the requests and the waits.
+//! contains the requests and the waits. `enlist-etcd` has more of them: there a failed request may be applied later.
 
 use std::{
     sync::Arc,
@@ -11,22 +11,19 @@ use std::{
 use enlist::{
     Backoff, Deregistered, Error, InstanceId, LeaseChoice, LeaseId, RegisterOptions, RegistrationState, Revision,
     backend::{
-        Claim, Desired, Goal, KeyClaims, LeasePurpose, LeaseState, LeaseTerms, Observations, RawCell,
-        RegistrationDriver, audit_due, gives_up_after, lease_changed,
+        Claim, Desired, Goal, KeyClaims, LeasePurpose, LeaseState, LeaseTerms, Observations, PERMANENT_ERROR_RETRY,
+        RawCell, RegistrationDriver, audit_due, gives_up_after, lease_changed,
         reconcile::{self, Entitlement, Found, Mine, Step},
-        registration_flow::{
-            PERMANENT_ERROR_RETRY, RegistrationSteps, RemovalSteps, StepOutcome, Waited, observe,
-            remove_until_confirmed,
-        },
+        registration_flow::{RegistrationSteps, RemovalSteps, StepOutcome, Waited, observe, remove_until_confirmed},
     },
 };
 
 use crate::{
     client::Inner,
-    defect::Defect,
+    deliberate_defects::DeliberateDefect,
     session::lease::{self, Lease},
     store::{Departure, Key, Record, Refusal, Store, Value},
-    watch::hub::{Changes, up},
+    watch::shared_store::{Changes, up},
 };
 
 /// Task of one registration.
@@ -47,7 +44,8 @@ pub(super) struct RegistrationTask {
     stored: Option<Value>,
     /// Revision of that write.
     written: Revision,
-    /// Another registration of this client has held the key since.
+    /// Another registration of this client has held the key since. A flag, because it outlasts the claims and the
+    /// states of the flow, up to the next comparison.
     gave_way: bool,
 }
 
@@ -70,7 +68,7 @@ impl RegistrationTask {
         options: RegisterOptions,
     ) -> Self {
         Self {
-            changes: client.link.hub().changes(),
+            changes: client.link.store().changes(),
             backoff: options.backoff.start(),
             lease: None,
             mine: None,
@@ -90,7 +88,7 @@ impl RegistrationTask {
     fn found(&self, record: &Record) -> Found {
         let (owner, term) = match &record.value {
             Value::Instance { owner, term, .. } => (owner.clone(), Some(*term)),
-            Value::QueueEntry { .. } | Value::Raw(_) => (None, None),
+            _ => (None, None),
         };
         let Record { created, modified, lease, .. } = *record;
         Found { created, modified, lease, owner, term, own: self.is_own(record) }
@@ -135,7 +133,7 @@ impl RegistrationTask {
             None => Value::Instance { instance: Arc::clone(instance), owner: self.options.owner.clone(), term },
         };
         let written = value.clone();
-        let under = (!(self.defect(Defect::UpdateLosesTheLease) && *generation > 1)).then_some(lease.id());
+        let under = (!(self.defect(DeliberateDefect::UpdateLosesTheLease) && *generation > 1)).then_some(lease.id());
         let outcome = self.client.link.ask(|store, _| {
             let revision = store.put(&self.key, found.map(|found| found.modified), value, under)?;
             let created = store.get(&self.key).map(|record| record.created);
@@ -161,7 +159,7 @@ impl RegistrationTask {
     /// Records that the store does not know the lease. A given lease is never replaced.
     fn lease_lost(&mut self, lease: &Lease) -> Error {
         if !matches!(self.options.lease, LeaseChoice::Given(_)) {
-            lease.condemn();
+            lease.mark_gone();
             self.lease = None;
         }
         Error::LeaseLost
@@ -190,10 +188,10 @@ impl RegistrationTask {
     /// Returns `true` if the key is as this registration wrote it, as far as can be seen. If so, reports it as
     /// registered.
     fn is_intact(&self) -> bool {
-        if self.defect(Defect::NeverReregisters) || self.client.link.check().is_err() {
+        if self.defect(DeliberateDefect::NeverReregisters) || self.client.link.check().is_err() {
             return true;
         }
-        let record = self.client.link.hub().with(|store, _| store.get(&self.key).cloned());
+        let record = self.client.link.store().with(|store, _| store.get(&self.key).cloned());
         let intact = record.as_ref().filter(|record| self.is_own(record));
         if let Some(record) = intact {
             self.driver.report(RegistrationState::Registered { revision: record.modified });
@@ -214,8 +212,8 @@ impl RegistrationTask {
         self.driver.goal() == Goal::Absent && !self.entitlement.is_stored()
     }
 
-    fn defect(&self, defect: Defect) -> bool {
-        self.client.link.hub().has(defect)
+    fn defect(&self, defect: DeliberateDefect) -> bool {
+        self.client.link.store().has(defect)
     }
 }
 
@@ -270,7 +268,7 @@ impl RegistrationSteps for RegistrationTask {
         let (mine, entitlement) = (self.mine, self.entitlement);
         let mut step =
             reconcile::step(found.as_ref(), mine, entitlement, lease.id(), desired.generation, &self.options);
-        if self.defect(Defect::OverwritesForeignKeys) {
+        if self.defect(DeliberateDefect::OverwritesForeignKeys) {
             step = found.as_ref().map_or(Step::Create, |found| Step::Replace { modified: found.modified });
         }
         if let (Step::Observe { lease }, Some(found)) = (&step, &found) {
@@ -314,7 +312,7 @@ impl RegistrationSteps for RegistrationTask {
                 () = claim.superseded() => return Waited::Superseded,
                 () = self.driver.changed() => return Waited::Due,
                 changed = lease_changed(&mut state) => match changed {
-                    LeaseState::Lost if self.defect(Defect::NeverReregisters) => {}
+                    LeaseState::Lost if self.defect(DeliberateDefect::NeverReregisters) => {}
                     LeaseState::Lost | LeaseState::Retired => {
                         self.driver.report(RegistrationState::Reregistering { cause: Error::LeaseLost });
                         return Waited::Due;
@@ -338,7 +336,7 @@ impl RegistrationSteps for RegistrationTask {
                 () = claim.superseded() => return Waited::Superseded,
                 () = self.driver.unwanted() => return Waited::Due,
                 () = self.changes.next() => {
-                    let taken = self.client.link.hub().with(|store, _| store.get(&self.key).is_some());
+                    let taken = self.client.link.store().with(|store, _| store.get(&self.key).is_some());
                     if !taken {
                         return Waited::Due;
                     }
@@ -412,7 +410,7 @@ impl RegistrationSteps for RegistrationTask {
 
 impl RemovalSteps for RegistrationTask {
     async fn try_remove(&mut self) -> Result<Deregistered, Error> {
-        let unguarded = self.defect(Defect::DeletesUnguarded);
+        let unguarded = self.defect(DeliberateDefect::DeletesUnguarded);
         let owner = self.options.owner.as_deref().filter(|_| self.may_have_a_leftover());
         let is_leftover = |record: &Record| {
             // A newer value was written after the claim of this registration.
@@ -421,7 +419,7 @@ impl RemovalSteps for RegistrationTask {
         };
         let guard = |record: &Record| unguarded || self.is_own(record) || is_leftover(record);
         let nothing = self.mine.is_none() && owner.is_none();
-        if nothing && !unguarded || self.defect(Defect::DropLeavesTheInstance) {
+        if nothing && !unguarded || self.defect(DeliberateDefect::DropLeavesTheInstance) {
             return Ok(Deregistered::AlreadyGone);
         }
         let removed = self.client.link.ask(|store, _| store.leave(&self.key, guard)).await?;

@@ -1,4 +1,5 @@
 //! Lease that a user requested, built on one of the client's. Its task renews and revokes it, see `lease_task.rs`.
+//! Compare `enlist-etcd`'s file of the same name: there the outcome of a revocation can be unknown.
 
 use std::{sync::Arc, time::Duration};
 

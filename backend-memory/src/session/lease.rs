@@ -1,4 +1,6 @@
-//! One lease and its use by a key. `leases.rs` grants it and hands it out, `lease_task.rs` renews it.
+//! One lease and its use by a key. `leases.rs` grants it and hands it out, `lease_task.rs` renews it. Compare
+//! `enlist-etcd`'s file of the same name, which also retires leases. [`KeptLease`] exists in both on purpose: a common
+//! part would need a line in both for each of its methods.
 
 use std::{
     sync::{
@@ -26,7 +28,7 @@ pub(crate) struct KeptLease {
     state: watch::Receiver<LeaseState>,
     signals: LeaseSignals,
     /// The store has reported that the lease is gone.
-    condemned: AtomicBool,
+    known_gone: AtomicBool,
 }
 
 /// Signals from the holders of a lease to its task.
@@ -45,7 +47,7 @@ impl KeptLease {
         state: watch::Receiver<LeaseState>,
         signals: &LeaseSignals,
     ) -> Arc<Self> {
-        Arc::new(Self { id, ttl, state, signals: signals.clone(), condemned: AtomicBool::new(false) })
+        Arc::new(Self { id, ttl, state, signals: signals.clone(), known_gone: AtomicBool::new(false) })
     }
 
     pub(crate) fn id(&self) -> LeaseId {
@@ -66,12 +68,12 @@ impl KeptLease {
     }
 
     pub(crate) fn is_lost(&self) -> bool {
-        self.condemned.load(Ordering::Acquire) || matches!(*self.state.borrow(), LeaseState::Lost)
+        self.known_gone.load(Ordering::Acquire) || matches!(*self.state.borrow(), LeaseState::Lost)
     }
 
     /// Records that the store does not know the lease. It is no longer handed out.
-    pub(crate) fn condemn(&self) {
-        self.condemned.store(true, Ordering::Release);
+    pub(crate) fn mark_gone(&self) {
+        self.known_gone.store(true, Ordering::Release);
     }
 
     /// Stops the renewals and leaves the lease to run out.

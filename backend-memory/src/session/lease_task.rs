@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use crate::{
     session::lease::LeaseSignals,
-    watch::hub::{Link, up},
+    watch::shared_store::{Link, up},
 };
 
 /// Task of one lease.

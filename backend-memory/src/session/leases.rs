@@ -3,10 +3,9 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
-use enlist::backend::MutexExt as _;
 use enlist::{
     Error, Moment, TaskOwner,
-    backend::{LeasePools, LeasePurpose, LeaseState, LeaseTerms},
+    backend::{LeasePools, LeasePurpose, LeaseState, LeaseTerms, MutexExt as _},
 };
 use tokio::{sync::watch, time::Instant};
 
@@ -16,7 +15,7 @@ use crate::{
         lease_task::LeaseTask,
     },
     store::Store,
-    watch::hub::Link,
+    watch::shared_store::Link,
 };
 
 #[derive(Debug, Default)]

@@ -1,3 +1,3 @@
-//! Delivery of changes of the store to watchers. Read `hub.rs`, the only file.
+//! Delivery of changes of the store to watchers. Read `shared_store.rs`, the only file.
 
-pub(crate) mod hub;
+pub(crate) mod shared_store;

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use enlist::{Directory, Policy, ServiceRef};
+use enlist::{Directory, PickPolicy, ServiceRef};
 use enlist_bench::{measure::Result, world::range};
 use enlist_etcd::Etcd;
 use etcd_client::{Client, GetOptions};
@@ -30,7 +30,7 @@ async fn ours(url: &str, service: &ServiceRef) -> Result<String> {
     let etcd = Etcd::builder([url]).build()?;
     let view = Directory::new(Arc::new(etcd)).view(service);
     view.ready().await?;
-    Ok(view.picker(Policy::RoundRobin).pick()?.instance().id().to_string())
+    Ok(view.picker(PickPolicy::RoundRobin).pick()?.instance().id().to_string())
 }
 
 async fn raw(url: &str, service: &ServiceRef) -> Result<String> {

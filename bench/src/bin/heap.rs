@@ -7,7 +7,7 @@
 
 use std::{alloc::System, sync::Arc};
 
-use enlist::{Directory, Policy, ServiceRef};
+use enlist::{Directory, PickPolicy, ServiceRef};
 use enlist_bench::{measure::Result, scenarios::pick};
 use enlist_etcd::Etcd;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
@@ -41,7 +41,7 @@ async fn sync(url: &str, service: &str) -> Result {
 async fn picks() -> Result {
     let view = pick::view(pick::INSTANCES).await?;
     let mut allocations = 0;
-    for policy in [Policy::Random, Policy::RoundRobin, Policy::Weighted, Policy::ConsistentHash] {
+    for policy in [PickPolicy::Random, PickPolicy::RoundRobin, PickPolicy::Weighted, PickPolicy::ConsistentHash] {
         let mut picker = view.picker(policy);
         picker.pick()?;
         let round = || {

@@ -6,10 +6,13 @@
 
 use std::hint::black_box;
 
-use enlist::{Policy, ServiceRef};
+use enlist::{PickPolicy, ServiceRef};
 use enlist_bench::{
     measure::Result,
-    scenarios::pick::{self, Shared},
+    scenarios::{
+        grpc::{self, Side},
+        pick::{self, SharedList},
+    },
     world::{instance, pair},
 };
 use enlist_etcd::{
@@ -26,12 +29,12 @@ async fn main() -> Result {
     let often: u64 = often.parse()?;
     match path.as_str() {
         "pick-shared" => {
-            let shared = Shared::of(&pick::view(pick::INSTANCES).await?)?;
-            (0..often).for_each(|_| drop(black_box(shared.pick())));
+            let list = SharedList::of(&pick::view(pick::INSTANCES).await?)?;
+            (0..often).for_each(|_| drop(black_box(list.pick())));
         }
-        "pick-round-robin" => picks(Policy::RoundRobin, often).await?,
-        "pick-weighted" => picks(Policy::Weighted, often).await?,
-        "pick-hash" => picks(Policy::ConsistentHash, often).await?,
+        "pick-round-robin" => picks(PickPolicy::RoundRobin, often).await?,
+        "pick-weighted" => picks(PickPolicy::Weighted, often).await?,
+        "pick-hash" => picks(PickPolicy::ConsistentHash, often).await?,
         "encode" => {
             let (layout, service, instance) = (Native::default(), ServiceRef::parse("hot")?, instance(7)?);
             for _ in 0..often {
@@ -52,6 +55,8 @@ async fn main() -> Result {
                 black_box(layout.decode_like(&like, &service, &key, &value).map_err(|skip| format!("{skip:?}"))?);
             }
         }
+        "call-plain" => calls(Side::Plain, often).await?,
+        "call" => calls(Side::Ours, often).await?,
         "json" => {
             let (_, value) = pair(&ServiceRef::parse("hot")?, 7, 100)?;
             for _ in 0..often {
@@ -63,11 +68,16 @@ async fn main() -> Result {
     Ok(())
 }
 
-async fn picks(policy: Policy, often: u64) -> Result {
+async fn picks(policy: PickPolicy, often: u64) -> Result {
     let view = pick::view(pick::INSTANCES).await?;
     let mut picker = view.picker(policy);
     for key in 0..often {
         pick::pick(&mut picker, policy, key);
     }
     Ok(())
+}
+
+async fn calls(side: Side, often: u64) -> Result {
+    // Calls have runtimes of their own.
+    tokio::task::spawn_blocking(move || grpc::calls(side, often)).await?
 }

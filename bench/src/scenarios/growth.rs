@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use enlist::{Directory, Moment, Policy, Resolver, ServiceRef};
+use enlist::{Directory, Moment, PickPolicy, Resolver, ServiceRef};
 use etcd_client::Txn;
 use tokio::task::JoinSet;
 
@@ -64,8 +64,8 @@ async fn instances(report: &mut Report) -> Result {
         let view = Directory::new(Arc::new(ours.clone())).view(&service);
         view.ready().await?;
         for (what, policy) in [
-            ("picker's list built anew by instances", Policy::RoundRobin),
-            ("picker's ring built anew by instances", Policy::ConsistentHash),
+            ("picker's list built anew by instances", PickPolicy::RoundRobin),
+            ("picker's ring built anew by instances", PickPolicy::ConsistentHash),
         ] {
             let mut times = Vec::new();
             for _ in 0..9 {
@@ -118,12 +118,12 @@ async fn watchers(report: &mut Report) -> Result {
     for count in [1, 10, 100, 1000] {
         let ours = world.ours().await?;
         let requests = world.requests().await?;
-        let (told, mut news) = tokio::sync::mpsc::channel(count);
+        let (changed, mut news) = tokio::sync::mpsc::channel(count);
         let mut tasks = JoinSet::new();
         for _ in 0..count {
-            let (mut watcher, told) = (ours.watch(&service).await?, told.clone());
+            let (mut watcher, changed) = (ours.watch(&service).await?, changed.clone());
             watcher.next().await?;
-            tasks.spawn(async move { while watcher.next().await.is_ok() && told.send(()).await.is_ok() {} });
+            tasks.spawn(async move { while watcher.next().await.is_ok() && changed.send(()).await.is_ok() {} });
         }
         let opened = world.requests().await? - requests;
         table.add(report, "requests to open watches of one service by watchers", "", count, opened);

@@ -59,6 +59,33 @@ pub(crate) async fn run(report: &mut Report) -> Result {
     Ok(())
 }
 
+/// Side of the comparison.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum Side {
+    /// The channel of `enlist-grpc`.
+    Ours,
+    /// A plain channel of tonic.
+    Plain,
+}
+
+/// Makes calls with an empty name, one after the other, for the program `hot`.
+///
+/// # Errors
+///
+/// If the channel is not ready in time, or a call fails.
+pub fn calls(side: Side, often: u64) -> Result {
+    let servers = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let clients = Builder::new_current_thread().enable_all().build()?;
+    let world = servers.block_on(World::start())?;
+    clients.block_on(async {
+        match side {
+            Side::Ours => one_by_one(ready(&world.view("one", &world.quick[..1]).await?, 1).await?, often).await,
+            Side::Plain => one_by_one(world.plain()?.connect().await?, often).await,
+        }
+    })
+}
+
 fn both_sides() -> Result<Outcome> {
     // Servers and clients have one thread each, so that the scheduler's choice of threads does not count.
     let servers = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
@@ -113,6 +140,11 @@ impl World {
         view.ready().await?;
         Ok(view)
     }
+
+    /// Settings of a plain channel to a server that answers at once.
+    fn plain(&self) -> Result<tonic::transport::Endpoint> {
+        Ok(tonic::transport::Endpoint::from_shared(format!("http://{}", self.quick[0]))?.tcp_nodelay(true))
+    }
 }
 
 async fn serve(tasks: &TaskOwner, thinks: Duration) -> Result<SocketAddr> {
@@ -132,7 +164,7 @@ async fn serve(tasks: &TaskOwner, thinks: Duration) -> Result<SocketAddr> {
 async fn measure(world: &World) -> Result<Outcome> {
     let one = world.view("one", &world.quick[..1]).await?;
     let three = world.view("three", &world.quick).await?;
-    let plain = tonic::transport::Endpoint::from_shared(format!("http://{}", world.quick[0]))?.tcp_nodelay(true);
+    let plain = world.plain()?;
     let mut calls = Vec::new();
     for (callers, size) in [(1, 0), (1, 64 << 10), (64, 0), (64, 64 << 10)] {
         let load = Load { callers, size };
@@ -259,6 +291,20 @@ where
     };
     let times = futures::future::try_join_all((0..load.callers).map(|_| caller())).await?;
     Ok(times.concat())
+}
+
+async fn one_by_one<C>(channel: C, calls: u64) -> Result
+where
+    C: tonic::client::GrpcService<tonic::body::Body>,
+    C::Error: Into<Box<dyn Error + Send + Sync>>,
+    C::ResponseBody: tonic::codegen::Body<Data = tonic::codegen::Bytes> + Send + 'static,
+    <C::ResponseBody as tonic::codegen::Body>::Error: Into<Box<dyn Error + Send + Sync>> + Send,
+{
+    let mut client = GreeterClient::new(channel);
+    for _ in 0..calls {
+        call!(client, String::new())?;
+    }
+    Ok(())
 }
 
 /// Returns the number of failed calls of several callers, and the total time.

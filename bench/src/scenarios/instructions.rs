@@ -11,22 +11,27 @@ use crate::{
 /// Number of repetitions of an operation, and twice as many: the difference excludes the rest of the program.
 const OFTEN: u32 = 20_000;
 
-/// Operations of the program `hot`, with their names in the report.
-const PATHS: [(&str, &str); 8] = [
-    ("pick-shared", "pick from RwLock<Vec<Arc>>, the reference"),
-    ("pick-round-robin", "pick, round robin"),
-    ("pick-weighted", "pick, weighted"),
-    ("pick-hash", "pick, hash"),
-    ("encode", "encode an instance"),
-    ("decode", "decode an instance"),
-    ("decode-like", "decode an instance with one at hand that says much the same"),
-    ("json", "read the same value as JSON of no particular kind"),
+/// The same for calls, which take longer.
+const CALLS: u32 = 1_000;
+
+/// Operations of the program `hot`, with their repetitions and their names in the report.
+const PATHS: [(&str, u32, &str); 10] = [
+    ("pick-shared", OFTEN, "pick from RwLock<Vec<Arc>>, the reference"),
+    ("pick-round-robin", OFTEN, "pick, round robin"),
+    ("pick-weighted", OFTEN, "pick, weighted"),
+    ("pick-hash", OFTEN, "pick, hash"),
+    ("encode", OFTEN, "encode an instance"),
+    ("decode", OFTEN, "decode an instance"),
+    ("decode-like", OFTEN, "decode an instance with one at hand that says much the same"),
+    ("json", OFTEN, "read the same value as JSON of no particular kind"),
+    ("call-plain", CALLS, "a call through a plain tonic channel, client and server"),
+    ("call", CALLS, "a call through our channel, client and server"),
 ];
 
 pub(crate) async fn run(report: &mut Report) -> Result {
-    for (path, what) in PATHS {
-        let (once, twice) = (counted(path, OFTEN).await?, counted(path, 2 * OFTEN).await?);
-        let each = (twice - once) / f64::from(OFTEN);
+    for (path, often, what) in PATHS {
+        let (once, twice) = (counted(path, often).await?, counted(path, 2 * often).await?);
+        let each = (twice - once) / f64::from(often);
         report.number("instructions", what, "", Spread::exactly(each), None);
     }
     Ok(())
@@ -36,7 +41,7 @@ async fn counted(path: &str, often: u32) -> Result<f64> {
     let hot = std::env::current_exe()?.with_file_name("hot");
     let mut valgrind = Command::new("valgrind");
     valgrind.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]).arg(hot).args([path, &often.to_string()]);
-    let said = String::from_utf8(finished(&mut valgrind).await?.stderr)?;
-    let collected = said.lines().find_map(|line| line.split_once("Collected :")).ok_or("callgrind says nothing")?;
+    let stderr = String::from_utf8(finished(&mut valgrind).await?.stderr)?;
+    let collected = stderr.lines().find_map(|line| line.split_once("Collected :")).ok_or("callgrind says nothing")?;
     Ok(collected.1.trim().parse()?)
 }

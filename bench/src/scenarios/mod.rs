@@ -3,7 +3,7 @@
 mod change;
 mod cold;
 mod growth;
-mod grpc;
+pub mod grpc;
 mod instructions;
 mod lock;
 mod memory;

@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use enlist::{Directory, Entry, Moment, Picker, Policy, Registry, ServiceRef, ServiceView};
+use enlist::{Directory, Entry, Moment, PickPolicy, Picker, Registry, ServiceRef, ServiceView};
 use enlist_memory::MemoryStore;
 
 use crate::{
@@ -27,12 +27,12 @@ const ROUNDS: usize = 25;
 
 /// Round-robin picker of a program without a library.
 #[derive(Debug)]
-pub struct Shared {
+pub struct SharedList {
     list: RwLock<Vec<Arc<Entry>>>,
     next: AtomicUsize,
 }
 
-impl Shared {
+impl SharedList {
     /// Creates a picker over the instances of a view.
     ///
     /// # Errors
@@ -71,13 +71,13 @@ pub async fn view(instances: usize) -> Result<ServiceView> {
 
 pub(crate) async fn run(report: &mut Report) -> Result {
     let view = view(INSTANCES).await?;
-    let shared = Arc::new(Shared::of(&view)?);
+    let list = Arc::new(SharedList::of(&view)?);
     let policies = [
-        ("round robin", Policy::RoundRobin, 0.5),
-        ("weighted", Policy::Weighted, 0.75),
-        ("hash", Policy::ConsistentHash, 2.0),
+        ("round robin", PickPolicy::RoundRobin, 0.5),
+        ("weighted", PickPolicy::Weighted, 0.75),
+        ("hash", PickPolicy::ConsistentHash, 2.0),
     ];
-    let (view, shared) = (&view, &shared);
+    let (view, list) = (&view, &list);
     for (name, policy, alone) in policies {
         let ours = |threads| async move {
             Ok(timed(threads, || {
@@ -94,8 +94,8 @@ pub(crate) async fn run(report: &mut Report) -> Result {
         for (threads, most) in [(1, alone), (2, 0.3)] {
             let reference = || async {
                 Ok(timed(threads, || {
-                    let shared = Arc::clone(shared);
-                    move || drop(black_box(shared.pick()))
+                    let list = Arc::clone(list);
+                    move || drop(black_box(list.pick()))
                 }))
             };
             let turns = in_turns(ROUNDS, || ours(threads), reference).await?;
@@ -113,8 +113,8 @@ pub(crate) async fn run(report: &mut Report) -> Result {
 }
 
 /// Picks once, as the policy is used.
-pub fn pick(picker: &mut Picker, policy: Policy, key: u64) {
-    if policy == Policy::ConsistentHash {
+pub fn pick(picker: &mut Picker, policy: PickPolicy, key: u64) {
+    if policy == PickPolicy::ConsistentHash {
         let _ = black_box(picker.pick_for(&key.to_le_bytes()));
     } else {
         let _ = black_box(picker.pick());

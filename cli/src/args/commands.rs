@@ -128,6 +128,17 @@ pub(crate) struct Lock {
     /// Acquire the lock in shared mode
     #[arg(long)]
     pub(crate) shared: bool,
+    /// Acquire so many permits of a semaphore instead of a lock; 123 if they are not free in time
+    #[arg(
+        long,
+        value_name = "COUNT",
+        value_parser = clap::value_parser!(u32).range(1..),
+        conflicts_with_all = ["shared", "delay"]
+    )]
+    pub(crate) permits: Option<u32>,
+    /// Number of permits of the semaphore, stored if it has none yet; see `enlist semaphores`
+    #[arg(long, value_name = "COUNT", requires = "permits")]
+    pub(crate) of: Option<u32>,
     /// Maximum wait, then exit with 123; default: no limit
     #[arg(long, value_parser = duration)]
     pub(crate) wait: Option<Duration>,
@@ -143,6 +154,51 @@ pub(crate) struct Lock {
     pub(crate) reporting: Reporting,
     #[command(flatten)]
     pub(crate) run: Run,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Semaphores {
+    /// Show this semaphore only
+    pub(crate) name: Option<String>,
+    /// First store this number of permits; fewer permits revoke none, and 0 pauses the semaphore
+    #[arg(long, value_name = "COUNT", requires = "name")]
+    pub(crate) set: Option<u32>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct RunOnce {
+    /// Job; each name is a job of its own, for example `nightly/2026-11-26`
+    pub(crate) name: String,
+    /// Run COMMAND also if the job is done; the mark is replaced when it begins
+    #[arg(long)]
+    pub(crate) again: bool,
+    /// Do not wait; exit with 123 if another process runs the job
+    #[arg(long = "try", conflicts_with = "wait")]
+    pub(crate) attempt: bool,
+    /// Maximum wait for a run of another process, then exit with 123; default: no limit
+    #[arg(long, value_parser = duration)]
+    pub(crate) wait: Option<Duration>,
+    /// Lifetime of the lock after the last renewal of its lease
+    #[arg(long, value_parser = duration, default_value = "15s")]
+    pub(crate) ttl: Duration,
+    #[command(flatten)]
+    pub(crate) renewals: Renewals,
+    /// Additional wait if the last holder did not release the lock
+    #[arg(long = "lock-delay", value_name = "LOCK_DELAY", value_parser = duration, default_value = "0s")]
+    pub(crate) delay: Duration,
+    #[command(flatten)]
+    pub(crate) reporting: Reporting,
+    #[command(flatten)]
+    pub(crate) run: Run,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Forget {
+    /// Job
+    pub(crate) name: String,
+    /// Forget the jobs below NAME that were done longer ago than this, instead of the job NAME
+    #[arg(long, value_name = "AGE", value_parser = duration)]
+    pub(crate) older_than: Option<Duration>,
 }
 
 #[derive(Args, Debug)]
@@ -196,6 +252,38 @@ pub(crate) struct Run {
     /// Program to run, with its arguments
     #[arg(last = true, value_name = "COMMAND")]
     pub(crate) command: Vec<std::ffi::OsString>,
+}
+
+#[cfg(feature = "agent")]
+#[derive(Args, Debug)]
+pub(crate) struct AgentOptions {
+    /// Address to listen on for xDS; one that other hosts can reach needs a certificate or a token
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:18000")]
+    pub(crate) xds: std::net::SocketAddr,
+    /// Serve HTTP and the web console as well; without an address on 127.0.0.1:18001
+    #[arg(long, value_name = "ADDRESS", num_args = 0..=1, default_missing_value = "127.0.0.1:18001")]
+    pub(crate) http: Option<std::net::SocketAddr>,
+    /// Name of the agent in HTTP requests, besides localhost and addresses; may be repeated
+    #[arg(long, value_name = "NAME", requires = "http")]
+    pub(crate) http_host: Vec<String>,
+    /// File with a token, which clients send as `authorization: Bearer TOKEN`
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// Certificate chain of the agent (PEM): serve over TLS only
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// Private key of the agent's certificate (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// Authority of clients (PEM): admit only clients with a certificate of it
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub(crate) tls_client_ca: Option<PathBuf>,
+    /// Permit an address that other hosts can reach, without a certificate and without a token
+    #[arg(long)]
+    pub(crate) insecure: bool,
+    /// Listener for Envoy on Envoy's host, whose calls go to SERVICE; may be repeated
+    #[arg(long, value_name = "ADDRESS=SERVICE")]
+    pub(crate) envoy: Vec<String>,
 }
 
 #[derive(Args, Debug)]

@@ -1,16 +1,25 @@
 //! The command line: options of all commands, and the list of commands. `commands.rs` has the options of each.
 
 mod commands;
+mod config;
 mod values;
 
 use std::{io::Write, path::PathBuf, time::Duration};
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, builder::Resettable};
+use enlist_etcd::layout::{NamedLayout, NamedLockLayout};
 
+#[cfg(feature = "agent")]
+pub(crate) use self::commands::AgentOptions;
 pub(crate) use self::commands::{
-    ConflictChoice, Demo, Details, Elect, Lock, Publish, Register, Remove, Reporting, Resolve, Run, Token,
+    ConflictChoice, Demo, Details, Elect, Forget, Lock, Publish, Register, Remove, Reporting, Resolve, Run, RunOnce,
+    Semaphores, Token,
 };
-use self::values::duration;
+pub(crate) use self::config::{
+    CheckOption, ConfigCommand, ConfigDelete, ConfigDiff, ConfigEdit, ConfigExport, ConfigGet, ConfigHistory,
+    ConfigImport, ConfigList, ConfigSet, ConfigWatch, HiddenValue, ReloadSignal,
+};
+use self::values::{duration, layout, lock_layout};
 use crate::exit;
 
 const EXIT_STATUS: &str = "\
@@ -38,11 +47,38 @@ instance again, unless it respects evictions.";
 const LOCK_HELP: &str = "\
 Example:
   enlist lock nightly --wait 10s -- ./backup.sh
+  enlist lock uploads --permits 1 --of 5 -- ./upload.sh
 
 The environment of COMMAND has the fencing token in ENLIST_FENCING_TOKEN. The resource that COMMAND writes to should \
 reject smaller tokens than the largest one that it has seen.";
 
-/// Register, find, watch, lock and elect over etcd from a shell.
+const SEMAPHORES_HELP: &str = "\
+Example:
+  enlist semaphores uploads --set 5";
+
+const CONFIG_HELP: &str = "\
+Example:
+  enlist config set app/log.toml --file log.toml
+
+A path has segments separated by `/`. Each value has a revision, at which it was written last: `--expect` writes only \
+if no other client has written meanwhile.";
+
+const ONCE_HELP: &str = "\
+Example:
+  enlist once migrations/42 -- ./migrate.sh
+
+COMMAND runs under the lock NAME, unless the job is done. A job is done after its COMMAND has exited with 0. If \
+COMMAND fails, or the lock is lost, the next `enlist once NAME` runs it again, so COMMAND has to allow for a part of \
+the work being done. Its environment has the fencing token in ENLIST_FENCING_TOKEN.";
+
+const FORGET_HELP: &str = "\
+Example:
+  enlist forget migrations/42
+  enlist forget nightly --older-than 30d
+
+A job that is forgotten runs again. A run in progress goes on, and is not marked as done.";
+
+/// Register, find, watch, lock, elect and configure over etcd from a shell.
 ///
 /// Uses etcd. Each global option can also be set by an environment variable.
 #[derive(Debug, Parser)]
@@ -110,15 +146,15 @@ pub(crate) struct Global {
         default_value = "http://127.0.0.1:2379"
     )]
     pub(crate) endpoints: Vec<String>,
-    /// Namespace of services, locks and elections
+    /// Namespace of services, locks, elections and configuration values
     #[arg(long, global = true, env = "ENLIST_NAMESPACE", default_value = "default")]
     pub(crate) namespace: String,
     /// Prefix of all keys, in layouts with a configurable prefix
     #[arg(long, global = true, env = "ENLIST_PREFIX")]
     pub(crate) prefix: Option<String>,
     /// Layout of instances in etcd
-    #[arg(long, global = true, env = "ENLIST_LAYOUT", default_value = "native")]
-    pub(crate) layout: LayoutChoice,
+    #[arg(long, global = true, env = "ENLIST_LAYOUT", default_value = "native", value_parser = layout())]
+    pub(crate) layout: &'static NamedLayout,
     /// Environment in the fireflycore layouts
     #[arg(long, global = true, env = "ENLIST_LAYOUT_ENV", default_value = "prod")]
     pub(crate) layout_env: String,
@@ -133,8 +169,12 @@ pub(crate) struct Global {
     pub(crate) layout_port: Option<u16>,
     /// Layout of locks and elections in etcd; `etcd-concurrency` shares its queues with `etcdctl lock` and `etcdctl
     /// elect`; `gobase` has one key per lock, and no elections
-    #[arg(long, global = true, env = "ENLIST_LOCK_LAYOUT", default_value = "native")]
-    pub(crate) lock_layout: LockLayoutChoice,
+    #[arg(long, global = true, env = "ENLIST_LOCK_LAYOUT", default_value = "native", value_parser = lock_layout())]
+    pub(crate) lock_layout: &'static NamedLockLayout,
+    /// Prefix of plain keys of configuration values: the key is PREFIX, `/` and the path, as other programs read and
+    /// write it; default: the native layout
+    #[arg(long, global = true, env = "ENLIST_CONFIG_PREFIX", value_name = "PREFIX")]
+    pub(crate) config_prefix: Option<String>,
     /// User to authenticate as
     #[arg(long, global = true, env = "ENLIST_USER")]
     pub(crate) user: Option<String>,
@@ -186,28 +226,6 @@ pub(crate) enum Color {
     Never,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum LayoutChoice {
-    Native,
-    EtcdNaming,
-    Kitex,
-    Kratos,
-    GoKit,
-    GoMicro,
-    GoZero,
-    Dubbo,
-    Fireflycore,
-    FireflycoreByLease,
-    Gobase,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum LockLayoutChoice {
-    Native,
-    EtcdConcurrency,
-    Gobase,
-}
-
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Keep an instance registered while a command runs, or until a signal
@@ -231,7 +249,7 @@ pub(crate) enum Command {
     /// Remove a fixed instance, or with --force any instance
     #[command(after_help = REMOVE_HELP)]
     Remove(Remove),
-    /// Run a command while holding a lock
+    /// Run a command while holding a lock, or permits of a semaphore
     #[command(after_help = LOCK_HELP)]
     Lock(Lock),
     /// Show the holders of locks and the number of waiting contenders
@@ -240,9 +258,30 @@ pub(crate) enum Command {
         /// Show this lock only; exit with 1 if it is free
         name: Option<String>,
     },
+    /// Show the permits of semaphores, their holders and the number of waiting contenders
+    #[command(after_help = SEMAPHORES_HELP)]
+    Semaphores(Semaphores),
+    /// Run a command that has to run once, unless it is done
+    #[command(after_help = ONCE_HELP)]
+    Once(RunOnce),
+    /// Show the jobs that `once` has run
+    #[command(after_help = "Example:\n  enlist jobs migrations/42")]
+    Jobs {
+        /// Show this job only; exit with 1 if it is not done
+        name: Option<String>,
+    },
+    /// Forget that a job is done, so that it runs again
+    #[command(after_help = FORGET_HELP)]
+    Forget(Forget),
     /// Run a command while this process is the leader
     #[command(after_help = "Example:\n  enlist elect scheduler 10.0.0.1:9000 -- ./scheduler")]
     Elect(Elect),
+    /// Show the leaders of elections and the number of waiting candidates
+    #[command(after_help = "Example:\n  enlist elections --output json")]
+    Elections {
+        /// Show this election only; exit with 1 if it has no candidates
+        name: Option<String>,
+    },
     /// Show the leader; exit with 1 if there is none
     #[command(after_help = "Example:\n  enlist leader scheduler")]
     Leader {
@@ -255,11 +294,18 @@ pub(crate) enum Command {
         /// Election
         name: String,
     },
+    /// Read, write and watch configuration values
+    #[command(subcommand, after_help = CONFIG_HELP)]
+    Config(ConfigCommand),
     /// Check everything that enlist needs from etcd, and print advice for each problem
     #[command(
         after_help = "Example:\n  enlist doctor --endpoints https://etcd-1:2379,https://etcd-2:2379 --cacert ca.pem"
     )]
     Doctor,
+    /// Serve the registry to gRPC clients in any language, and to Envoy, over xDS
+    #[cfg(feature = "agent")]
+    #[command(after_help = "Example:\n  enlist agent --layout kitex")]
+    Agent(AgentOptions),
     /// Show two services and a rolling restart on the memory backend
     #[command(after_help = "Example:\n  enlist demo --for 20s")]
     Demo(Demo),
@@ -272,8 +318,8 @@ pub(crate) enum Command {
     /// Print the man page
     #[command(after_help = "Example:\n  enlist man | man -l -")]
     Man {
-        /// Show the page of this command
-        command: Option<String>,
+        /// Show the page of this command, for example `lock` or `config set`
+        command: Vec<String>,
     },
 }
 
@@ -286,9 +332,11 @@ impl Command {
     /// Returns `true` if the command starts another program, which uses the terminal.
     pub(crate) fn runs_a_command(&self) -> bool {
         match self {
-            Self::Register(Register { run, .. }) | Self::Lock(Lock { run, .. }) | Self::Elect(Elect { run, .. }) => {
-                !run.command.is_empty()
-            }
+            Self::Register(Register { run, .. })
+            | Self::Lock(Lock { run, .. })
+            | Self::Once(RunOnce { run, .. })
+            | Self::Elect(Elect { run, .. })
+            | Self::Config(ConfigCommand::Watch(ConfigWatch { run, .. })) => !run.command.is_empty(),
             _ => false,
         }
     }

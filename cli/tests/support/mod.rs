@@ -177,3 +177,12 @@ pub(crate) fn assert_snapshot(name: &str, text: &str) {
     let expected = std::fs::read_to_string(&path).unwrap_or_default();
     assert_eq!(text, expected, "ENLIST_UPDATE_SNAPSHOTS=1 accepts the new text of {name}");
 }
+
+/// Creates a self-signed certificate for localhost, and its key.
+pub(crate) fn certificate(directory: &std::path::Path) -> [String; 2] {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let files = ["cert.pem", "key.pem"].map(|name| directory.join(name).display().to_string());
+    std::fs::write(&files[0], made.cert.pem()).unwrap();
+    std::fs::write(&files[1], made.signing_key.serialize_pem()).unwrap();
+    files
+}

@@ -38,7 +38,7 @@ use crate::{
 };
 
 mod acquisition;
-mod protocol;
+pub(super) mod protocol;
 mod state;
 
 pub use acquisition::{Acquired, Acquisition, Wanted};
@@ -145,7 +145,7 @@ impl<P: QueueProtocol> Contender<P> {
                 if let Some(caller) = caller {
                     caller.answer(Ok(Acquired::Nothing));
                 }
-                self.protocol.left(entry);
+                self.protocol.entry_removed(entry);
                 None
             }
         }
@@ -156,7 +156,7 @@ impl<P: QueueProtocol> Contender<P> {
         if self.protocol.age(&entry) >= STABLE_ENTRY_AGE {
             self.backoff.reset();
         }
-        self.protocol.left(entry);
+        self.protocol.entry_removed(entry);
         tracing::warn!("queue entry lost, joining the queue again");
         tokio::select! {
             () = caller.gone() => None,
@@ -187,7 +187,7 @@ impl<P: QueueProtocol> Contender<P> {
             }
         }
         self.release(&mut entry, &driver).await;
-        self.protocol.left(entry);
+        self.protocol.entry_removed(entry);
     }
 
     /// Returns once the lock is to be released, or is lost. The proclamations without an answer end with it, because
@@ -313,7 +313,7 @@ mod tests {
             pending().await
         }
 
-        fn left(&mut self, (): ()) {}
+        fn entry_removed(&mut self, (): ()) {}
 
         fn age(&self, (): &()) -> Duration {
             Duration::ZERO

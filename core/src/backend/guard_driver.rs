@@ -6,10 +6,10 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    backend::{contender::Grant, lock_validity::LockValidity, publisher::OwnerHandle},
+    backend::{contender::protocol::Grant, lock_validity::LockValidity, publisher::OwnerHandle},
     error::Error,
     lock::{
-        guard::{LockGuard, Shared},
+        guard::{GuardState, LockGuard},
         loss::{Loss, Released},
     },
     model::name::LockName,
@@ -18,14 +18,14 @@ use crate::{
 /// Creates the two halves of a lock that was granted. The guard keeps the source of the grant alive.
 pub fn lock_guard(name: LockName, grant: Grant) -> (LockGuard, GuardDriver) {
     let Grant { sent, ttl, token, source } = grant;
-    let shared = Arc::new(Shared {
+    let state = Arc::new(GuardState {
         name,
         token,
         validity: LockValidity::new(sent, ttl),
         release: CancellationToken::new(),
         released: watch::Sender::new(None),
     });
-    (LockGuard { shared: Arc::clone(&shared), source }, GuardDriver { shared })
+    (LockGuard { state: Arc::clone(&state), source }, GuardDriver { state })
 }
 
 /// Returns the source of the grant that `guard` was created with. A backend recognizes its own guards by its type.
@@ -36,13 +36,13 @@ pub fn guard_source(guard: &LockGuard) -> &OwnerHandle {
 /// Backend's half of a held lock: keeps its validity current and releases it. Dropping it ends the lock.
 #[derive(Debug)]
 pub struct GuardDriver {
-    shared: Arc<Shared>,
+    state: Arc<GuardState>,
 }
 
 impl GuardDriver {
     /// Time for which the lock is known to be held.
     pub fn validity(&self) -> &LockValidity {
-        &self.shared.validity
+        &self.state.validity
     }
 
     /// Waits until the release of the guard is requested, or the guard is dropped.
@@ -51,13 +51,13 @@ impl GuardDriver {
     ///
     /// Dropping the future has no effect.
     pub async fn release_wanted(&self) {
-        self.shared.release.cancelled().await;
+        self.state.release.cancelled().await;
     }
 
     /// Reports the result of the release. The caller of `release` receives the first report.
     pub fn report(&self, outcome: Result<Released, Error>) {
-        self.shared.validity.lose(Loss::Released);
-        self.shared.released.send_if_modified(|reported| {
+        self.state.validity.lose(Loss::Released);
+        self.state.released.send_if_modified(|reported| {
             let first = reported.is_none();
             if first {
                 *reported = Some(outcome);
@@ -69,8 +69,8 @@ impl GuardDriver {
 
 impl Drop for GuardDriver {
     fn drop(&mut self) {
-        self.shared.validity.lose(Loss::SessionClosed);
-        self.shared.released.send_if_modified(|outcome| {
+        self.state.validity.lose(Loss::SessionClosed);
+        self.state.released.send_if_modified(|outcome| {
             let open = outcome.is_none();
             if open {
                 *outcome = Some(Err(Error::Closed));

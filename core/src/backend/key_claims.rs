@@ -16,11 +16,11 @@ use std::{
 use foldhash::fast::RandomState;
 use tokio::sync::{Notify, Semaphore};
 
-use crate::runtime::sync::MutexExt as _;
 use crate::{
     backend::registration_driver::Withdrawal,
     model::{escape::Hidden, revision::Revision},
     registration::options::{OnConflict, RegisterOptions},
+    runtime::sync::MutexExt as _,
 };
 
 /// One claimed key.
@@ -119,6 +119,14 @@ struct Visit<K: Eq + Hash> {
     slot: Arc<Slot>,
 }
 
+/// Outcome of entering the slot of a key.
+enum Entered<K: Eq + Hash> {
+    /// The key was free.
+    Claimed(Claim<K>),
+    /// Another registration claims the key.
+    Waits(Visit<K>),
+}
+
 impl<K: Eq + Hash + Clone> KeyClaims<K> {
     /// Claims `key`. Waits for a claimant that leaves, or that `options` supersede or wait for.
     ///
@@ -137,10 +145,10 @@ impl<K: Eq + Hash + Clone> KeyClaims<K> {
         withdrawal: &Withdrawal,
         approach: Approach,
     ) -> Result<Claim<K>, Option<Revision>> {
-        let (visit, is_free) = self.visit(key, options, withdrawal);
-        if is_free {
-            return Ok(Claim { visit });
-        }
+        let visit = match self.visit(key, options, withdrawal) {
+            Entered::Claimed(claim) => return Ok(claim),
+            Entered::Waits(visit) => visit,
+        };
         let slot = Arc::clone(&visit.slot);
         loop {
             let mut changed = pin!(slot.changed.notified());
@@ -172,21 +180,21 @@ impl<K: Eq + Hash + Clone> KeyClaims<K> {
         (!claimant.is_leaving()).then(|| claimant.withdrawal.clone())
     }
 
-    /// Enters the slot of `key`. Returns `true` if the key was free; it is then claimed.
-    fn visit(&self, key: &K, options: &RegisterOptions, withdrawal: &Withdrawal) -> (Visit<K>, bool) {
+    /// Enters the slot of `key`. A free key is claimed.
+    fn visit(&self, key: &K, options: &RegisterOptions, withdrawal: &Withdrawal) -> Entered<K> {
         let mut map = self.map.locked();
-        let (slot, is_free) = match map.entry(key.clone()) {
-            Entry::Occupied(taken) => (Arc::clone(taken.get()), false),
-            Entry::Vacant(place) => {
+        let visit = |slot| Visit { key: key.clone(), map: Arc::clone(&self.map), slot };
+        match map.entry(key.clone()) {
+            Entry::Occupied(taken) => Entered::Waits(visit(Arc::clone(taken.get()))),
+            Entry::Vacant(vacant) => {
                 let slot = Slot {
                     turn: Semaphore::new(0),
                     claimant: Mutex::new(Claimant::new(options, withdrawal)),
                     changed: Notify::new(),
                 };
-                (Arc::clone(place.insert(Arc::new(slot))), true)
+                Entered::Claimed(Claim { visit: visit(Arc::clone(vacant.insert(Arc::new(slot)))) })
             }
-        };
-        (Visit { key: key.clone(), map: Arc::clone(&self.map), slot }, is_free)
+        }
     }
 }
 

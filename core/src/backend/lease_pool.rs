@@ -130,7 +130,7 @@ impl<L: SharedLease> Pooled<L> {
 pub type LeasePoolKey = (LeasePurpose, LeaseTerms);
 
 /// Shared leases of a session. They are kept for the life of the session, for two reasons: the next lock or instance
-/// needs no grant, and a waiter can distinguish a release, after which the lease lives on, from a crash.
+/// needs no grant, and a contender can distinguish a release, after which the lease lives on, from a crash.
 pub struct LeasePools<L> {
     pools: HashMap<LeasePoolKey, Vec<Pooled<L>>>,
 }

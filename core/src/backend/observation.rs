@@ -5,11 +5,10 @@
 
 use std::{collections::HashMap, fmt, hash::Hash, sync::Mutex, time::Duration};
 
-use crate::runtime::sync::MutexExt as _;
 use crate::{
     backend::reconcile::{Observation, is_renewed, observation_period},
     model::revision::LeaseId,
-    runtime::clock::Moment,
+    runtime::{clock::Moment, sync::MutexExt as _},
 };
 
 /// Maximum number of observations. Beyond it, the oldest one is discarded and would begin again.
@@ -22,7 +21,7 @@ pub struct Look {
     /// The lease.
     pub lease: LeaseId,
     /// Its remaining time.
-    pub left: Duration,
+    pub remaining: Duration,
     /// Its TTL as granted.
     pub granted: Duration,
     /// Time at which the request was sent.
@@ -64,15 +63,15 @@ impl<K: Eq + Hash + Clone> Observations<K> {
     ///
     /// The time until there is a result.
     pub fn look(&self, key: &K, look: Look) -> Result<Observation, Duration> {
-        let Look { lease, left, granted, asked, unit } = look;
+        let Look { lease, remaining, granted, asked, unit } = look;
         let period = observation_period(granted, unit);
         let mut running = self.running.locked();
         let Some(known) = running.get(key).filter(|known| known.lease == lease) else {
             make_room(&mut running);
-            running.insert(key.clone(), Running { lease, first: left, begun: Moment::now() });
+            running.insert(key.clone(), Running { lease, first: remaining, begun: Moment::now() });
             return Err(period);
         };
-        let observation = if is_renewed(known.first, asked.since(known.begun), left, unit) {
+        let observation = if is_renewed(known.first, asked.since(known.begun), remaining, unit) {
             Observation::Renewed
         } else if known.begun.elapsed() >= period {
             Observation::Falling
@@ -106,9 +105,9 @@ mod tests {
     const GRANTED: Duration = Duration::from_secs(30);
     const UNIT: Duration = Duration::from_secs(1);
 
-    fn look(lease: i64, left: u64) -> Look {
-        let left = Duration::from_secs(left);
-        Look { lease: LeaseId::new(lease), left, granted: GRANTED, asked: Moment::now(), unit: UNIT }
+    fn look(lease: i64, remaining: u64) -> Look {
+        let remaining = Duration::from_secs(remaining);
+        Look { lease: LeaseId::new(lease), remaining, granted: GRANTED, asked: Moment::now(), unit: UNIT }
     }
 
     #[tokio::test(start_paused = true)]

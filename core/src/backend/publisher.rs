@@ -262,100 +262,100 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_slow_reader_gets_the_latest_value_and_what_it_saw_itself() {
-        let feed = Publisher::new();
-        let mut reader = feed.reader(keep());
-        feed.publish(1, Moment::now());
+        let publisher = Publisher::new();
+        let mut reader = publisher.reader(keep());
+        publisher.publish(1, Moment::now());
         assert_eq!(reader.next().await.unwrap().value, 1);
         for value in 2..=5 {
-            feed.publish(value, Moment::now());
+            publisher.publish(value, Moment::now());
         }
-        let reading = reader.next().await.unwrap();
-        assert_eq!((reading.before, reading.value), (Some(1), 5));
+        let update = reader.next().await.unwrap();
+        assert_eq!((update.before, update.value), (Some(1), 5));
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_outage_changes_freshness_and_not_the_value() {
-        let feed = Publisher::new();
-        let mut reader = feed.reader(keep());
-        feed.publish(1, Moment::now());
+        let publisher = Publisher::new();
+        let mut reader = publisher.reader(keep());
+        publisher.publish(1, Moment::now());
         reader.next().await.unwrap();
-        feed.stale(Error::LeaseLost);
-        let reading = reader.next().await.unwrap();
-        assert!(!reading.freshness.is_live());
-        assert_eq!(reading.value, 1);
-        feed.prove(Moment::now());
+        publisher.stale(Error::LeaseLost);
+        let update = reader.next().await.unwrap();
+        assert!(!update.freshness.is_live());
+        assert_eq!(update.value, 1);
+        publisher.prove(Moment::now());
         assert!(reader.next().await.unwrap().freshness.is_live());
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_is_newer_is_not_proven_by_that_and_what_is_derived_ages_alike() {
-        let feed = Publisher::new();
-        let mut reader = feed.reader(keep());
-        feed.publish(1, Moment::now());
+        let publisher = Publisher::new();
+        let mut reader = publisher.reader(keep());
+        publisher.publish(1, Moment::now());
         tokio::time::advance(Duration::from_secs(7)).await;
-        feed.advance(2);
-        let reading = reader.next().await.unwrap();
-        assert_eq!((reading.value, reading.freshness.age().as_secs()), (2, 7));
+        publisher.advance(2);
+        let update = reader.next().await.unwrap();
+        assert_eq!((update.value, update.freshness.age().as_secs()), (2, 7));
         let derived = Publisher::proven_by(reader.proof());
         let mut second = derived.reader(keep());
-        derived.publish("two", reading.freshness.proven());
+        derived.publish("two", update.freshness.proven());
         let derived = second.next().await.unwrap();
         assert_eq!(derived.freshness.age().as_secs(), 7);
         // No reader wakes, and both have the proof.
-        feed.prove(Moment::now());
-        assert_eq!((reading.freshness.age().as_secs(), derived.freshness.age().as_secs()), (0, 0));
+        publisher.prove(Moment::now());
+        assert_eq!((update.freshness.age().as_secs(), derived.freshness.age().as_secs()), (0, 0));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_net_zero_change_wakes_nobody_who_did_not_see_it() {
-        let feed = Publisher::new();
-        let mut reader = feed.reader(keep());
-        feed.publish(1, Moment::now());
+        let publisher = Publisher::new();
+        let mut reader = publisher.reader(keep());
+        publisher.publish(1, Moment::now());
         reader.next().await.unwrap();
-        feed.publish(2, Moment::now());
-        feed.publish(1, Moment::now());
-        feed.publish(1, Moment::now());
+        publisher.publish(2, Moment::now());
+        publisher.publish(1, Moment::now());
+        publisher.publish(1, Moment::now());
         let (next, ()) = tokio::join!(reader.next(), async {
             tokio::task::yield_now().await;
-            feed.publish(3, Moment::now());
+            publisher.publish(3, Moment::now());
         });
         assert_eq!(next.unwrap().value, 3);
     }
 
     #[tokio::test(start_paused = true)]
     async fn trouble_for_good_is_an_error_only_while_nothing_is_known() {
-        let feed = Publisher::new();
-        let mut early = feed.reader(keep());
-        feed.refuse(Error::Unsupported { what: "this".into() });
+        let publisher = Publisher::new();
+        let mut early = publisher.reader(keep());
+        publisher.refuse(Error::Unsupported { what: "this".into() });
         assert!(matches!(early.next().await, Err(Error::Unsupported { .. })));
-        feed.publish(1, Moment::now());
+        publisher.publish(1, Moment::now());
         assert_eq!(early.next().await.unwrap().value, 1);
-        feed.refuse(Error::Unsupported { what: "this".into() });
+        publisher.refuse(Error::Unsupported { what: "this".into() });
         assert!(!early.next().await.unwrap().freshness.is_live());
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_end_comes_after_the_last_value_and_stays() {
-        let feed = Publisher::new();
-        let mut reader = feed.reader(keep());
-        feed.publish(1, Moment::now());
-        feed.close();
+        let publisher = Publisher::new();
+        let mut reader = publisher.reader(keep());
+        publisher.publish(1, Moment::now());
+        publisher.close();
         assert_eq!(reader.next().await.unwrap().value, 1);
         for _ in 0..2 {
             assert!(matches!(reader.next().await, Err(Error::Closed)));
         }
-        drop(feed);
+        drop(publisher);
         assert!(matches!(reader.next().await, Err(Error::Closed)));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_reader_keeps_its_source_alive() {
         let source = keep();
-        let feed = Publisher::<u8>::new();
-        let reader = feed.reader(Arc::clone(&source));
+        let publisher = Publisher::<u8>::new();
+        let reader = publisher.reader(Arc::clone(&source));
         assert_eq!(Arc::strong_count(&source), 2);
         drop(reader);
-        feed.unread().await;
+        publisher.unread().await;
         assert_eq!(Arc::strong_count(&source), 1);
     }
 }

@@ -230,13 +230,12 @@ mod tests {
         Mine { created: Revision::new(5), lease, generation: 1 }
     }
 
-    /// Entitlement of a registration, with the term 10 if it was stored.
-    fn entitlement(stored: bool) -> Entitlement {
-        Entitlement { term: stored.then_some(10), stored }
-    }
+    /// Entitlement of a registration that was stored with the term 10.
+    const STORED: Entitlement = Entitlement { term: Some(10), stored: true };
 
     fn decide(found: Option<&Found>, mine: Option<Mine>, options: &RegisterOptions) -> Step {
-        step(found, mine, entitlement(mine.is_some()), LEASE, 1, options)
+        let entitlement = if mine.is_some() { STORED } else { Entitlement::default() };
+        step(found, mine, entitlement, LEASE, 1, options)
     }
 
     const REPLACE: Step = Step::Replace { modified: Revision::new(6) };
@@ -256,7 +255,7 @@ mod tests {
     fn an_own_key_is_kept_or_brought_up_to_date() {
         let options = RegisterOptions::new();
         assert_eq!(decide(Some(&own(LEASE)), Some(mine(LEASE)), &options), Step::Keep);
-        assert_eq!(step(Some(&own(LEASE)), Some(mine(LEASE)), entitlement(true), LEASE, 2, &options), REPLACE);
+        assert_eq!(step(Some(&own(LEASE)), Some(mine(LEASE)), STORED, LEASE, 2, &options), REPLACE);
         // A creation whose response was lost.
         assert_eq!(decide(Some(&own(LEASE)), None, &options), REPLACE);
         // Still under the old lease.
@@ -283,18 +282,18 @@ mod tests {
             let renewal = granted.as_secs_f64() / 3.0 * 1.1;
             let period = observation_period(granted, unit).as_secs_f64();
             // Remaining time, in whole seconds, of a lease that was renewed `phase` before the first look.
-            let left = |at: f64, renewed: bool| {
-                let since = if renewed { (at + phase) % renewal } else { at + phase };
+            let left = |at: f64, lease: Observation| {
+                let since = if lease == Observation::Renewed { (at + phase) % renewal } else { at + phase };
                 Duration::from_secs_f64((granted.as_secs_f64() - since).max(0.0).floor())
             };
-            let seen = |renewed: bool| {
+            let is_seen_renewed = |lease: Observation| {
                 let looks = (1..=100).map(|look| period * f64::from(look) / 100.0);
-                let mut looks = looks.map(|at| (Duration::from_secs_f64((at - latency).max(0.0)), left(at, renewed)));
-                looks.any(|(elapsed, now)| is_renewed(left(0.0, renewed), elapsed, now, unit))
+                let mut looks = looks.map(|at| (Duration::from_secs_f64((at - latency).max(0.0)), left(at, lease)));
+                looks.any(|(elapsed, now)| is_renewed(left(0.0, lease), elapsed, now, unit))
             };
-            assert!(seen(true), "ttl {ttl}, phase {phase}");
+            assert!(is_seen_renewed(Observation::Renewed), "ttl {ttl}, phase {phase}");
             // The same holds if the lease expires meanwhile and is not removed at once.
-            assert!(!seen(false), "ttl {ttl}, phase {phase}");
+            assert!(!is_seen_renewed(Observation::Falling), "ttl {ttl}, phase {phase}");
         }
     }
 

@@ -21,7 +21,7 @@ use crate::{
     registration::{
         handle::Registration,
         options::{DEFAULT_START, RegisterOptions, Start},
-        shared::{Reported, Shared, set_goal},
+        registration_cell::{RegistrationCell, Reported, set_goal},
         state::{Deregistered, RegistrationState, alike, is_observing},
     },
 };
@@ -43,9 +43,10 @@ pub fn registration(
     let state = RegistrationState::Registering { last: None };
     let reported = Reported { state, stored: None, lease: None, refused: None, ended: None };
     let (desired, reported) = (watch::Sender::new(desired), watch::Sender::new(reported));
-    let shared = Arc::new(Shared { service, desired, reported, accepts: OnceLock::new(), checks: OnceLock::new() });
-    let driver = RegistrationDriver { shared: Arc::clone(&shared), desired: shared.desired.subscribe() };
-    Ok((Registration::new(shared, source), driver))
+    let cell =
+        Arc::new(RegistrationCell { service, desired, reported, accepts: OnceLock::new(), checks: OnceLock::new() });
+    let driver = RegistrationDriver { cell: Arc::clone(&cell), desired: cell.desired.subscribe() };
+    Ok((Registration::new(cell, source), driver))
 }
 
 /// Waits for the start of a registration, according to [`RegisterOptions::start`]. A backend calls it at the end of
@@ -65,7 +66,7 @@ pub async fn wait_for_start(registration: Registration, options: &RegisterOption
         Start::Wait(limit) => limit,
     };
     let fail_fast = options.start == Start::FailFast;
-    let mut reported = registration.shared().reported.subscribe();
+    let mut reported = registration.cell().reported.subscribe();
     let first = reported.wait_for(|reported| match &reported.state {
         RegistrationState::Registering { last: Some(Error::Observing { .. }) } => false,
         RegistrationState::Registering { last } => fail_fast && last.is_some(),
@@ -96,24 +97,24 @@ pub async fn wait_for_start(registration: Registration, options: &RegisterOption
 /// Reads and ends another registration of the same session. It keeps only the shared state alive.
 #[derive(Clone, Debug)]
 pub struct Withdrawal {
-    shared: Arc<Shared>,
+    cell: Arc<RegistrationCell>,
 }
 
 impl Withdrawal {
     /// Returns `true` once the instance is no longer to be present.
     pub fn is_withdrawn(&self) -> bool {
-        self.shared.desired.borrow().goal != Goal::Present
+        self.cell.desired.borrow().goal != Goal::Present
     }
 
     /// Sets the goal to absence, like a drop of the handle.
     pub fn withdraw(&self) {
-        set_goal(&self.shared, Goal::Dropped);
-        self.shared.stop_checks();
+        set_goal(&self.cell, Goal::Dropped);
+        self.cell.stop_checks();
     }
 
     /// Returns the revision of the last acknowledged write; `None` before one.
     pub fn stored(&self) -> Option<Revision> {
-        self.shared.reported.borrow().stored.map(|(_, revision)| revision)
+        self.cell.reported.borrow().stored.map(|(_, revision)| revision)
     }
 }
 
@@ -121,7 +122,7 @@ impl Withdrawal {
 /// registration.
 #[derive(Debug)]
 pub struct RegistrationDriver {
-    shared: Arc<Shared>,
+    cell: Arc<RegistrationCell>,
     desired: watch::Receiver<Desired>,
 }
 
@@ -130,17 +131,17 @@ impl RegistrationDriver {
     /// `accepts` is called without a lock. Only the first call has an effect.
     pub fn accept_only(&self, accepts: impl Fn(&Instance) -> Result<(), Error> + Send + Sync + 'static) {
         // A second check would come after changes that the first one accepted.
-        let _ = self.shared.accepts.set(Box::new(accepts));
+        let _ = self.cell.accepts.set(Box::new(accepts));
     }
 
     /// The service to publish under.
     pub fn service(&self) -> &ServiceRef {
-        &self.shared.service
+        &self.cell.service
     }
 
     /// Handle to this registration for the other ones of the session.
     pub fn withdrawal(&self) -> Withdrawal {
-        Withdrawal { shared: Arc::clone(&self.shared) }
+        Withdrawal { cell: Arc::clone(&self.cell) }
     }
 
     /// The desired state.
@@ -164,7 +165,7 @@ impl RegistrationDriver {
         if self.goal() != Goal::Present {
             return;
         }
-        // The sender lives in `shared`, so this cannot fail.
+        // The sender lives in `cell`, so this cannot fail.
         let _ = self.desired.changed().await;
     }
 
@@ -175,19 +176,19 @@ impl RegistrationDriver {
     ///
     /// Dropping the future has no effect.
     pub async fn unwanted(&self) {
-        // The sender lives in `shared`, so this cannot fail.
-        let _ = self.shared.desired.subscribe().wait_for(|desired| desired.goal != Goal::Present).await;
+        // The sender lives in `cell`, so this cannot fail.
+        let _ = self.cell.desired.subscribe().wait_for(|desired| desired.goal != Goal::Present).await;
     }
 
     /// The state that was reported last.
     pub fn state(&self) -> RegistrationState {
-        self.shared.reported.borrow().state.clone()
+        self.cell.reported.borrow().state.clone()
     }
 
     /// Reports the state; a repetition of it wakes no reader.
     pub fn report(&self, state: RegistrationState) {
         let new = state.clone();
-        let changed = self.shared.reported.send_if_modified(|reported| {
+        let changed = self.cell.reported.send_if_modified(|reported| {
             let changed = !alike(&reported.state, &state);
             reported.state = state;
             changed
@@ -199,15 +200,15 @@ impl RegistrationDriver {
 
     /// Reports that the key belongs to another registration, under `lease`.
     pub fn report_superseded(&self, owner: Owner, lease: LeaseId) {
-        let service = self.shared.service.clone();
-        let id = self.shared.desired.borrow().instance.id().clone();
+        let service = self.cell.service.clone();
+        let id = self.cell.desired.borrow().instance.id().clone();
         self.report(RegistrationState::Superseded { cause: Error::NotOwner { service, id, owner, lease } });
     }
 
     /// Reports the lease of the write that the next [`report_stored`](Self::report_stored) reports.
     pub fn report_lease(&self, lease: LeaseId) {
         // No reader waits for it.
-        self.shared.reported.send_if_modified(|reported| {
+        self.cell.reported.send_if_modified(|reported| {
             reported.lease = Some(lease);
             false
         });
@@ -217,7 +218,7 @@ impl RegistrationDriver {
     pub fn report_stored(&self, generation: u64, revision: Revision) {
         let mut again = false;
         let state = RegistrationState::Registered { revision };
-        self.shared.reported.send_modify(|reported| {
+        self.cell.reported.send_modify(|reported| {
             again = matches!(reported.state, RegistrationState::Registered { .. });
             reported.stored = Some((generation, revision));
             reported.state = state.clone();
@@ -233,13 +234,13 @@ impl RegistrationDriver {
     pub fn report_refused(&self, generation: u64, cause: Error) {
         // Reported first, for readers that the refusal wakes.
         self.report(RegistrationState::Suspect { cause: cause.clone() });
-        self.shared.reported.send_modify(|reported| reported.refused = Some((generation, cause)));
+        self.cell.reported.send_modify(|reported| reported.refused = Some((generation, cause)));
     }
 
     fn log(&self, state: &RegistrationState) {
         use RegistrationState as S;
-        let service = &self.shared.service;
-        let instance = Arc::clone(&self.shared.desired.borrow().instance);
+        let service = &self.cell.service;
+        let instance = Arc::clone(&self.cell.desired.borrow().instance);
         let instance = instance.id();
         match state {
             S::Registering { last: None } => {}
@@ -293,14 +294,14 @@ impl RegistrationDriver {
 
     /// Returns `true` if the registration was published at least once.
     pub fn was_stored(&self) -> bool {
-        self.shared.reported.borrow().stored.is_some()
+        self.cell.reported.borrow().stored.is_some()
     }
 
     /// Reports the result of the removal, or the reason for an end without one. A later report replaces an earlier
     /// [`Deregistered::LeftBehind`], though a caller of `deregister` has seen only the first.
     pub fn report_end(&self, outcome: Result<Deregistered, Error>) {
         let mut again = false;
-        self.shared.reported.send_modify(|reported| {
+        self.cell.reported.send_modify(|reported| {
             again = reported.ended.is_some();
             reported.ended = Some(outcome);
             reported.state = RegistrationState::Ended;
@@ -313,7 +314,7 @@ impl RegistrationDriver {
 
 impl Drop for RegistrationDriver {
     fn drop(&mut self) {
-        self.shared.reported.send_if_modified(|reported| {
+        self.cell.reported.send_if_modified(|reported| {
             let open = reported.ended.is_none();
             if open {
                 reported.ended = Some(Err(Error::Closed));
@@ -351,8 +352,8 @@ pub(crate) mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_update_is_wanted_at_once_even_if_nobody_waits_for_it() {
         let (registration, mut driver) = pair();
-        drop(registration.update(|draft| {
-            draft.weight(7);
+        drop(registration.update(|update| {
+            update.weight(7);
         }));
         let desired = driver.desired();
         assert_eq!((desired.instance.weight(), desired.generation), (7, 2));
@@ -361,8 +362,8 @@ pub(crate) mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_update_returns_when_it_or_a_later_one_is_stored() {
         let (registration, driver) = pair();
-        let stored = registration.update(|draft| {
-            draft.weight(7);
+        let stored = registration.update(|update| {
+            update.weight(7);
         });
         driver.report_stored(3, Revision::new(9));
         assert_eq!(stored.await.unwrap(), Revision::new(9));
@@ -372,12 +373,12 @@ pub(crate) mod tests {
     async fn an_update_that_the_store_refuses_says_so_and_may_be_stored_later() {
         let (registration, driver) = pair();
         driver.report_stored(1, Revision::new(5));
-        let first = registration.update(|draft| _ = draft.weight(7));
+        let first = registration.update(|update| _ = update.weight(7));
         driver.report_refused(2, Error::StorageFull);
         assert!(matches!(first.await, Err(Error::StorageFull)));
         assert!(matches!(registration.state(), RegistrationState::Suspect { cause: Error::StorageFull }));
         // The refusal of an earlier change does not affect a later one.
-        let second = registration.update(|draft| _ = draft.weight(8));
+        let second = registration.update(|update| _ = update.weight(8));
         driver.report_stored(3, Revision::new(9));
         assert_eq!(second.await.unwrap(), Revision::new(9));
         assert!(matches!(registration.state(), RegistrationState::Registered { .. }));
@@ -386,8 +387,8 @@ pub(crate) mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_update_that_is_too_large_changes_nothing() {
         let (registration, mut driver) = pair();
-        let refused = registration.update(|draft| {
-            draft.metadata("blob", "x".repeat(2 << 20));
+        let refused = registration.update(|update| {
+            update.metadata("blob", "x".repeat(2 << 20));
         });
         assert!(matches!(refused.await, Err(Error::TooLarge { .. })));
         assert_eq!(driver.desired().generation, 1);
@@ -414,8 +415,8 @@ pub(crate) mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_driver_that_dies_ends_every_wait() {
         let (registration, driver) = pair();
-        let stored = registration.update(|draft| {
-            draft.weight(1);
+        let stored = registration.update(|update| {
+            update.weight(1);
         });
         drop(driver);
         assert!(matches!(stored.await, Err(Error::Closed)));

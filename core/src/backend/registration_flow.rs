@@ -31,22 +31,11 @@ use crate::{
         options::{OnConflict, RegisterOptions},
         state::{Deregistered, RegistrationState},
     },
-    runtime::{
-        backoff::{Backoff, jitter},
-        clock::Moment,
-    },
+    runtime::{backoff::Backoff, clock::Moment},
 };
 
 /// Time for which `deregister` waits for the store before it reports [`Deregistered::LeftBehind`].
 pub const DEREGISTER_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// Interval between attempts after a conflict, or after a failure that an operator has to repair.
-pub const PERMANENT_ERROR_RETRY: Duration = Duration::from_secs(10);
-
-/// Returns [`PERMANENT_ERROR_RETRY`] with jitter, so that many registrations do not stay in step.
-pub fn permanent_error_delay() -> Duration {
-    PERMANENT_ERROR_RETRY + jitter(PERMANENT_ERROR_RETRY / 4)
-}
 
 /// Interval between two looks at a lease of another owner.
 const LEASE_POLL_INTERVAL: Duration = Duration::from_millis(250);
@@ -379,19 +368,19 @@ fn report_given_way<S: RegistrationSteps>(steps: &S) {
 pub async fn observe<S: RegistrationSteps>(steps: &S, lease: LeaseId) -> Result<Option<Observation>, Error> {
     loop {
         let asked = Moment::now();
-        let Some((left, granted)) = steps.time_to_live(lease).await? else {
+        let Some((remaining, granted)) = steps.time_to_live(lease).await? else {
             steps.observations().forget(steps.key());
             return Ok(Some(Observation::Gone));
         };
-        let look = Look { lease, left, granted, asked, unit: S::LEASE_RESOLUTION };
-        let left = match steps.observations().look(steps.key(), look) {
+        let look = Look { lease, remaining, granted, asked, unit: S::LEASE_RESOLUTION };
+        let remaining = match steps.observations().look(steps.key(), look) {
             Ok(observation) => return Ok(Some(observation)),
-            Err(left) => left,
+            Err(remaining) => remaining,
         };
         let (service, id) = (steps.driver().service().clone(), steps.id().clone());
-        steps.driver().report_trouble(Error::Observing { service, id, left });
+        steps.driver().report_trouble(Error::Observing { service, id, left: remaining });
         tokio::select! {
-            () = tokio::time::sleep(LEASE_POLL_INTERVAL.min(left)) => {}
+            () = tokio::time::sleep(LEASE_POLL_INTERVAL.min(remaining)) => {}
             () = steps.observation_unneeded() => return Ok(None),
         }
     }

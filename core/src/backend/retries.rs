@@ -1,4 +1,4 @@
-//! Times and numbers of attempts of a registration, and the times of its audits.
+//! Delays and numbers of attempts, and the times of audits.
 
 use std::time::Duration;
 
@@ -6,6 +6,15 @@ use crate::{
     registration::options::RegisterOptions,
     runtime::{backoff::jitter, clock::LONGEST},
 };
+
+/// Interval between attempts after a conflict, or after a failure that an operator has to repair, such as a missing
+/// permission.
+pub const PERMANENT_ERROR_RETRY: Duration = Duration::from_secs(10);
+
+/// Returns [`PERMANENT_ERROR_RETRY`] with jitter, so that many tasks do not stay in step.
+pub fn permanent_error_delay() -> Duration {
+    PERMANENT_ERROR_RETRY + jitter(PERMANENT_ERROR_RETRY / 4)
+}
 
 /// Returns `true` if `failures` failed attempts in a row reach the limit of `options`.
 pub fn gives_up_after(options: &RegisterOptions, failures: u32) -> bool {

@@ -4,6 +4,10 @@
 use std::sync::Arc;
 
 use crate::{
+    config::{
+        path::ConfigPath,
+        snapshot::{ConfigEntry, ConfigSnapshot},
+    },
     discovery::snapshot::Snapshot,
     model::{
         instance::Entry,
@@ -114,6 +118,56 @@ impl RawSnapshotBuilder {
 impl From<RawSnapshot> for RawSnapshotBuilder {
     /// Continues from `snapshot`.
     fn from(snapshot: RawSnapshot) -> Self {
+        Self { snapshot }
+    }
+}
+
+/// Builds the snapshots of the values of one scope of configuration.
+#[derive(Clone, Debug)]
+pub struct ConfigSnapshotBuilder {
+    snapshot: ConfigSnapshot,
+}
+
+impl ConfigSnapshotBuilder {
+    /// Starts with no entries, at `revision` and `epoch`.
+    pub fn new(revision: Revision, epoch: Epoch) -> Self {
+        Self { snapshot: ConfigSnapshot::empty(revision, epoch) }
+    }
+
+    /// Returns the snapshot as built so far.
+    pub fn snapshot(&self) -> &ConfigSnapshot {
+        &self.snapshot
+    }
+
+    /// Returns a copy of the snapshot as built so far, which shares its structure.
+    pub fn build(&self) -> ConfigSnapshot {
+        self.snapshot.clone()
+    }
+
+    /// Sets the revision and the epoch.
+    pub fn advance(&mut self, revision: Revision, epoch: Epoch) {
+        self.snapshot.advance(revision, epoch);
+    }
+
+    /// Adds or replaces one entry.
+    pub fn insert(&mut self, entry: ConfigEntry) {
+        self.snapshot.insert(entry);
+    }
+
+    /// Removes one entry.
+    pub fn remove(&mut self, path: &ConfigPath) {
+        self.snapshot.remove(path);
+    }
+
+    /// Replaces the entries. Equal entries are left untouched, so a difference to an older snapshot stays cheap.
+    pub fn patch(&mut self, entries: impl IntoIterator<Item = ConfigEntry>) {
+        self.snapshot.patch(entries);
+    }
+}
+
+impl From<ConfigSnapshot> for ConfigSnapshotBuilder {
+    /// Continues from `snapshot`.
+    fn from(snapshot: ConfigSnapshot) -> Self {
         Self { snapshot }
     }
 }

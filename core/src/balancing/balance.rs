@@ -4,7 +4,7 @@
 #[doc(inline)]
 pub use super::{
     alias_table::AliasTable,
-    ejection::{Ejected, Ejections, Rests},
+    ejection::{Ejected, EjectionTimes, Ejections},
     hash_ring::HashRing,
 };
 
@@ -26,7 +26,7 @@ const DRAWS: usize = 4;
 /// Policy by which one of several candidates is selected, except by key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Selection {
+pub enum SelectionPolicy {
     /// Two different members are drawn by weight; the one with fewer calls in flight per weight is selected.
     LeastLoaded,
     /// At random, in proportion to the weights.
@@ -93,10 +93,10 @@ impl<T: Selectable> Group<T> {
         }
         match (args.selection, args.key, &self.ring) {
             (_, Some(key), Some(ring)) => self.first_from(ring.find(key)?, takes),
-            (Selection::LeastLoaded, ..) => self.least_loaded(takes),
-            (Selection::Weighted, ..) => self.weighted(takes),
-            (Selection::RoundRobin, ..) => self.first_from(args.turn.fetch_add(1, Ordering::Relaxed), takes),
-            (Selection::Random, ..) => self.first_from(fastrand::usize(..), takes),
+            (SelectionPolicy::LeastLoaded, ..) => self.least_loaded(takes),
+            (SelectionPolicy::Weighted, ..) => self.weighted(takes),
+            (SelectionPolicy::RoundRobin, ..) => self.first_from(args.turn.fetch_add(1, Ordering::Relaxed), takes),
+            (SelectionPolicy::Random, ..) => self.first_from(fastrand::usize(..), takes),
         }
     }
 
@@ -154,11 +154,11 @@ impl<T: Selectable> Group<T> {
 #[expect(clippy::exhaustive_structs, reason = "plain input of a choice")]
 pub struct PickArgs<'a> {
     /// Policy of a pick without a key.
-    pub selection: Selection,
+    pub selection: SelectionPolicy,
     /// Key that replaces the policy. Keys map to candidates in proportion to the weights, and a key keeps its candidate
     /// when others come and go.
     pub key: Option<&'a [u8]>,
-    /// Position counter of [`Selection::RoundRobin`].
+    /// Position counter of [`SelectionPolicy::RoundRobin`].
     pub turn: &'a AtomicUsize,
 }
 
@@ -243,7 +243,7 @@ mod tests {
     /// Kind of pick in the tests: without a key, or by key.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     enum How {
-        Without(Selection),
+        Without(SelectionPolicy),
         ByKey,
     }
 
@@ -253,15 +253,20 @@ mod tests {
         fn args<'a>(self, key: &'a [u8], turn: &'a AtomicUsize) -> PickArgs<'a> {
             match self {
                 Without(selection) => PickArgs { selection, key: None, turn },
-                ByKey => PickArgs { selection: Selection::LeastLoaded, key: Some(key), turn },
+                ByKey => PickArgs { selection: SelectionPolicy::LeastLoaded, key: Some(key), turn },
             }
         }
     }
 
-    const LEAST_LOADED: How = Without(Selection::LeastLoaded);
+    const LEAST_LOADED: How = Without(SelectionPolicy::LeastLoaded);
 
-    const ALL: [How; 5] =
-        [LEAST_LOADED, Without(Selection::Weighted), Without(Selection::RoundRobin), Without(Selection::Random), ByKey];
+    const ALL: [How; 5] = [
+        LEAST_LOADED,
+        Without(SelectionPolicy::Weighted),
+        Without(SelectionPolicy::RoundRobin),
+        Without(SelectionPolicy::Random),
+        ByKey,
+    ];
 
     fn group(how: How, members: &[(&'static str, u32)]) -> Group<Rc<Fake>> {
         let fake = |name| Rc::new(Fake { name, ..Fake::default() });
@@ -368,13 +373,13 @@ mod tests {
     fn a_key_stays_in_its_zone_while_calls_spill_over() {
         let ready = Ready::new(group(ByKey, &[("a", 1)]), group(ByKey, &[("far", 1)]), 2);
         let turn = AtomicUsize::new(0);
-        let place = |key: u32| {
+        let owner = |key: u32| {
             let key = key.to_le_bytes();
             ready.pick(&ByKey.args(&key, &turn), |_| false).unwrap().name
         };
         let far = (0..CALLS).filter(|key| {
-            let first = place(*key);
-            assert!((0..3).all(|_| place(*key) == first), "{key}");
+            let first = owner(*key);
+            assert!((0..3).all(|_| owner(*key) == first), "{key}");
             first == "far"
         });
         let far = u32::try_from(far.count()).unwrap();
@@ -386,11 +391,11 @@ mod tests {
         let names = ["a", "b", "c", "d", "e", "f", "g", "h"].map(|name| (name, 1));
         let (before, after) = (alone(ByKey, &names), alone(ByKey, &names[1..]));
         let turn = AtomicUsize::new(0);
-        let place = |ready: &Ready<Rc<Fake>>, key: u32| {
+        let owner = |ready: &Ready<Rc<Fake>>, key: u32| {
             let key = key.to_le_bytes();
             ready.pick(&ByKey.args(&key, &turn), |_| false).unwrap().name
         };
-        let moved = (0..CALLS).filter(|key| place(&before, *key) != place(&after, *key));
-        assert!(moved.into_iter().all(|key| place(&before, key) == "a"));
+        let moved = (0..CALLS).filter(|key| owner(&before, *key) != owner(&after, *key));
+        assert!(moved.into_iter().all(|key| owner(&before, key) == "a"));
     }
 }

@@ -11,7 +11,7 @@ use std::{
 use arc_swap::{ArcSwapOption, Guard};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::{alias_table::AliasTable, filter::Filter, hash_ring::HashRing, policy::Policy};
+use super::{alias_table::AliasTable, filter::Filter, hash_ring::HashRing, policy::PickPolicy};
 use crate::{
     discovery::publication::Publication,
     model::instance::Entry,
@@ -68,21 +68,21 @@ impl ViewCell {
 
     /// Returns the candidate table, and the number of publications at that time. A concurrent caller waits for the same
     /// build.
-    pub(super) fn table(&self, policy: Policy, filter: &Filter) -> (Arc<OnceLock<CandidateTable>>, u64) {
+    pub(super) fn table(&self, policy: PickPolicy, filter: &Filter) -> (Arc<OnceLock<CandidateTable>>, u64) {
         let (table, count) = self.slot(policy, filter);
         // Outside the lock, so other tables can be built at the same time.
         table.get_or_init(|| CandidateTable::new(self.published.load_full(), policy, filter));
         (table, count)
     }
 
-    fn slot(&self, policy: Policy, filter: &Filter) -> (Arc<OnceLock<CandidateTable>>, u64) {
+    fn slot(&self, policy: PickPolicy, filter: &Filter) -> (Arc<OnceLock<CandidateTable>>, u64) {
         let mut tables = self.tables.locked();
         // The count is read first: a publication in between is seen at the next pick.
         let count = self.count.load(Ordering::Acquire);
         if tables.count != count {
             *tables = CandidateTables { count, built: Vec::new() };
         }
-        let alike = |built: &&(Policy, Filter, Weak<_>)| built.0 == policy && built.1 == *filter;
+        let alike = |built: &&(PickPolicy, Filter, Weak<_>)| built.0 == policy && built.1 == *filter;
         let built = tables.built.iter().find(alike).and_then(|(_, _, table)| table.upgrade());
         let table = built.unwrap_or_else(|| {
             let table = Arc::default();
@@ -99,7 +99,7 @@ impl ViewCell {
 struct CandidateTables {
     /// Number of publications when they were built.
     count: u64,
-    built: Vec<(Policy, Filter, Weak<OnceLock<CandidateTable>>)>,
+    built: Vec<(PickPolicy, Filter, Weak<OnceLock<CandidateTable>>)>,
 }
 
 /// Candidates of pickers with the same policy and filter.
@@ -115,7 +115,7 @@ pub(super) struct CandidateTable {
 }
 
 impl CandidateTable {
-    fn new(published: Option<Arc<Publication>>, policy: Policy, filter: &Filter) -> Self {
+    fn new(published: Option<Arc<Publication>>, policy: PickPolicy, filter: &Filter) -> Self {
         let entries = || published.iter().flat_map(|published| published.snapshot.entries());
         let mut candidates: Vec<_> = entries().filter(|entry| filter.lets_through(entry.instance())).cloned().collect();
         if let Some((size, client)) = filter.subset {
@@ -126,11 +126,11 @@ impl CandidateTable {
         let weights = || candidates.iter().map(|entry| entry.instance().weight());
         let names = candidates.iter().map(|entry| entry.instance().id().as_str());
         let alias_table = match policy {
-            Policy::Weighted | Policy::ConsistentHash => AliasTable::new(weights()),
-            Policy::Random | Policy::RoundRobin => AliasTable::default(),
+            PickPolicy::Weighted | PickPolicy::ConsistentHash => AliasTable::new(weights()),
+            PickPolicy::Random | PickPolicy::RoundRobin => AliasTable::default(),
         };
         let ring = match policy {
-            Policy::ConsistentHash => HashRing::new(names.zip(weights())),
+            PickPolicy::ConsistentHash => HashRing::new(names.zip(weights())),
             _ => HashRing::default(),
         };
         Self { published, candidates, left_out, alias_table, ring }

@@ -1,4 +1,4 @@
-//! Ejection: instances that fail several calls in a row rest for a while.
+//! Ejection: instances that fail several calls in a row get no calls for a while.
 
 use std::{
     future::Future,
@@ -17,10 +17,10 @@ use crate::{
     },
 };
 
-/// Rule for ejecting instances. An instance rests after 5 failed calls in a row, for 5 to 10 s and twice as long each
-/// time, up to 5 min. At most a third of the instances rest at once, but one of at least two always may. This is the
-/// consecutive-failure part of Envoy's outlier detection; gRFC A50 counts rates instead. The pool or the channel
-/// determines which calls count as failed.
+/// Rule for ejecting instances. An instance is ejected after 5 failed calls in a row, for 5 to 10 s and twice as long
+/// each time, up to 5 min. At most a third of the instances are ejected at once, but one of at least two always may be.
+/// This is the consecutive-failure part of Envoy's outlier detection; gRFC A50 counts rates instead. The pool or the
+/// channel determines which calls count as failed.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Ejection {
@@ -43,14 +43,14 @@ impl Ejection {
         Self { failures: 5, times: BackoffPolicy::new(first, max).unwrap_or_default(), forgiven: max, share: 1.0 / 3.0 }
     }
 
-    /// Sets the number of failed calls in a row before a rest. Zero counts as one.
+    /// Sets the number of failed calls in a row before an ejection. Zero counts as one.
     pub fn failures(mut self, failures: u32) -> Self {
         self.failures = failures.max(1);
         self
     }
 
-    /// Sets the length of the rests: up to `first` for the first one, then twice as long each time, up to `max`. An
-    /// instance that did not rest for `max` starts again with `first`.
+    /// Sets the length of the ejections: up to `first` for the first one, then twice as long each time, up to `max`. An
+    /// instance that was not ejected for `max` starts again with `first`.
     ///
     /// # Errors
     ///
@@ -60,18 +60,18 @@ impl Ejection {
         Ok(self)
     }
 
-    /// Sets the share of the instances, from 0 to 1, that may rest at once.
+    /// Sets the share of the instances, from 0 to 1, that may be ejected at once.
     pub fn share(mut self, share: f64) -> Self {
         self.share = share.clamp(0.0, 1.0);
         self
     }
 
-    /// For balancers: returns `true` if this number of failures in a row suffices for a rest.
+    /// For balancers: returns `true` if this number of failures in a row suffices for an ejection.
     pub fn is_enough(&self, failures: u32) -> bool {
         failures >= self.failures
     }
 
-    /// Maximum number of `total` instances that may rest at once.
+    /// Maximum number of `total` instances that may be ejected at once.
     fn most(&self, total: usize) -> usize {
         #[expect(
             clippy::cast_precision_loss,
@@ -84,23 +84,22 @@ impl Ejection {
     }
 }
 
-/// For balancers: the rests of one instance. Each is longer than the last, unless the instance did not rest for long
-/// enough.
+/// For balancers: lengths of the ejections of one instance. Each is longer than the last, unless that was long ago.
 #[derive(Clone, Debug)]
-pub struct Rests {
+pub struct EjectionTimes {
     times: Backoff,
     forgiven: Duration,
-    /// Time at which the last rest ended.
+    /// Time at which the last ejection ended.
     last: Moment,
 }
 
-impl Rests {
-    /// The rests of an instance that has had none.
+impl EjectionTimes {
+    /// The times of an instance that was never ejected.
     pub fn new(ejection: &Ejection) -> Self {
         Self { times: ejection.times.start(), forgiven: ejection.forgiven, last: Moment::now() }
     }
 
-    /// Duration of the rest that begins now.
+    /// Duration of the ejection that begins now.
     pub fn begin(&mut self) -> Duration {
         if self.last.elapsed() > self.forgiven {
             self.times.reset();
@@ -108,17 +107,17 @@ impl Rests {
         self.times.next_delay()
     }
 
-    /// Records the end of a rest.
+    /// Records the end of an ejection.
     pub fn end(&mut self) {
         self.last = Moment::now();
     }
 
-    /// Waits for the end of a rest of this length, or until `restarted` completes. After a restart the instance is
-    /// another process, so its rests start again with the shortest.
+    /// Waits for the end of an ejection of this length, or until `restarted` completes. After a restart the instance is
+    /// another process, so its ejections start again with the shortest.
     ///
     /// # Cancel safety
     ///
-    /// The rest goes on until [`end`](Self::end), or the next one begins.
+    /// The ejection goes on until [`end`](Self::end), or the next one begins.
     pub async fn wait(&mut self, time: Duration, restarted: impl Future<Output = ()>) {
         if tokio::time::timeout(time, restarted).await.is_ok() {
             self.times.reset();
@@ -127,16 +126,16 @@ impl Rests {
     }
 }
 
-/// For balancers: number of resting instances in a set.
+/// For balancers: number of ejected instances in a set.
 #[derive(Debug, Default)]
 pub struct Ejections {
     now: Arc<AtomicUsize>,
     total: AtomicUsize,
 }
 
-/// For balancers: a resting instance. It counts as resting while this lives.
+/// For balancers: an ejected instance. It counts as ejected while this lives.
 #[derive(Debug)]
-#[must_use = "dropping it ends the rest"]
+#[must_use = "dropping it ends the ejection"]
 pub struct Ejected(Arc<AtomicUsize>);
 
 impl Drop for Ejected {
@@ -151,7 +150,7 @@ impl Ejections {
         self.total.store(total, Ordering::Relaxed);
     }
 
-    /// Begins a rest, unless too many rest already.
+    /// Begins an ejection, unless too many instances are ejected already.
     pub fn begin(&self, ejection: &Ejection) -> Option<Ejected> {
         let most = ejection.most(self.total.load(Ordering::Relaxed));
         let one_more = |now: usize| (now < most).then_some(now + 1);
@@ -165,42 +164,42 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_share_rests_at_once_and_the_last_one_never() {
+    fn only_a_share_is_ejected_at_once_and_the_last_one_never() {
         let most = |share, total| Ejection::new().share(share).most(total);
         assert_eq!([0, 1, 2, 3, 6, 100].map(|total| most(1.0 / 3.0, total)), [0, 0, 1, 1, 2, 33]);
         assert_eq!((most(0.0, 10), most(1.0, 10)), (0, 10));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn rests_grow_until_the_instance_was_back_for_long() {
+    async fn ejections_grow_until_the_instance_was_back_for_long() {
         let second = Duration::from_secs(1);
-        let mut rests = Rests::new(&Ejection::new().time(second, 8 * second).unwrap());
+        let mut times = EjectionTimes::new(&Ejection::new().time(second, 8 * second).unwrap());
         for ceiling in [1, 2, 4, 8, 8] {
-            let time = rests.begin();
+            let time = times.begin();
             assert!(time <= ceiling * second && time >= ceiling * second / 2, "{time:?}");
-            rests.end();
+            times.end();
         }
         tokio::time::advance(9 * second).await;
-        assert!(rests.begin() <= second);
+        assert!(times.begin() <= second);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_restart_ends_a_rest_and_the_next_one_is_a_first_one() {
+    async fn a_restart_ends_an_ejection_and_the_next_one_is_a_first_one() {
         let second = Duration::from_secs(1);
-        let mut rests = Rests::new(&Ejection::new().time(second, 300 * second).unwrap());
+        let mut times = EjectionTimes::new(&Ejection::new().time(second, 300 * second).unwrap());
         for _ in 0..8 {
-            let time = rests.begin();
-            rests.wait(time, std::future::pending()).await;
+            let time = times.begin();
+            times.wait(time, std::future::pending()).await;
         }
-        let (time, begin) = (rests.begin(), Moment::now());
+        let (time, begin) = (times.begin(), Moment::now());
         assert!(time > 100 * second, "{time:?}");
-        rests.wait(time, tokio::time::sleep(second)).await;
+        times.wait(time, tokio::time::sleep(second)).await;
         assert!(begin.elapsed() < 2 * second, "{:?}", begin.elapsed());
-        assert!(rests.begin() <= second);
+        assert!(times.begin() <= second);
     }
 
     #[test]
-    fn a_rest_that_ended_makes_room() {
+    fn an_ejection_that_ended_makes_room() {
         let (ejection, ejections) = (Ejection::new(), Ejections::default());
         ejections.of(3);
         let first = ejections.begin(&ejection).unwrap();

@@ -35,7 +35,7 @@ impl HashRing {
         let mut points = Vec::new();
         for ((name, weight), owner) in members.iter().zip(0_u64..) {
             let due = (u64::from(*weight) * RING_POINTS * members.len() as u64 / total.max(1)).max(1);
-            points.extend((0..due).map(|point| place(xxh3_64_with_seed(name.as_bytes(), point)) | owner));
+            points.extend((0..due).map(|point| upper_half(xxh3_64_with_seed(name.as_bytes(), point)) | owner));
         }
         points.sort_unstable();
         Self { bucket_index: BucketIndex::new(&points), points }
@@ -43,16 +43,16 @@ impl HashRing {
 
     /// The position that owns `key`; `None` on an empty ring.
     pub fn find(&self, key: &[u8]) -> Option<usize> {
-        let place = place(xxh3_64(key));
-        let around = self.bucket_index.around(place);
-        let at = around.start + self.points[around].partition_point(|point| *point < place);
+        let hash = upper_half(xxh3_64(key));
+        let around = self.bucket_index.around(hash);
+        let at = around.start + self.points[around].partition_point(|point| *point < hash);
         let point = self.points.get(at).or(self.points.first())?;
         usize::try_from(point & LOW).ok()
     }
 }
 
 /// Hash value on the ring, with the lower half cleared.
-fn place(hash: u64) -> u64 {
+fn upper_half(hash: u64) -> u64 {
     hash & !LOW
 }
 
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_empty_ring_has_no_place() {
+    fn an_empty_ring_has_no_owner() {
         assert_eq!(HashRing::new([]).find(b"key"), None);
         assert_eq!(HashRing::new([("a", 0)]).find(b"key"), Some(0));
     }

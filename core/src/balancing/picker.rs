@@ -12,7 +12,7 @@ use fastrand::Rng;
 use super::{
     candidate_table::{CandidateTable, PickError, ViewCell},
     filter::Filter,
-    policy::Policy,
+    policy::PickPolicy,
 };
 use crate::{discovery::view_user::ViewUser, model::instance::Entry};
 
@@ -22,7 +22,7 @@ pub struct Picker {
     cell: Arc<ViewCell>,
     /// Number of publications when the table was built.
     count: u64,
-    policy: Policy,
+    policy: PickPolicy,
     filter: Filter,
     table: Arc<OnceLock<CandidateTable>>,
     /// The table needs no check before the next publication.
@@ -35,7 +35,7 @@ pub struct Picker {
 }
 
 impl Picker {
-    pub(crate) fn new(cell: Arc<ViewCell>, policy: Policy, filter: Filter) -> Self {
+    pub(crate) fn new(cell: Arc<ViewCell>, policy: PickPolicy, filter: Filter) -> Self {
         Self {
             cell,
             count: 0,
@@ -50,7 +50,7 @@ impl Picker {
     }
 
     /// A picker that keeps the watch of its view running.
-    pub(crate) fn of_view(user: ViewUser, policy: Policy, filter: Filter) -> Self {
+    pub(crate) fn of_view(user: ViewUser, policy: PickPolicy, filter: Filter) -> Self {
         let cell = Arc::clone(user.published());
         Self { _user: Some(user), ..Self::new(cell, policy, filter) }
     }
@@ -79,27 +79,27 @@ impl Picker {
         let CandidateTable { candidates, alias_table, .. } = built(&self.table);
         let count = candidates.len();
         let at = match self.policy {
-            Policy::Random => self.random.usize(..count),
-            Policy::RoundRobin => {
+            PickPolicy::Random => self.random.usize(..count),
+            PickPolicy::RoundRobin => {
                 // A division would be slow.
                 self.last = if self.last + 1 < count { self.last + 1 } else { 0 };
                 self.last
             }
             // Candidates have weights above zero.
-            Policy::Weighted | Policy::ConsistentHash => alias_table.drawn(self.random.u64(..)).unwrap_or(0),
+            PickPolicy::Weighted | PickPolicy::ConsistentHash => alias_table.drawn(self.random.u64(..)).unwrap_or(0),
         };
         Ok(&candidates[at])
     }
 
-    /// Picks the instance that `key` belongs to under [`Policy::ConsistentHash`]; under any other policy the key has no
-    /// influence.
+    /// Picks the instance that `key` belongs to under [`PickPolicy::ConsistentHash`]; under any other policy the key
+    /// has no influence.
     ///
     /// # Errors
     ///
     /// As [`pick`](Self::pick).
     #[inline]
     pub fn pick_for(&mut self, key: &[u8]) -> Result<&Arc<Entry>, PickError> {
-        if self.policy != Policy::ConsistentHash {
+        if self.policy != PickPolicy::ConsistentHash {
             return self.pick();
         }
         if !self.is_ready() {
@@ -185,7 +185,7 @@ mod tests {
     #[test]
     fn unknown_and_empty_are_told_apart() {
         let unknown = Arc::new(ViewCell::default());
-        let mut picker = Picker::new(Arc::clone(&unknown), Policy::Random, Filter::new());
+        let mut picker = Picker::new(Arc::clone(&unknown), PickPolicy::Random, Filter::new());
         assert_eq!(picker.pick().unwrap_err(), PickError::Unknown);
         unknown.publish(published(vec![instance("a").with_weight(0)]));
         assert_eq!(picker.pick().unwrap_err(), PickError::Empty { listed: 1, left_out: 0 });
@@ -196,7 +196,7 @@ mod tests {
     #[test]
     fn weights_are_kept_to() {
         let three = vec![instance("a").with_weight(1), instance("b").with_weight(1), instance("c").with_weight(4)];
-        let shares = shares(&mut Picker::new(cell(three), Policy::Weighted, Filter::new()), 60_000);
+        let shares = shares(&mut Picker::new(cell(three), PickPolicy::Weighted, Filter::new()), 60_000);
         for (id, due) in [("a", 10_000), ("b", 10_000), ("c", 40_000)] {
             let got = shares[id];
             // Six standard deviations of a binomial share are about 700.
@@ -207,7 +207,7 @@ mod tests {
     #[test]
     fn round_robin_visits_each_in_turn() {
         let three = vec![instance("a"), instance("b"), instance("c")];
-        let shares = shares(&mut Picker::new(cell(three), Policy::RoundRobin, Filter::new()), 300);
+        let shares = shares(&mut Picker::new(cell(three), PickPolicy::RoundRobin, Filter::new()), 300);
         assert!(shares.values().all(|share| *share == 100), "{shares:?}");
     }
 
@@ -221,7 +221,7 @@ mod tests {
             instance("draining").with_zone("z").with_version("1").with_metadata("k", "v").with_health(Health::Draining),
         ];
         let filter = Filter::new().zone("z").version("1").metadata("k", "v");
-        let shares = shares(&mut Picker::new(cell(all), Policy::Random, filter), 100);
+        let shares = shares(&mut Picker::new(cell(all), PickPolicy::Random, filter), 100);
         assert_eq!(shares.keys().collect::<Vec<_>>(), ["good"]);
     }
 
@@ -230,10 +230,10 @@ mod tests {
         let cell = cell(vec![instance("a"), instance("b")]);
         let zone = Filter::new().zone("z");
         let mut pickers = [
-            Picker::new(Arc::clone(&cell), Policy::ConsistentHash, Filter::new()),
-            Picker::new(Arc::clone(&cell), Policy::ConsistentHash, Filter::new()),
-            Picker::new(Arc::clone(&cell), Policy::RoundRobin, Filter::new()),
-            Picker::new(Arc::clone(&cell), Policy::ConsistentHash, zone),
+            Picker::new(Arc::clone(&cell), PickPolicy::ConsistentHash, Filter::new()),
+            Picker::new(Arc::clone(&cell), PickPolicy::ConsistentHash, Filter::new()),
+            Picker::new(Arc::clone(&cell), PickPolicy::RoundRobin, Filter::new()),
+            Picker::new(Arc::clone(&cell), PickPolicy::ConsistentHash, zone),
         ];
         let picked = pickers.each_mut().map(|picker| picker.pick().is_ok());
         assert_eq!(picked, [true, true, true, false]);
@@ -257,12 +257,12 @@ mod tests {
     fn a_removed_instance_moves_only_its_own_keys() {
         let all: Vec<_> = (0..10).map(|n| instance(&format!("i{n}"))).collect();
         let cell = cell(all.clone());
-        let mut picker = Picker::new(Arc::clone(&cell), Policy::ConsistentHash, Filter::new());
-        let place =
+        let mut picker = Picker::new(Arc::clone(&cell), PickPolicy::ConsistentHash, Filter::new());
+        let owner =
             |picker: &mut Picker, key: u32| picker.pick_for(&key.to_le_bytes()).unwrap().instance().id().to_string();
-        let before: Vec<_> = (0..1000).map(|key| place(&mut picker, key)).collect();
+        let before: Vec<_> = (0..1000).map(|key| owner(&mut picker, key)).collect();
         cell.publish(published(all[1..].to_vec()));
-        let after: Vec<_> = (0..1000).map(|key| place(&mut picker, key)).collect();
+        let after: Vec<_> = (0..1000).map(|key| owner(&mut picker, key)).collect();
         let moved = before.iter().zip(&after).filter(|(a, b)| a != b).count();
         let due = before.iter().filter(|id| *id == "i0").count();
         assert_eq!(moved, due);
@@ -274,7 +274,7 @@ mod tests {
         let all: Vec<_> = (0..50).map(|n| instance(&format!("i{n}"))).collect();
         let ids = |instances: Vec<Instance>, client: &str| -> BTreeSet<String> {
             let filter = Filter::new().subset(5, client);
-            let mut picker = Picker::new(cell(instances), Policy::Random, filter);
+            let mut picker = Picker::new(cell(instances), PickPolicy::Random, filter);
             picker.candidates().unwrap().iter().map(|entry| entry.instance().id().to_string()).collect()
         };
         let first = ids(all.clone(), "me");

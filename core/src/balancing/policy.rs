@@ -3,7 +3,7 @@
 /// Policy of a picker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Policy {
+pub enum PickPolicy {
     /// Evenly at random, whatever the weights.
     Random,
     /// One after the other, from a random start, whatever the weights.

@@ -5,7 +5,7 @@
 //! keys and ejection work as in the gRPC channel, see [`crate::balancing::balance`] and [`crate::balancing::ejection`].
 //!
 //! ```
-//! # use enlist::{Directory, Endpoint, Error, Instance, InstanceId, Policy, Pool, PoolOptions, RegisterOptions};
+//! # use enlist::{Directory, Endpoint, Error, Instance, InstanceId, PickPolicy, Pool, PoolOptions, RegisterOptions};
 //! # use enlist::{Registry, Retry, ServiceRef};
 //! # use std::sync::Arc;
 //! # #[tokio::main(flavor = "current_thread")]
@@ -19,7 +19,7 @@
 //! let options = PoolOptions::new().prefer_zone("eu-1a");
 //! let pool = Pool::with_options(view, options, |entry| Ok(format!("client of {}", entry.instance().endpoints()[0])))?;
 //! let retry = Retry::new(|_: &std::io::Error| true).attempts(3);
-//! let answer = pool.call(Policy::Weighted, &retry, |client| async move { Ok(client.len()) }).await?;
+//! let answer = pool.call(PickPolicy::Weighted, &retry, |client| async move { Ok(client.len()) }).await?;
 //! # assert_eq!(answer, 21);
 //! let answer = pool.call_for(b"user-7", &retry, |client| async move { Ok(client.len()) }).await?;
 //! # assert_eq!(answer, 21);
@@ -48,9 +48,9 @@ use self::{
 };
 use crate::{
     balancing::{
-        balance::{PickArgs, Selection},
+        balance::{PickArgs, SelectionPolicy},
         candidate_table::PickError,
-        policy::Policy,
+        policy::PickPolicy,
     },
     discovery::{
         service_view::{FRESHNESS_RECHECK, ServiceView},
@@ -81,7 +81,7 @@ pub struct Pool<T> {
     view: ServiceView,
     factory: Factory<T>,
     members: Arc<Members<T>>,
-    /// Position counter of [`Selection::RoundRobin`].
+    /// Position counter of [`SelectionPolicy::RoundRobin`].
     turn: AtomicUsize,
     tasks: TaskOwner,
 }
@@ -133,21 +133,21 @@ impl<T: Send + Sync + 'static> Pool<T> {
     /// # Cancel safety
     ///
     /// The attempt under way is dropped; it may or may not have been executed.
-    pub async fn call<R, E, F, C>(&self, policy: Policy, retry: &Retry<E>, call: F) -> Result<R, PoolError<E>>
+    pub async fn call<R, E, F, C>(&self, policy: PickPolicy, retry: &Retry<E>, call: F) -> Result<R, PoolError<E>>
     where
         F: Fn(Arc<T>) -> C,
         C: Future<Output = Result<R, E>>,
     {
         let selection = match policy {
-            Policy::Random => Selection::Random,
-            Policy::RoundRobin => Selection::RoundRobin,
-            Policy::Weighted | Policy::ConsistentHash => Selection::Weighted,
+            PickPolicy::Random => SelectionPolicy::Random,
+            PickPolicy::RoundRobin => SelectionPolicy::RoundRobin,
+            PickPolicy::Weighted | PickPolicy::ConsistentHash => SelectionPolicy::Weighted,
         };
         self.attempts(selection, None, retry, call).await
     }
 
     /// Calls the instance that owns `key`, and another one if `retry` allows it. When the set changes, few keys change
-    /// their instance. While an instance rests, its keys belong to others.
+    /// their instance. While an instance is ejected, its keys belong to others.
     ///
     /// # Errors
     ///
@@ -161,12 +161,12 @@ impl<T: Send + Sync + 'static> Pool<T> {
         F: Fn(Arc<T>) -> C,
         C: Future<Output = Result<R, E>>,
     {
-        self.attempts(Selection::Weighted, Some(key), retry, call).await
+        self.attempts(SelectionPolicy::Weighted, Some(key), retry, call).await
     }
 
     async fn attempts<R, E, F, C>(
         &self,
-        selection: Selection,
+        selection: SelectionPolicy,
         key: Option<&[u8]>,
         retry: &Retry<E>,
         call: F,
@@ -251,7 +251,7 @@ impl<T: Send + Sync + 'static> Pool<T> {
         picked
     }
 
-    /// Picks an instance that was not tried yet, if one that does not rest is left.
+    /// Picks an instance that was not tried yet, if one that is not ejected is left.
     fn pick<E>(&self, args: &PickArgs<'_>, previous: &[FailedAttempt<E>]) -> Result<Arc<Listed<T>>, PickError> {
         let key_use = if args.key.is_some() { KeyUse::ByKey } else { KeyUse::Without };
         let set = self.members.set(key_use)?;

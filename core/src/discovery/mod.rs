@@ -8,6 +8,7 @@ mod mass_loss;
 pub(crate) mod publication;
 mod published_state;
 pub(crate) mod resolver;
+pub(crate) mod service_list;
 pub(crate) mod service_view;
 pub(crate) mod snapshot;
 pub(crate) mod view_changes;

@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use crate::{
     discovery::{
         freshness::Freshness,
+        service_list::ServicesWatcher,
         snapshot::{Event, Snapshot},
     },
     error::Error,
@@ -43,7 +44,8 @@ pub trait Resolver: fmt::Debug + Send + Sync + 'static {
     /// Dropping the future ends the watch.
     async fn watch(&self, service: &ServiceRef) -> Result<Box<dyn Watcher>, Error>;
 
-    /// The services of `namespace` that have at least one instance, in order.
+    /// The services of `namespace` that have at least one instance, in order. An instance whose value cannot be decoded
+    /// counts.
     ///
     /// Signature: `async fn services(&self, namespace: &Namespace) -> Result<Vec<ServiceName>, Error>`.
     ///
@@ -55,6 +57,40 @@ pub trait Resolver: fmt::Debug + Send + Sync + 'static {
     ///
     /// Dropping the future has no effect.
     async fn services(&self, namespace: &Namespace) -> Result<Vec<ServiceName>, Error>;
+
+    /// Watches the list of [`services`](Self::services). Returns at once; the first [`ServicesWatcher::next`] waits for
+    /// the first list. Default: [`Error::Unsupported`].
+    ///
+    /// Signature: `async fn watch_services(&self, namespace: &Namespace) -> Result<Box<dyn ServicesWatcher>, Error>`.
+    ///
+    /// A backend may keep a copy of all instances of the namespace meanwhile. Watches of one namespace share it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] if the layout cannot list services, [`Error::Closed`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future ends the watch.
+    async fn watch_services(&self, _namespace: &Namespace) -> Result<Box<dyn ServicesWatcher>, Error> {
+        Err(Error::Unsupported { what: "watching the list of services".to_owned() })
+    }
+
+    /// The namespaces that have at least one service, in order. A layout without namespaces has only `default`.
+    /// Default: [`Error::Unsupported`].
+    ///
+    /// Signature: `async fn namespaces(&self) -> Result<Vec<Namespace>, Error>`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] if the layout cannot list namespaces; else as [`resolve`](Self::resolve).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future has no effect.
+    async fn namespaces(&self) -> Result<Vec<Namespace>, Error> {
+        Err(Error::Unsupported { what: "listing namespaces".to_owned() })
+    }
 }
 
 /// A running watch. Dropping it ends the watch. [`ViewChanges`](crate::ViewChanges),

@@ -8,7 +8,7 @@ use super::{
     view_changes::ViewChanges, view_user::ViewUser,
 };
 use crate::{
-    balancing::{filter::Filter, picker::Picker, policy::Policy},
+    balancing::{filter::Filter, picker::Picker, policy::PickPolicy},
     error::Error,
     model::name::ServiceRef,
 };
@@ -83,12 +83,12 @@ impl ServiceView {
     }
 
     /// A picker for one task. The watch goes on while any picker of it lives, even if the view is dropped.
-    pub fn picker(&self, policy: Policy) -> Picker {
+    pub fn picker(&self, policy: PickPolicy) -> Picker {
         self.picker_of(policy, Filter::new())
     }
 
     /// A picker that sees only the instances that `filter` accepts.
-    pub fn picker_of(&self, policy: Policy, filter: Filter) -> Picker {
+    pub fn picker_of(&self, policy: PickPolicy, filter: Filter) -> Picker {
         Picker::of_view(self.user.clone(), policy, filter)
     }
 }

@@ -35,7 +35,7 @@ pub trait Election: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future withdraws from the queue. A queue entry that reached the store is removed in the background.
+    /// Dropping the future leaves the queue. A queue entry that reached the store is removed in the background.
     async fn campaign(&self, name: &LockName, value: &str, options: LockOptions) -> Result<Leadership, Error>;
 
     /// Returns the current leader of `name`, by one linearizable read.

@@ -19,32 +19,32 @@ use crate::{
 #[derive(Debug)]
 #[must_use = "dropping it releases the lock"]
 pub struct LockGuard {
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) state: Arc<GuardState>,
     pub(crate) source: OwnerHandle,
 }
 
 impl LockGuard {
     /// The lock's name.
     pub fn name(&self) -> &LockName {
-        &self.shared.name
+        &self.state.name
     }
 
     /// Token larger than that of every earlier holder, as long as the store's revision never goes back. Pass it to the
     /// guarded resource, which has to refuse a smaller one than it has seen.
     pub fn fencing_token(&self) -> FencingToken {
-        self.shared.token
+        self.state.token
     }
 
     /// Returns `true` while the lock is known to be held, without a request to the store. It becomes `false` before the
     /// store can grant the lock to another holder by expiry, and stays `false`. It is cheap enough for a check before
     /// every write.
     pub fn is_held(&self) -> bool {
-        self.shared.validity.is_held()
+        self.state.validity.is_held()
     }
 
     /// Remaining time for which the lock is known to be held if no other renewal is acknowledged; zero once it is lost.
     pub fn remaining(&self) -> Duration {
-        if self.is_held() { self.shared.validity.remaining() } else { Duration::ZERO }
+        if self.is_held() { self.state.validity.remaining() } else { Duration::ZERO }
     }
 
     /// Waits for the loss of the lock.
@@ -53,7 +53,7 @@ impl LockGuard {
     ///
     /// Dropping the future has no effect.
     pub async fn lost(&self) -> Loss {
-        self.shared.validity.lost().await
+        self.state.validity.lost().await
     }
 
     /// Runs `work` and aborts it at its next await once the lock is lost.
@@ -87,9 +87,9 @@ impl LockGuard {
     /// The release goes on in the background.
     pub async fn release(self) -> Result<Released, Error> {
         let was_held = self.is_held();
-        self.shared.validity.lose(Loss::Released);
-        self.shared.release.cancel();
-        let mut released = self.shared.released.subscribe();
+        self.state.validity.lose(Loss::Released);
+        self.state.release.cancel();
+        let mut released = self.state.released.subscribe();
         let outcome = released.wait_for(Option::is_some).await.map_err(|_| Error::Closed)?;
         match outcome.clone().unwrap_or(Err(Error::Closed)) {
             Ok(_) if !was_held => Ok(Released::AlreadyLost),
@@ -100,14 +100,14 @@ impl LockGuard {
 
 impl Drop for LockGuard {
     fn drop(&mut self) {
-        self.shared.validity.lose(Loss::Released);
-        self.shared.release.cancel();
+        self.state.validity.lose(Loss::Released);
+        self.state.release.cancel();
     }
 }
 
 /// State that a guard shares with its driver.
 #[derive(Debug)]
-pub(crate) struct Shared {
+pub(crate) struct GuardState {
     pub(crate) name: LockName,
     pub(crate) token: FencingToken,
     pub(crate) validity: LockValidity,

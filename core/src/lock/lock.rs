@@ -19,9 +19,9 @@ use crate::{
 /// Grants locks. Implemented by the backends; users hold an `Arc<dyn Lock>`.
 #[async_trait]
 pub trait Lock: fmt::Debug + Send + Sync + 'static {
-    /// Waits for the lock `name` and returns once this caller is a holder. Waiters are served in the order in which
-    /// their entries reached the store. A waiter that loses its queue entry, because its lease ended or the store was
-    /// wiped, enters the queue again, at its end; the deadline stays.
+    /// Waits for the lock `name` and returns once this caller is a holder. Contenders are served in the order in which
+    /// their entries reached the store. A contender that loses its queue entry, because its lease ended or the store
+    /// was wiped, enters the queue again, at its end; the deadline stays.
     ///
     /// Signature: `async fn acquire(&self, name: &LockName, options: LockOptions) -> Result<LockGuard, Error>`.
     ///

@@ -20,7 +20,7 @@ pub enum Loss {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Released {
-    /// The lock was held until now. It is free, or held by the next waiter.
+    /// The lock was held until now. It is free, or held by the next contender.
     Released,
     /// It had been lost before.
     AlreadyLost,

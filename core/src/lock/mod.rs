@@ -1,12 +1,17 @@
-//! Locks and elections: the traits, their options, the guard of a held lock, and the fence of a guarded resource. Read
-//! `lock.rs` first, then `guard.rs`. The task behind an acquisition is `backend/contender.rs`, and the backend's half
-//! of a guard is `backend/guard_driver.rs`.
+//! Locks, elections and semaphores: the traits, their options, the guard of a held lock, the fence of a guarded
+//! resource, and jobs that run once. Read `lock.rs` first, then `guard.rs`. The task behind an acquisition is
+//! `backend/contender.rs`, and the backend's half of a guard is `backend/guard_driver.rs`.
 
 pub(crate) mod candidate;
 pub(crate) mod election;
 pub(crate) mod fence;
 pub(crate) mod guard;
+pub(crate) mod job_record;
 #[expect(clippy::module_inception, reason = "the file of the trait `Lock`, as in the backends")]
 pub(crate) mod lock;
 pub(crate) mod loss;
+pub(crate) mod once;
 pub(crate) mod options;
+pub(crate) mod queues;
+pub(crate) mod semaphore;
+pub(crate) mod semaphore_options;

@@ -15,7 +15,7 @@ pub enum LockMode {
     /// Alone.
     #[default]
     Exclusive,
-    /// Together with other shared holders, if no exclusive waiter is ahead of it in the queue.
+    /// Together with other shared holders, if no exclusive contender is ahead of it in the queue.
     Shared,
 }
 

@@ -1,20 +1,22 @@
-//! Merging the snapshots of the sides.
+//! Merging the snapshots and the lists of services of the sides.
 
 use std::{collections::BTreeSet, sync::Arc};
 
 use super::side::proportion;
 use crate::{
-    discovery::snapshot::Snapshot,
+    discovery::{service_list::ServiceList, snapshot::Snapshot},
     model::{
         instance::{Entry, Presence},
         name::InstanceId,
-        revision::Epoch,
+        revision::{Epoch, Revision},
     },
 };
 
-/// Merges the snapshots of the sides into `merged`, which is the previous result.
-pub(super) fn merge(default_weights: &[u32], merged: &mut Snapshot, snapshots: &[Snapshot]) {
+/// Merges the snapshots of the sides, of which there is at least one. `before`: the previous result.
+pub(super) fn merge_snapshots(default_weights: &[u32], before: Option<Snapshot>, snapshots: &[Snapshot]) -> Snapshot {
     let own = default_weights[0];
+    let empty = || Snapshot::empty(snapshots[0].service().clone(), Revision::default(), Epoch::default());
+    let mut merged = before.unwrap_or_else(empty);
     let (mut ids, mut addresses) = (BTreeSet::new(), BTreeSet::new());
     let mut entries = Vec::new();
     for (default_weight, snapshot) in default_weights.iter().zip(snapshots) {
@@ -44,6 +46,19 @@ pub(super) fn merge(default_weights: &[u32], merged: &mut Snapshot, snapshots: &
     let revision = snapshots.iter().map(Snapshot::revision).min().unwrap_or_default();
     let epoch = snapshots.iter().map(|snapshot| snapshot.epoch().get()).sum();
     merged.advance(revision, Epoch::new(epoch));
+    merged
+}
+
+/// Merges the lists of services of the sides, of which there is at least one. `before`: the previous result.
+pub(super) fn merge_services(before: Option<ServiceList>, lists: &[ServiceList]) -> ServiceList {
+    let empty = || ServiceList::empty(lists[0].namespace().clone(), Revision::default(), Epoch::default());
+    let mut merged = before.unwrap_or_else(empty);
+    let names: BTreeSet<_> = lists.iter().flat_map(ServiceList::names).cloned().collect();
+    merged.patch(names);
+    let revision = lists.iter().map(ServiceList::revision).min().unwrap_or_default();
+    let epoch = lists.iter().map(|list| list.epoch().get()).sum();
+    merged.advance(revision, Epoch::new(epoch));
+    merged
 }
 
 /// The entry with its weight in proportion to the default weight of its side.

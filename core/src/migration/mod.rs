@@ -6,26 +6,33 @@ mod merge_task;
 mod registration_task;
 pub(crate) mod side;
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, future::Future, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures::future::try_join_all;
 
-use self::{merge::merge, merge_task::MergeTask, registration_task::SideRegistrations, side::Side};
+use self::{
+    merge::{merge_services, merge_snapshots},
+    merge_task::MergeTask,
+    registration_task::SideRegistrations,
+    side::Side,
+};
 use crate::{
     backend::{
         publisher::{Publisher, ServiceWatcher},
         registration_driver::{registration, wait_for_start},
+        service_lists::services_watcher,
     },
     discovery::{
         resolver::{Resolver, Watcher},
+        service_list::{ServiceList, ServicesWatcher},
         snapshot::Snapshot,
     },
     error::Error,
     model::{
         instance::{Entry, Instance},
         name::{InstanceId, Namespace, ServiceName, ServiceRef},
-        revision::{Epoch, Revision},
+        revision::Revision,
     },
     registration::{
         handle::Registration,
@@ -95,6 +102,22 @@ impl Migration {
         self.sides.iter().map(|side| side.default_weight).collect()
     }
 
+    /// Asks all sides in turn. Returns the answers of those that support the request; there has to be one.
+    async fn ask_sides<'a, T, F>(&'a self, ask: impl Fn(&'a dyn Resolver) -> F) -> Result<Vec<T>, Error>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let (mut answers, mut unsupported) = (Vec::new(), None);
+        for side in &self.sides {
+            match ask(&*side.resolver).await {
+                Ok(answer) => answers.push(answer),
+                Err(error @ Error::Unsupported { .. }) => unsupported = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        unsupported.filter(|_| answers.is_empty()).map_or(Ok(answers), Err)
+    }
+
     fn check_writing(&self) -> Result<(), Error> {
         match self.writing().next() {
             Some(_) => Ok(()),
@@ -108,9 +131,7 @@ impl Resolver for Migration {
     async fn resolve(&self, service: &ServiceRef) -> Result<Snapshot, Error> {
         let resolving = self.sides.iter().map(|side| side.resolver.resolve(service));
         let snapshots = try_join_all(resolving).await?;
-        let mut merged = Snapshot::empty(service.clone(), Revision::default(), Epoch::default());
-        merge(&self.default_weights(), &mut merged, &snapshots);
-        Ok(merged)
+        Ok(merge_snapshots(&self.default_weights(), None, &snapshots))
     }
 
     async fn watch(&self, service: &ServiceRef) -> Result<Box<dyn Watcher>, Error> {
@@ -118,26 +139,32 @@ impl Resolver for Migration {
         let watchers = try_join_all(watching).await?;
         let publisher = Arc::new(Publisher::new());
         let tasks = TaskOwner::new();
-        let task = MergeTask { default_weights: self.default_weights(), publisher: Arc::clone(&publisher) };
+        let default_weights = self.default_weights();
+        let merge = move |before, snapshots: &[Snapshot]| merge_snapshots(&default_weights, before, snapshots);
+        let task = MergeTask { merge: Box::new(merge), publisher: Arc::clone(&publisher) };
         tasks.spawn_until_stopped("migration", task.run(watchers))?;
         Ok(Box::new(ServiceWatcher::new(publisher.reader(Arc::new(tasks)))))
     }
 
     /// The services of all sides that can list theirs.
     async fn services(&self, namespace: &Namespace) -> Result<Vec<ServiceName>, Error> {
-        let mut names = BTreeSet::new();
-        let mut unsupported = None;
-        for side in &self.sides {
-            match side.resolver.services(namespace).await {
-                Ok(found) => names.extend(found),
-                Err(error @ Error::Unsupported { .. }) => unsupported = Some(error),
-                Err(error) => return Err(error),
-            }
-        }
-        match unsupported {
-            Some(error) if names.is_empty() => Err(error),
-            _ => Ok(names.into_iter().collect()),
-        }
+        let names = self.ask_sides(|side| side.services(namespace)).await?;
+        Ok(names.into_iter().flatten().collect::<BTreeSet<_>>().into_iter().collect())
+    }
+
+    /// Watches the services of all sides that can list theirs.
+    async fn watch_services(&self, namespace: &Namespace) -> Result<Box<dyn ServicesWatcher>, Error> {
+        let watchers = self.ask_sides(|side| side.watch_services(namespace)).await?;
+        let (publisher, tasks) = (Arc::new(Publisher::new()), TaskOwner::new());
+        let task = MergeTask { merge: Box::new(merge_services), publisher: Arc::clone(&publisher) };
+        tasks.spawn_until_stopped("migration", task.run(watchers))?;
+        Ok(services_watcher(publisher.reader(Arc::new(tasks)), |_, list: &ServiceList| list.clone()))
+    }
+
+    /// The namespaces of all sides that can list theirs.
+    async fn namespaces(&self) -> Result<Vec<Namespace>, Error> {
+        let namespaces = self.ask_sides(Resolver::namespaces).await?;
+        Ok(namespaces.into_iter().flatten().collect::<BTreeSet<_>>().into_iter().collect())
     }
 }
 

@@ -140,7 +140,7 @@ impl SideRegistrations {
                 }
             }
             held.show(shown);
-            held.update(move |draft| draft.make_equal(&target))
+            held.update(move |update| update.make_equal(&target))
         });
         let each = try_join_all(each);
         async move { (generation, each.await) }.boxed()

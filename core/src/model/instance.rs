@@ -11,6 +11,8 @@ mod json;
 
 pub use json::JSON_SUFFIX;
 
+static NO_METADATA: Metadata = BTreeMap::new();
+
 /// Default weight of an instance.
 pub const DEFAULT_WEIGHT: u32 = 100;
 
@@ -78,8 +80,6 @@ pub(crate) type Metadata = BTreeMap<String, String>;
 fn no_endpoint() -> Error {
     Error::InvalidAddress { input: String::new(), reason: "an instance needs an endpoint" }
 }
-
-static NO_METADATA: Metadata = BTreeMap::new();
 
 /// Replaces a text; an empty one is none. An equal text stays, and stays shared.
 fn set(text: &mut Option<Arc<str>>, new: &str) {
@@ -493,37 +493,37 @@ mod tests {
 
     #[test]
     fn without_its_last_entry_metadata_is_as_if_there_never_was_one() {
-        let mut draft = InstanceUpdate::new(instance().with_metadata("a", "1"));
-        draft.remove_metadata("a").remove_metadata("b");
-        assert_eq!(draft.finish(), instance());
+        let mut update = InstanceUpdate::new(instance().with_metadata("a", "1"));
+        update.remove_metadata("a").remove_metadata("b");
+        assert_eq!(update.finish(), instance());
     }
 
     #[test]
-    fn a_draft_changes_only_what_it_names() {
-        let mut draft = InstanceUpdate::new(instance().with_metadata("a", "1"));
-        draft.weight(7).health(Health::Draining).metadata("b", "2").remove_metadata("a");
-        let changed = draft.finish();
+    fn an_update_changes_only_what_it_names() {
+        let mut update = InstanceUpdate::new(instance().with_metadata("a", "1"));
+        update.weight(7).health(Health::Draining).metadata("b", "2").remove_metadata("a");
+        let changed = update.finish();
         assert_eq!(changed, instance().with_weight(7).with_health(Health::Draining).with_metadata("b", "2"));
     }
 
     #[test]
-    fn a_draft_without_endpoints_is_refused() {
-        let mut draft = InstanceUpdate::new(instance());
-        draft.endpoints([Endpoint::parse("h:2").unwrap(), Endpoint::parse("h:3").unwrap()]).zone("z");
-        let endpoints: Vec<_> = draft.instance().endpoints().iter().map(Endpoint::as_str).collect();
-        assert_eq!((endpoints, draft.instance().zone()), (vec!["h:2", "h:3"], Some("z")));
-        draft.instance().check().unwrap();
-        draft.endpoints([]).zone("");
-        assert!(matches!(draft.instance().check(), Err(Error::InvalidAddress { .. })));
-        assert_eq!(draft.instance().zone(), None);
+    fn an_update_without_endpoints_is_refused() {
+        let mut update = InstanceUpdate::new(instance());
+        update.endpoints([Endpoint::parse("h:2").unwrap(), Endpoint::parse("h:3").unwrap()]).zone("z");
+        let endpoints: Vec<_> = update.instance().endpoints().iter().map(Endpoint::as_str).collect();
+        assert_eq!((endpoints, update.instance().zone()), (vec!["h:2", "h:3"], Some("z")));
+        update.instance().check().unwrap();
+        update.endpoints([]).zone("");
+        assert!(matches!(update.instance().check(), Err(Error::InvalidAddress { .. })));
+        assert_eq!(update.instance().zone(), None);
     }
 
     #[test]
-    fn a_draft_that_is_made_equal_keeps_its_id() {
-        let mut draft = InstanceUpdate::new(instance().with_metadata("a", "1").with_zone("z").with_version("1"));
+    fn an_update_that_is_made_equal_keeps_its_id() {
+        let mut update = InstanceUpdate::new(instance().with_metadata("a", "1").with_zone("z").with_version("1"));
         let endpoint = Endpoint::parse("h:2").unwrap();
         let target = Instance::new(InstanceId::parse("b").unwrap(), [endpoint.clone()]).unwrap().with_weight(7);
-        draft.make_equal(&target);
-        assert_eq!(draft.finish(), Instance::new(InstanceId::parse("a").unwrap(), [endpoint]).unwrap().with_weight(7));
+        update.make_equal(&target);
+        assert_eq!(update.finish(), Instance::new(InstanceId::parse("a").unwrap(), [endpoint]).unwrap().with_weight(7));
     }
 }

@@ -4,6 +4,7 @@ pub(crate) mod advertise;
 pub(crate) mod endpoint;
 pub mod escape;
 pub(crate) mod instance;
+pub(crate) mod keyed_snapshot;
 pub(crate) mod name;
 mod parse_name;
 pub(crate) mod revision;

@@ -27,6 +27,13 @@ pub enum NameFault {
         /// Byte position of the first one.
         at: usize,
     },
+    /// The path has more than 1,024 bytes of UTF-8.
+    PathTooLong {
+        /// Its number of bytes.
+        bytes: usize,
+    },
+    /// The path has an empty segment: it begins or ends with `/`, or has two of them in a row.
+    EmptySegment,
     /// The store's layout does not support this character.
     NotCarried {
         /// The character that would change the key.
@@ -40,6 +47,8 @@ impl fmt::Display for NameFault {
             Self::Empty => f.write_str("it is empty"),
             Self::TooLong { bytes } => write!(f, "it has {bytes} bytes, at most 255 are allowed"),
             Self::ControlCharacter { at } => write!(f, "it has a control character at byte {at}"),
+            Self::PathTooLong { bytes } => write!(f, "it has {bytes} bytes, at most 1024 are allowed"),
+            Self::EmptySegment => f.write_str("it has an empty segment"),
             Self::NotCarried { character } => write!(f, "the layout cannot carry {character:?}"),
         }
     }

@@ -2,9 +2,10 @@
 
 use std::{fmt, sync::Arc};
 
-use imbl::{OrdMap, ordmap::DiffItem};
-
-use crate::model::revision::{Epoch, LeaseId, Revision};
+use crate::model::{
+    keyed_snapshot::{Difference, Keyed, KeyedSnapshot},
+    revision::{Epoch, LeaseId, Revision},
+};
 
 /// A key with its value. `Debug` does not show the value, which may be a secret.
 #[derive(Clone, PartialEq, Eq)]
@@ -49,65 +50,59 @@ impl fmt::Debug for RawEntry {
     }
 }
 
-/// All keys under a prefix at one revision. Cheap to clone; clones share their structure.
-#[derive(Clone)]
-pub struct RawSnapshot {
-    revision: Revision,
-    epoch: Epoch,
-    entries: OrdMap<Arc<[u8]>, Arc<RawEntry>>,
+impl Keyed for RawEntry {
+    type Key = Arc<[u8]>;
+
+    fn key(&self) -> &Arc<[u8]> {
+        &self.key
+    }
 }
+
+/// All keys under a prefix at one revision. Cheap to clone; clones share their structure.
+#[derive(Clone, PartialEq)]
+pub struct RawSnapshot(KeyedSnapshot<RawEntry>);
 
 impl RawSnapshot {
     /// An empty snapshot at `revision`.
     pub(crate) fn empty(revision: Revision, epoch: Epoch) -> Self {
-        Self { revision, epoch, entries: OrdMap::new() }
+        Self(KeyedSnapshot::empty(revision, epoch))
     }
 
     /// Revision of the snapshot.
     pub fn revision(&self) -> Revision {
-        self.revision
+        self.0.revision()
     }
 
     /// Number of observed rollbacks of the store. Revisions of different epochs cannot be compared.
     pub fn epoch(&self) -> Epoch {
-        self.epoch
+        self.0.epoch()
     }
 
     /// Number of keys.
     pub fn len(&self) -> usize {
-        self.entries.len()
+        self.0.len()
     }
 
     /// Returns `true` if there are no keys.
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.len() == 0
     }
 
     /// The entry of `key`.
     pub fn get(&self, key: &[u8]) -> Option<&RawEntry> {
-        self.entries.get(key).map(AsRef::as_ref)
+        self.0.get(key).map(AsRef::as_ref)
     }
 
     /// The entries in the order of their keys, byte by byte.
     pub fn entries(&self) -> impl Iterator<Item = &Arc<RawEntry>> {
-        self.entries.values()
+        self.0.entries()
     }
 
     /// The changes that lead from `older` to this snapshot, in the order of keys.
     ///
     /// Takes time proportional to the change if both snapshots share their structure, as those of one watch do.
     pub fn diff(&self, older: &Self) -> Vec<RawEvent> {
-        older
-            .entries
-            .diff(&self.entries)
-            .map(|item| match item {
-                DiffItem::Add(_, entry) => RawEvent::Added(Arc::clone(entry)),
-                DiffItem::Update { old: (_, old), new: (_, new) } => {
-                    RawEvent::Updated { old: Arc::clone(old), new: Arc::clone(new) }
-                }
-                DiffItem::Remove(_, entry) => RawEvent::Removed(Arc::clone(entry)),
-            })
-            .collect()
+        self.0.differences(&older.0).map(RawEvent::of).collect()
     }
 
     /// The events that lead from an empty snapshot to this one.
@@ -117,48 +112,28 @@ impl RawSnapshot {
 
     /// Sets the revision and the epoch.
     pub(crate) fn advance(&mut self, revision: Revision, epoch: Epoch) {
-        (self.revision, self.epoch) = (revision, epoch);
+        self.0.advance(revision, epoch);
     }
 
     /// Adds or replaces one entry.
     pub(crate) fn insert(&mut self, entry: RawEntry) {
-        self.entries.insert(Arc::clone(&entry.key), Arc::new(entry));
+        self.0.insert(entry);
     }
 
     /// Removes one entry.
     pub(crate) fn remove(&mut self, key: &[u8]) {
-        self.entries.remove(key);
+        self.0.remove(key);
     }
 
     /// Replaces the entries. Equal entries are left untouched, so a difference to an older snapshot stays cheap.
     pub(crate) fn patch(&mut self, entries: impl IntoIterator<Item = RawEntry>) {
-        let mut gone = self.entries.clone();
-        for entry in entries {
-            if gone.remove(&entry.key).is_none_or(|old| *old != entry) {
-                self.insert(entry);
-            }
-        }
-        for key in gone.keys() {
-            self.entries.remove(key);
-        }
-    }
-}
-
-impl PartialEq for RawSnapshot {
-    fn eq(&self, other: &Self) -> bool {
-        self.revision == other.revision
-            && self.epoch == other.epoch
-            && (self.entries.ptr_eq(&other.entries) || self.entries == other.entries)
+        self.0.patch(entries);
     }
 }
 
 impl fmt::Debug for RawSnapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RawSnapshot")
-            .field("revision", &self.revision)
-            .field("epoch", &self.epoch)
-            .field("entries", &self.entries.values().collect::<Vec<_>>())
-            .finish()
+        self.0.show("RawSnapshot", f)
     }
 }
 
@@ -180,6 +155,14 @@ pub enum RawEvent {
 }
 
 impl RawEvent {
+    fn of(difference: Difference<RawEntry>) -> Self {
+        match difference {
+            Difference::Added(entry) => Self::Added(entry),
+            Difference::Updated { old, new } => Self::Updated { old, new },
+            Difference::Removed(entry) => Self::Removed(entry),
+        }
+    }
+
     /// The key that changed.
     pub fn key(&self) -> &[u8] {
         match self {

@@ -103,7 +103,7 @@ impl Graceful {
         let leave_and_serve = async {
             tokio::pin!(leave);
             tokio::select! {
-                left = &mut leave => (left, None),
+                ended = &mut leave => (ended, None),
                 output = &mut serving => (leave.await, Some(output)),
             }
         };
@@ -162,8 +162,8 @@ impl Graceful {
 
     /// Marks the instance as draining and gives clients time to see it. Returns `true` if the mark was stored.
     async fn drain(self, begun: Moment, registration: &Registration) -> bool {
-        let marked = registration.update(|draft| {
-            draft.health(Health::Draining);
+        let marked = registration.update(|update| {
+            update.health(Health::Draining);
         });
         let marked = tokio::time::timeout(self.propagation.min(begun.remaining(self.deadline)), marked).await;
         let stored = matches!(marked, Ok(Ok(_)));

@@ -17,7 +17,7 @@ use crate::{
     registration::{
         health,
         instance_handle::InstanceHandle,
-        shared::{Shared, set_goal},
+        registration_cell::{RegistrationCell, set_goal},
         state::{Deregistered, RegistrationState},
         state_stream::RegistrationStates,
     },
@@ -36,8 +36,8 @@ pub struct Registration {
 }
 
 impl Registration {
-    pub(crate) fn new(shared: Arc<Shared>, source: OwnerHandle) -> Self {
-        Self { handle: InstanceHandle::new(shared), _source: source }
+    pub(crate) fn new(cell: Arc<RegistrationCell>, source: OwnerHandle) -> Self {
+        Self { handle: InstanceHandle::new(cell), _source: source }
     }
 
     /// A handle for other tasks, which reads the state and changes the instance. It does not keep the instance
@@ -103,23 +103,23 @@ impl Registration {
 
     /// Sets whether the instance is to be in the store, without changing it.
     pub(crate) fn show(&self, shown: Shown) {
-        health::show(self.shared(), shown);
+        health::show(self.cell(), shown);
     }
 
     /// Returns a check for instances that the store can hold, valid for the life of the session.
     pub(crate) fn checker(&self) -> impl Fn(&Instance) -> Result<(), Error> + Send + Sync + use<> {
-        let shared = Arc::clone(self.shared());
-        move |instance| shared.check(instance)
+        let cell = Arc::clone(self.cell());
+        move |instance| cell.check(instance)
     }
 
-    pub(crate) fn shared(&self) -> &Arc<Shared> {
-        self.handle.shared()
+    pub(crate) fn cell(&self) -> &Arc<RegistrationCell> {
+        self.handle.cell()
     }
 
     /// Sets a goal other than presence, and ends the checks.
     fn end(&self, goal: Goal) {
-        set_goal(self.shared(), goal);
-        self.shared().stop_checks();
+        set_goal(self.cell(), goal);
+        self.cell().stop_checks();
     }
 
     /// Removes the instance and confirms it. After the return, no late write restores it.
@@ -139,7 +139,7 @@ impl Registration {
     /// The removal goes on in the background.
     pub async fn deregister(self) -> Result<Deregistered, Error> {
         self.end(Goal::Absent);
-        let mut reported = self.shared().reported.subscribe();
+        let mut reported = self.cell().reported.subscribe();
         let reported = reported.wait_for(|reported| reported.ended.is_some()).await.map_err(|_| Error::Closed)?;
         reported.ended.clone().unwrap_or(Err(Error::Closed))
     }
@@ -153,7 +153,7 @@ impl Registration {
 
     /// Error with which the registration ended.
     pub(crate) fn end_cause(&self) -> Error {
-        match &self.shared().reported.borrow().ended {
+        match &self.cell().reported.borrow().ended {
             Some(Err(error)) => error.clone(),
             _ => Error::Closed,
         }

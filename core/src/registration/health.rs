@@ -6,7 +6,7 @@ use crate::{
     backend::desired_state::{Goal, Shown},
     error::Error,
     model::instance::Health,
-    registration::shared::Shared,
+    registration::registration_cell::RegistrationCell,
     runtime::task::caught,
 };
 
@@ -21,9 +21,9 @@ pub(super) enum Carrier {
 
 impl Carrier {
     /// Determines the representation that the store can hold.
-    pub(super) fn of(shared: &Shared) -> Result<Self, Error> {
-        let instance = Arc::clone(&shared.desired.borrow().instance);
-        match shared.check(&(*instance).clone().with_health(Health::NotServing)) {
+    pub(super) fn of(cell: &RegistrationCell) -> Result<Self, Error> {
+        let instance = Arc::clone(&cell.desired.borrow().instance);
+        match cell.check(&(*instance).clone().with_health(Health::NotServing)) {
             Ok(()) => Ok(Self::Instance),
             Err(Error::Unsupported { .. }) => Ok(Self::Presence),
             Err(error) => Err(error),
@@ -32,23 +32,23 @@ impl Carrier {
 }
 
 /// Runs `check` every `interval` and sets its result as the desired health, until the registration ends.
-pub(super) async fn drive<C>(shared: &Shared, carrier: Carrier, interval: Duration, check: impl Fn() -> C)
+pub(super) async fn drive<C>(cell: &RegistrationCell, carrier: Carrier, interval: Duration, check: impl Fn() -> C)
 where
     C: Future<Output = Health>,
 {
     let mut panicked = false;
-    while !shared.has_ended() {
+    while !cell.has_ended() {
         // Called inside the future, because the call itself may panic too.
         let found = caught(tokio::time::timeout(interval, async { check().await })).await;
         if let (Err(message), false) = (&found, panicked) {
-            let instance = Arc::clone(&shared.desired.borrow().instance);
-            tracing::error!(service = %shared.service, instance = %instance.id(), message, "health check panicked");
+            let instance = Arc::clone(&cell.desired.borrow().instance);
+            tracing::error!(service = %cell.service, instance = %instance.id(), message, "health check panicked");
         }
         panicked = found.is_err();
         let health = found.map_or(Health::NotServing, |found| found.unwrap_or(Health::NotServing));
         match carrier {
-            Carrier::Instance => set(shared, health),
-            Carrier::Presence => show(shared, if health == Health::Serving { Shown::Yes } else { Shown::Withdrawn }),
+            Carrier::Instance => set(cell, health),
+            Carrier::Presence => show(cell, if health == Health::Serving { Shown::Yes } else { Shown::Withdrawn }),
         }
         tokio::time::sleep(interval).await;
     }
@@ -56,8 +56,8 @@ where
 
 /// Sets the desired health, unless the instance drains: a server that is about to leave must not receive calls because
 /// it is healthy.
-fn set(shared: &Shared, health: Health) {
-    shared.desired.send_if_modified(|desired| {
+fn set(cell: &RegistrationCell, health: Health) {
+    cell.desired.send_if_modified(|desired| {
         let now = desired.instance.health();
         let changes = desired.goal == Goal::Present && now != Health::Draining && now != health;
         if changes {
@@ -69,8 +69,8 @@ fn set(shared: &Shared, health: Health) {
 }
 
 /// Sets whether the instance is to be in the store.
-pub(super) fn show(shared: &Shared, shown: Shown) {
-    shared.desired.send_if_modified(|desired| {
+pub(super) fn show(cell: &RegistrationCell, shown: Shown) {
+    cell.desired.send_if_modified(|desired| {
         let changes = desired.goal == Goal::Present && desired.shown != shown;
         if changes {
             desired.shown = shown;
@@ -106,7 +106,7 @@ mod tests {
             assert_eq!(desired.instance.health(), Health::Serving);
         }
         // The update is not stored while the instance is withdrawn.
-        let update = registration.update(|draft| _ = draft.weight(7));
+        let update = registration.update(|update| _ = update.weight(7));
         driver.report(crate::RegistrationState::Withdrawn);
         assert!(tokio::time::timeout(Duration::from_secs(1), update).await.is_err());
         assert_eq!(driver.desired().instance.weight(), 7);
@@ -165,15 +165,15 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_health_check_says_nothing_while_the_instance_drains() {
         let (registration, mut driver) = pair();
-        drop(registration.update(|draft| {
-            draft.health(Health::Draining);
+        drop(registration.update(|update| {
+            update.health(Health::Draining);
         }));
         driver.desired();
         registration.health_check(Duration::from_secs(1), || async { Health::NotServing }).unwrap();
         let changed = tokio::time::timeout(Duration::from_secs(60), driver.changed()).await;
         assert!(changed.is_err() && driver.desired().instance.health() == Health::Draining);
-        drop(registration.update(|draft| {
-            draft.health(Health::Serving);
+        drop(registration.update(|update| {
+            update.health(Health::Serving);
         }));
         driver.desired();
         tokio::time::timeout(Duration::from_secs(60), driver.changed()).await.expect("it goes on");

@@ -12,7 +12,7 @@ use crate::{
     },
     registration::{
         health,
-        shared::{Reported, Shared},
+        registration_cell::{RegistrationCell, Reported},
         state::RegistrationState,
         state_stream::RegistrationStates,
     },
@@ -38,49 +38,49 @@ const MOST_TRIES: u32 = 64;
 /// # let instance = Instance::new(InstanceId::parse("a")?, [Endpoint::parse("10.0.0.1:80")?])?;
 /// let registration = store.client().register(&service, instance, RegisterOptions::new()).await?;
 /// let instance = registration.handle();
-/// instance.update(|draft| _ = draft.weight(50)).await?;
+/// instance.update(|update| _ = update.weight(50)).await?;
 /// registration.deregister().await?;
-/// assert!(instance.update(|draft| _ = draft.weight(100)).await.is_err());
+/// assert!(instance.update(|update| _ = update.weight(100)).await.is_err());
 /// # Ok(())
 /// # }
 /// ```
 #[derive(Clone, Debug)]
 pub struct InstanceHandle {
-    shared: Arc<Shared>,
+    cell: Arc<RegistrationCell>,
 }
 
 impl InstanceHandle {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared }
+    pub(super) fn new(cell: Arc<RegistrationCell>) -> Self {
+        Self { cell }
     }
 
-    pub(super) fn shared(&self) -> &Arc<Shared> {
-        &self.shared
+    pub(super) fn cell(&self) -> &Arc<RegistrationCell> {
+        &self.cell
     }
 
     /// The service of the instance.
     pub fn service(&self) -> &ServiceRef {
-        &self.shared.service
+        &self.cell.service
     }
 
     /// The desired instance; the store follows.
     pub fn instance(&self) -> Arc<Instance> {
-        Arc::clone(&self.shared.desired.borrow().instance)
+        Arc::clone(&self.cell.desired.borrow().instance)
     }
 
     /// State of the registration.
     pub fn state(&self) -> RegistrationState {
-        self.shared.reported.borrow().state.clone()
+        self.cell.reported.borrow().state.clone()
     }
 
     /// States of the registration, for one task. The current state comes first.
     pub fn states(&self) -> RegistrationStates {
-        RegistrationStates::new(self.shared.reported.subscribe())
+        RegistrationStates::new(self.cell.reported.subscribe())
     }
 
     /// The lease of the last acknowledged write, see [`Registration::lease`](crate::Registration::lease).
     pub fn lease(&self) -> Option<LeaseId> {
-        self.shared.reported.borrow().lease
+        self.cell.reported.borrow().lease
     }
 
     /// Changes the instance in place. The desired state changes at once, even if the returned future is dropped; the
@@ -109,7 +109,7 @@ impl InstanceHandle {
         change: impl FnMut(&mut InstanceUpdate),
     ) -> impl Future<Output = Result<Revision, Error>> + Send + 'static {
         let generation = self.edit(change);
-        let mut reported = self.shared.reported.subscribe();
+        let mut reported = self.cell.reported.subscribe();
         async move {
             let generation = generation?;
             let done = |reported: &Reported| {
@@ -132,15 +132,15 @@ impl InstanceHandle {
     /// session takes as well.
     fn edit(&self, mut change: impl FnMut(&mut InstanceUpdate)) -> Result<u64, Error> {
         for _ in 0..MOST_TRIES {
-            if self.shared.has_ended() {
+            if self.cell.has_ended() {
                 return Err(Error::Closed);
             }
-            let Desired { instance, generation, .. } = self.shared.desired.borrow().clone();
-            let mut draft = InstanceUpdate::new((*instance).clone());
-            change(&mut draft);
-            let instance = Arc::new(draft.finish());
-            self.shared.check(&instance)?;
-            let replaced = self.shared.desired.send_if_modified(|desired| {
+            let Desired { instance, generation, .. } = self.cell.desired.borrow().clone();
+            let mut update = InstanceUpdate::new((*instance).clone());
+            change(&mut update);
+            let instance = Arc::new(update.finish());
+            self.cell.check(&instance)?;
+            let replaced = self.cell.desired.send_if_modified(|desired| {
                 let same = desired.goal == Goal::Present && desired.generation == generation;
                 if same {
                     (desired.instance, desired.generation) = (instance, generation + 1);
@@ -151,7 +151,7 @@ impl InstanceHandle {
                 return Ok(generation + 1);
             }
         }
-        let revision = self.shared.reported.borrow().stored.map(|(_, revision)| revision);
+        let revision = self.cell.reported.borrow().stored.map(|(_, revision)| revision);
         Err(Error::Conflict { what: "the instance".to_owned(), revision: revision.unwrap_or_default() })
     }
 
@@ -176,15 +176,15 @@ impl InstanceHandle {
         if interval.is_zero() {
             return Err(Error::invalid_config("interval", "it must be above zero"));
         }
-        let carrier = health::Carrier::of(&self.shared)?;
-        if self.shared.has_ended() {
+        let carrier = health::Carrier::of(&self.cell)?;
+        if self.cell.has_ended() {
             return Err(Error::Closed);
         }
-        let checks = self.shared.checks.get_or_init(TaskOwner::new);
+        let checks = self.cell.checks.get_or_init(TaskOwner::new);
         let stop = checks.stop_signal();
-        let shared = Arc::clone(&self.shared);
+        let cell = Arc::clone(&self.cell);
         checks.spawn("health check", async move {
-            stop.run_until_cancelled(health::drive(&shared, carrier, interval, check)).await;
+            stop.run_until_cancelled(health::drive(&cell, carrier, interval, check)).await;
         })
     }
 }
@@ -211,8 +211,8 @@ mod tests {
         drop(registration);
         assert_eq!((driver.goal(), Arc::strong_count(&source)), (Goal::Dropped, 1));
 
-        let refused = handle.update(|draft| {
-            draft.weight(7);
+        let refused = handle.update(|update| {
+            update.weight(7);
         });
         assert!(matches!(refused.await, Err(Error::Closed)));
         let refused = handle.health_check(Duration::from_secs(1), || async { Health::Serving });
@@ -234,8 +234,8 @@ mod tests {
     async fn what_ended_by_itself_is_not_changed_any_more() {
         let (registration, mut driver) = pair();
         driver.report_end(Err(Error::Closed));
-        let refused = registration.handle().update(|draft| {
-            draft.weight(7);
+        let refused = registration.handle().update(|update| {
+            update.weight(7);
         });
         assert!(matches!(refused.await, Err(Error::Closed)));
         assert_eq!(driver.desired().generation, 1);
@@ -270,9 +270,9 @@ mod tests {
     fn the_closure_of_an_update_may_look_at_the_registration() {
         let (registration, mut driver) = pair();
         in_time(move || {
-            drop(registration.update(|draft| {
+            drop(registration.update(|update| {
                 assert!(matches!(registration.state(), RegistrationState::Registering { .. }));
-                draft.weight(registration.instance().weight() + 1);
+                update.weight(registration.instance().weight() + 1);
             }));
             assert_eq!(driver.desired().instance.weight(), 101);
         });
@@ -285,10 +285,10 @@ mod tests {
         let (end, ends) = std::sync::mpsc::channel::<()>();
         let handle = registration.handle();
         let slow = std::thread::spawn(move || {
-            drop(handle.update(|draft| {
+            drop(handle.update(|update| {
                 let _ = begun.send(());
                 let _ = ends.recv();
-                draft.weight(7);
+                update.weight(7);
             }));
         });
         begins.recv().unwrap();
@@ -305,7 +305,7 @@ mod tests {
         let handle = registration.handle();
         let add = || {
             for _ in 0..100 {
-                drop(handle.update(|draft| _ = draft.weight(draft.instance().weight() + 1)));
+                drop(handle.update(|update| _ = update.weight(update.instance().weight() + 1)));
             }
         };
         std::thread::scope(|scope| (0..4).for_each(|_| _ = scope.spawn(add)));
@@ -316,9 +316,9 @@ mod tests {
     fn an_update_within_an_update_is_made_and_the_outer_one_is_refused() {
         let (registration, _driver) = pair();
         let (outer, weight) = in_time(move || {
-            let outer = registration.update(|draft| {
-                drop(registration.update(|draft| _ = draft.weight(7)));
-                draft.weight(8);
+            let outer = registration.update(|update| {
+                drop(registration.update(|update| _ = update.weight(7)));
+                update.weight(8);
             });
             (futures::FutureExt::now_or_never(outer), registration.instance().weight())
         });

@@ -7,7 +7,7 @@ mod health;
 pub(crate) mod instance_handle;
 pub(crate) mod lease;
 pub(crate) mod options;
+pub(crate) mod registration_cell;
 pub(crate) mod registry;
-pub(crate) mod shared;
 pub(crate) mod state;
 pub(crate) mod state_stream;

@@ -4,7 +4,7 @@ use tokio::sync::watch;
 
 use crate::{
     error::Error,
-    registration::{shared::Reported, state::RegistrationState},
+    registration::{registration_cell::Reported, state::RegistrationState},
 };
 
 /// The states of a registration, for one reader.

@@ -6,8 +6,10 @@ use std::{
     time::Duration,
 };
 
-use crate::error::{Cause, Error};
-use crate::runtime::sync::MutexExt as _;
+use crate::{
+    error::{Cause, Error},
+    runtime::sync::MutexExt as _,
+};
 
 /// Last failure of an acquisition or of its release. Clones share it: the task has one, and its caller another one.
 #[derive(Clone, Debug, Default)]

@@ -12,8 +12,7 @@ use futures::FutureExt;
 use tokio::runtime::Handle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::error::Error;
-use crate::runtime::sync::MutexExt as _;
+use crate::{error::Error, runtime::sync::MutexExt as _};
 
 /// Owns the tasks it starts. [`stop`](Self::stop) waits for their end and reports a panic; dropping it only signals.
 #[derive(Debug)]
@@ -130,12 +129,16 @@ impl Drop for TaskOwner {
     }
 }
 
-/// Runs the user's code, and converts a panic in it into an error with its message.
+/// Runs the user's code, and catches its panic.
+///
+/// # Errors
+///
+/// The message of a panic.
 ///
 /// # Cancel safety
 ///
 /// As `call`.
-pub(crate) async fn caught<T>(call: impl Future<Output = T>) -> Result<T, String> {
+pub async fn caught<T>(call: impl Future<Output = T>) -> Result<T, String> {
     AssertUnwindSafe(call).catch_unwind().await.map_err(|panic| message(&*panic))
 }
 

@@ -61,6 +61,10 @@ counters! {
     AuditRepairs = "enlist_audit_repairs_total",
     /// Locks that were lost before they were released.
     LockLosses = "enlist_lock_losses_total",
+    /// Values of configuration that a typed view took over.
+    ConfigUpdates = "enlist_config_updates_total",
+    /// States of the store that a typed view rejected, because a value did not parse or was not valid.
+    ConfigRejections = "enlist_config_rejections_total",
 }
 
 /// The counters of one client. Reading and counting take no lock.

@@ -5,6 +5,8 @@ use std::{
     time::Duration,
 };
 
+static DROPPED: AtomicU64 = AtomicU64::new(0);
+
 /// Sample for the recorder.
 #[cfg_attr(not(feature = "metrics"), expect(dead_code, reason = "read where the feature `metrics` is on"))]
 pub(crate) enum Sample {
@@ -20,8 +22,6 @@ pub(crate) fn export(_: impl FnOnce() -> Sample) {}
 pub fn dropped_samples() -> u64 {
     DROPPED.load(Ordering::Relaxed)
 }
-
-static DROPPED: AtomicU64 = AtomicU64::new(0);
 
 #[cfg(feature = "metrics")]
 pub(crate) use exporter::export;

@@ -9,7 +9,7 @@ use enlist_testkit::{EtcdServer, LIMIT, eventually, soon};
 use tonic::Request;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
-use super::{Go, Server, own_etcd};
+use super::{Go, Server, own_etcd, recorded};
 
 /// Reaction of a framework's registration to the end of its lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,11 +33,11 @@ pub(super) struct Framework {
 }
 
 impl Framework {
-    async fn connect(&self, server: &EtcdServer) -> Etcd {
+    pub(super) async fn connect(&self, server: &EtcdServer) -> Etcd {
         (self.layout)(Etcd::builder([server.url()])).connect().await.unwrap()
     }
 
-    fn service(&self) -> ServiceRef {
+    pub(super) fn service(&self) -> ServiceRef {
         ServiceRef::parse(self.service).unwrap()
     }
 
@@ -47,7 +47,7 @@ impl Framework {
     }
 
     /// Starts a server that is registered.
-    async fn serve(&self, server: &EtcdServer) -> (Go, String) {
+    pub(super) async fn serve(&self, server: &EtcdServer) -> (Go, String) {
         let mut go = Go::start(server, self.program, &["server", self.service]);
         let line = go.line().await;
         let address = line.strip_prefix("serves ").unwrap_or_else(|| panic!("{line}")).to_owned();
@@ -91,7 +91,7 @@ impl Follower {
     }
 
     /// Waits for a successful call. Its balancer may receive a change later than the view does.
-    async fn calls(&mut self) {
+    pub(super) async fn calls(&mut self) {
         soon("a call is answered", async {
             loop {
                 self.go.go_on();
@@ -158,7 +158,7 @@ pub(super) async fn ours_is_found(framework: &Framework) {
 }
 
 /// Waits until the view has these addresses and no others.
-async fn shows(view: &ServiceView, wanted: &[&str]) {
+pub(super) async fn shows(view: &ServiceView, wanted: &[&str]) {
     eventually(&format!("ours shows {wanted:?}"), || async {
         let Some(snapshot) = view.snapshot() else { return Err(Vec::new()) };
         let shown: Vec<_> = snapshot.entries().map(|entry| entry.instance().endpoints()[0].to_string()).collect();
@@ -169,24 +169,27 @@ async fn shows(view: &ServiceView, wanted: &[&str]) {
     .await;
 }
 
+/// Waits for an answered call. The channel may follow its view with a short delay.
+async fn answered(client: &mut HealthClient<Channel>) {
+    let mut request = Request::new(HealthCheckRequest::default());
+    request.extensions_mut().insert(WaitForReady(true));
+    let answer = soon("answered", client.check(request)).await.unwrap();
+    assert_eq!(answer.get_ref().status, 1, "SERVING");
+}
+
 /// Their server registers; our client finds it, follows it and calls it, across a departure, a lost lease, a restart of
 /// etcd and a crash of their process.
 pub(super) async fn theirs_is_found(framework: &Framework) {
     let mut server = own_etcd().await;
     let etcd = framework.connect(&server).await;
-    let view = Directory::new(Arc::new(etcd)).view(&framework.service());
+    let view = Directory::new(Arc::new(etcd.clone())).view(&framework.service());
     soon("the view is ready", view.ready()).await.unwrap();
     assert!(view.snapshot().unwrap().is_empty());
     let (mut first, first_address) = framework.serve(&server).await;
     shows(&view, &[&first_address]).await;
+    recorded::the_server_is_stored_as_by_ours(&server, etcd.layout(), &framework.service()).await;
     let mut client = HealthClient::new(Channel::new(&view).unwrap());
-    let mut calls = async || {
-        // The channel may follow the view with a short delay.
-        let mut request = Request::new(HealthCheckRequest::default());
-        request.extensions_mut().insert(WaitForReady(true));
-        let answer = soon("answered", client.check(request)).await.unwrap();
-        assert_eq!(answer.get_ref().status, 1, "SERVING");
-    };
+    let mut calls = async || answered(&mut client).await;
     calls().await;
 
     let (mut second, second_address) = framework.serve(&server).await;

@@ -15,6 +15,8 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use super::{
     Go,
     both::{self, Framework, LostLease},
+    own_etcd, recorded,
+    settings::{self, Settings},
     short,
 };
 
@@ -71,6 +73,38 @@ async fn the_last_one_that_leaves_is_not_held() {
     })
     .await;
     assert!(begun.elapsed() < Duration::from_secs(10), "it was held for {:?}", begun.elapsed());
+}
+
+/// Ours reads and follows the keys that etcd's client puts under a prefix; a program that reads the prefix as confd
+/// does reads ours. Both change and delete what the other one wrote, also across a restart of etcd.
+#[tokio::test]
+#[ignore = "needs Go: `cargo xtask interop` runs it"]
+async fn configuration_is_shared_under_plain_keys() {
+    let mut server = own_etcd().await;
+    let ours = Settings::connect(&server).await;
+    let (mut view, mut theirs) = (ours.watch().await, Go::start(&server, "etcd", &["keys", "/config/"]));
+    view.has(&[]).await;
+    settings::put(&server, "/config/db/url", "postgres://db").await;
+    view.has(&[("db/url", "postgres://db")]).await;
+    settings::says(&mut theirs, "sees /config/db/url=postgres://db").await;
+    // A key beside the prefix, and one that is no path.
+    settings::put(&server, "/config2", "no").await;
+    settings::put(&server, "/config/a//b", "no").await;
+    ours.put("größe 50%", "12").await;
+    view.has(&[("db/url", "postgres://db"), ("größe 50%", "12")]).await;
+    let all = "sees /config/a//b=no /config/db/url=postgres://db /config/größe 50%=12";
+    settings::says(&mut theirs, all).await;
+    server.kill().await;
+    server.restart().await;
+    settings::put(&server, "/config/größe 50%", "13").await;
+    view.has(&[("db/url", "postgres://db"), ("größe 50%", "13")]).await;
+    ours.put("db/url", "postgres://other").await;
+    settings::delete(&server, "/config/größe 50%").await;
+    view.has(&[("db/url", "postgres://other")]).await;
+    ours.delete("db/url").await;
+    view.has(&[]).await;
+    assert_eq!(ours.get("db/url").await, None);
+    settings::says(&mut theirs, "sees /config/a//b=no").await;
 }
 
 /// kitex looks up an instance by its address, so it finds one whose id is its address, and no other. A deleted key is
@@ -199,4 +233,11 @@ async fn gobase_and_ours_exclude_each_other() {
     })
     .await;
     assert!(!ours.is_held());
+}
+
+#[tokio::test]
+#[ignore = "needs Go: `cargo xtask interop` runs it"]
+async fn theirs_writes_the_recorded_bytes() {
+    let fixture = include_str!("../../../backend-etcd/tests/fixtures/etcd-naming.json");
+    recorded::the_library_writes_the_recorded_bytes("etcd", fixture, &[]).await;
 }

@@ -6,7 +6,7 @@ use enlist_etcd::{Etcd, GoKit};
 use super::{
     Go,
     both::{self, Framework, LostLease},
-    own_etcd,
+    own_etcd, recorded,
 };
 
 const FRAMEWORK: Framework = Framework {
@@ -44,4 +44,11 @@ async fn a_url_is_an_endpoint_with_its_scheme() {
     go.go_on();
     assert_eq!(go.line().await, "left");
     assert!(etcd.resolve(&service).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+#[ignore = "needs Go: `cargo xtask interop` runs it"]
+async fn theirs_writes_the_recorded_bytes() {
+    let fixture = include_str!("../../../backend-etcd/tests/fixtures/go-kit.json");
+    recorded::the_library_writes_the_recorded_bytes("gokit", fixture, &[]).await;
 }

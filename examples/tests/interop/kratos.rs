@@ -1,4 +1,5 @@
-//! kratos 2.8.3: an app, discovery and its gRPC client, on a registry of ours.
+//! kratos 2.9.1: an app, discovery and its gRPC client, on its `contrib/registry/etcd`; its configuration, on its
+//! `contrib/config/etcd`.
 
 use enlist::{Endpoint, Instance, InstanceId, RegisterOptions, Registry, Resolver, ServiceRef};
 use enlist_etcd::{Etcd, Kratos};
@@ -7,7 +8,7 @@ use enlist_testkit::soon;
 use super::{
     Go,
     both::{self, Framework, LostLease},
-    own_etcd,
+    own_etcd, recorded, settings,
 };
 
 const FRAMEWORK: Framework = Framework {
@@ -57,4 +58,29 @@ async fn weights_versions_and_metadata_are_carried() {
     let found = etcd.resolve(&service).await.unwrap();
     let found = found.entries().next().unwrap().instance();
     assert_eq!((found.version(), found.weight()), (Some("v1.0.0"), 7));
+}
+
+#[tokio::test]
+#[ignore = "needs Go: `cargo xtask interop` runs it"]
+async fn theirs_writes_the_recorded_bytes() {
+    let fixture = include_str!("../../../backend-etcd/tests/fixtures/kratos.json");
+    recorded::the_library_writes_the_recorded_bytes("kratos", fixture, &[]).await;
+}
+
+/// Values of ours under a prefix are merged by kratos, each in the format of its suffix, and a change is observed. What
+/// is deleted stays in its view.
+#[tokio::test]
+#[ignore = "needs Go: `cargo xtask interop` runs it"]
+async fn our_configuration_is_followed() {
+    let server = own_etcd().await;
+    let ours = settings::Settings::connect(&server).await;
+    ours.put("app/log.yaml", "level: info\n").await;
+    ours.put("app/limits.json", r#"{"limit":10}"#).await;
+    let mut theirs = Go::start(&server, "kratos", &["config", "/config/app/"]);
+    settings::says(&mut theirs, "sees info").await;
+    ours.put("app/log.yaml", "level: debug\n").await;
+    settings::says(&mut theirs, "sees debug").await;
+    ours.delete("app/log.yaml").await;
+    ours.put("app/log.json", r#"{"level":"warn"}"#).await;
+    settings::says(&mut theirs, "sees warn").await;
 }

@@ -1,25 +1,36 @@
 //! Interoperability with the Go libraries of existing services: `cargo xtask interop` builds the programs of
-//! `testkit/interop-go` and runs this. Each module has the tests of one program; `both` has the common ones.
+//! `testkit/interop-go` and runs this. Each module has the tests of one program; `both` has the common ones, `settings`
+//! those of configuration, `recorded` compares the bytes in etcd with recorded ones, and `fleet` runs several programs
+//! together.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
 mod both;
+mod dubbo;
 mod etcd;
+mod fleet;
 mod gokit;
+mod gomicro;
 mod gozero;
+mod kitex;
 mod kratos;
+mod recorded;
+mod settings;
+#[path = "../support/mod.rs"]
+mod support;
+mod viper;
 
 use std::{
     io::{BufRead, BufReader, Write},
     net::SocketAddr,
     path::PathBuf,
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     time::Duration,
 };
 
 use enlist::{Endpoint, Instance, InstanceId, LockOptions, RegisterOptions, Registration, Registry, ServiceRef};
 use enlist_etcd::Etcd;
-use enlist_testkit::{BackgroundTask, EtcdServer, Provider, ServerOptions, soon};
+use enlist_testkit::{BackgroundTask, EtcdServer, Provider, ServerOptions, eventually, soon};
 use tokio::sync::mpsc;
 use tonic::transport::server::TcpIncoming;
 
@@ -59,6 +70,19 @@ impl Go {
 
     fn is_silent(&mut self) -> bool {
         self.lines.try_recv().is_err()
+    }
+
+    /// Sends SIGTERM, as a service manager does.
+    fn terminate(&self) {
+        assert!(Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap().success());
+    }
+
+    async fn ends(&mut self) -> ExitStatus {
+        eventually("the Go side ends", || {
+            let ended = self.child.try_wait().unwrap();
+            async move { ended.ok_or("it runs") }
+        })
+        .await
     }
 }
 

@@ -10,14 +10,14 @@ use tonic::transport::{Channel, Endpoint as Target, channel::Change};
 
 use crate::subchannel::security::Wire;
 
-/// Capacity of the queue of changes, which tonic reads when a request comes. When it is full, the task that feeds it
+/// Capacity of the queue of changes, which tonic reads when a request comes. When it is full, the task that fills it
 /// waits, and continues with the latest state of the view.
 const CHANGE_BUFFER: usize = 1024;
 
-/// A balanced channel and the task that feeds it. Dropping it stops the feeding; clones of the channel keep the last
+/// A balanced channel and the task that updates it. Dropping it stops that task; clones of the channel keep the last
 /// set.
 #[derive(Debug)]
-#[must_use = "dropping it stops the feeding of the channel"]
+#[must_use = "dropping it stops the updates of the channel"]
 pub struct Balanced {
     channel: Channel,
     _tasks: TaskOwner,
@@ -55,13 +55,13 @@ pub fn balance_channel(view: &ServiceView) -> Result<Balanced, Error> {
     let tasks = TaskOwner::new();
     let (stop, view) = (tasks.stop_signal(), view.changes());
     tasks.spawn("balanced channel", async move {
-        stop.run_until_cancelled_owned(feed(view, changes)).await;
+        stop.run_until_cancelled_owned(forward(view, changes)).await;
     })?;
     Ok(Balanced { channel, _tasks: tasks })
 }
 
 /// Sends the differences to the channel, until the view is closed or the channel is dropped.
-async fn feed(mut view: ViewChanges, changes: Sender<Change<String, Target>>) {
+async fn forward(mut view: ViewChanges, changes: Sender<Change<String, Target>>) {
     let mut sent: BTreeMap<String, String> = BTreeMap::new();
     loop {
         let wanted = match view.next().await {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use enlist::{Endpoint, Error, Instance, PickError, Policy, ServiceView};
+use enlist::{Endpoint, Error, Instance, PickError, PickPolicy, ServiceView};
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
@@ -41,7 +41,7 @@ pub fn pick_first(view: &ServiceView, settings: &Settings) -> Channel {
 async fn dial(view: ServiceView, settings: Settings) -> Result<TokioIo<Box<dyn Stream>>, BoxError> {
     refuse_plain_text(&settings)?;
     timeout(UNKNOWN_SERVICE_TIMEOUT, view.ready()).await.map_err(|_| Error::unavailable(PickError::Unknown))??;
-    let mut candidates = view.picker(Policy::Random).candidates()?.to_vec();
+    let mut candidates = view.picker(PickPolicy::Random).candidates()?.to_vec();
     fastrand::shuffle(&mut candidates);
     let mut trouble: BoxError = "no instance has an endpoint that gRPC is spoken with".into();
     for endpoint in candidates.iter().filter_map(|entry| usable(entry.instance())) {

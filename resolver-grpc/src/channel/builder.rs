@@ -21,7 +21,7 @@ use crate::{
         inner::{ChannelInner, Intercept, Tracing, WaitForReady},
     },
     load_balancing::{
-        balance::Balance,
+        balance::BalancePolicy,
         pool_task::{PoolTask, Rules},
     },
     retry::{
@@ -107,7 +107,7 @@ impl Default for ChannelBuilder {
     fn default() -> Self {
         let redial = BackoffPolicy::new(Duration::from_millis(100), Duration::from_secs(10)).unwrap_or_default();
         Self {
-            rules: Rules { balance: Balance::default(), filter: Filter::new(), zone: None, drain: DEFAULT_DRAIN },
+            rules: Rules { balance: BalancePolicy::default(), filter: Filter::new(), zone: None, drain: DEFAULT_DRAIN },
             settings: SettingsFor::default(),
             dial_timeout: DEFAULT_DIAL_TIMEOUT,
             redial,
@@ -137,8 +137,8 @@ impl fmt::Debug for ChannelBuilder {
 }
 
 impl ChannelBuilder {
-    /// Sets the policy by which an instance is chosen. Default: [`Balance::LeastLoaded`].
-    pub fn balance(mut self, balance: Balance) -> Self {
+    /// Sets the policy by which an instance is chosen. Default: [`BalancePolicy::LeastLoaded`].
+    pub fn balance(mut self, balance: BalancePolicy) -> Self {
         self.rules.balance = balance;
         self
     }

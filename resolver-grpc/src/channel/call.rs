@@ -8,7 +8,7 @@ use std::{
     future::{Future, poll_fn},
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, Waker, ready},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -20,12 +20,13 @@ use crate::{
     channel::{
         in_flight::InFlightCall,
         inner::{CallHead, ChannelInner, Tracing},
+        kept_head::KeptHead,
         response,
     },
     retry::{
         deadline::{Deadline, Expiry},
         failure::{Attempted, BoxError, Failure, Reach},
-        policy::{Attempts, Ended, Pushback, Withdrawal},
+        policy::{Attempts, Ended, Pushback, TakenRetry},
         replay::Replay,
         status,
     },
@@ -61,10 +62,10 @@ impl ResponseFuture {
             let inner = Arc::clone(inner);
             return Self(State::Later(Box::pin(async move { prepared(inner, request).await })));
         }
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
         let deadline = Deadline::of(&head.headers);
-        let (mut call, body) = Call::begin(Arc::clone(inner), head, body, deadline, None);
-        match call.send_now(body) {
+        let (mut call, body) = Call::begin(Arc::clone(inner), KeptHead::of(&mut head), body, deadline, None);
+        match call.send_now(http::Request::from_parts(head, body)) {
             Ok(sending) => Self(State::First { sending, call: Some(call) }),
             Err(body) => Self(State::Later(Box::pin(async move { call.go_on(body).await }))),
         }
@@ -102,7 +103,7 @@ async fn prepared(inner: Arc<ChannelInner>, request: http::Request<Body>) -> Out
     let deadline = Deadline::of(&head.headers);
     if inner.tracing == Tracing::Off {
         let deadline = intercepted(&inner, &mut head, deadline).await?;
-        let (mut call, body) = Call::begin(inner, head, body, deadline, None);
+        let (mut call, body) = Call::begin(inner, KeptHead::of(&mut head), body, deadline, None);
         return call.go_on(body).await;
     }
     let span = CallSpan::begin(inner.view.service(), &head);
@@ -112,7 +113,7 @@ async fn prepared(inner: Arc<ChannelInner>, request: http::Request<Body>) -> Out
     };
     span.inject(&mut head);
     let in_span = span.scope();
-    let (mut call, body) = Call::begin(inner, head, body, deadline, Some(span));
+    let (mut call, body) = Call::begin(inner, KeptHead::of(&mut head), body, deadline, Some(span));
     let outcome = in_span.run(call.go_on(body)).await;
     match call.span {
         Some(span) => span.follow(outcome).map(boxed),
@@ -136,15 +137,16 @@ async fn intercepted(inner: &ChannelInner, head: &mut Parts, deadline: Deadline)
 /// A call and its attempts so far.
 struct Call {
     inner: Arc<ChannelInner>,
-    head: Parts,
+    head: KeptHead,
     replay: Replay,
     deadline: Deadline,
     attempts: Attempts,
     tried: Vec<Arc<Subchannel>>,
-    /// Target of the latest attempt.
-    current: Option<Arc<Subchannel>>,
     span: Option<CallSpan>,
 }
+
+/// End of an attempt that could be repeated, and its target.
+type FailedAttempt = (Ended, Arc<Subchannel>);
 
 /// Consequence of the end of an attempt.
 enum Verdict {
@@ -160,31 +162,28 @@ impl Call {
     /// A call, and the body of its first attempt.
     fn begin(
         inner: Arc<ChannelInner>,
-        head: Parts,
+        head: KeptHead,
         body: Body,
         deadline: Deadline,
         span: Option<CallSpan>,
     ) -> (Box<Self>, Body) {
         inner.retries.deposit();
         let (replay, body) = Replay::begin(body, inner.replay_limit, deadline);
-        let attempts = Attempts::new(inner.retries.policy(head.uri.path()));
-        (Box::new(Self { inner, head, replay, deadline, attempts, tried: Vec::new(), current: None, span }), body)
+        let attempts = Attempts::new(inner.retries.policy(head.path()));
+        (Box::new(Self { inner, head, replay, deadline, attempts, tried: Vec::new(), span }), body)
     }
 
     /// The first attempt, if it can be sent without waiting; else its body.
-    fn send_now(&mut self, body: Body) -> Result<Sending, Body> {
+    fn send_now(&mut self, request: http::Request<Body>) -> Result<Sending, Body> {
         let Some(in_flight) = self.inner.choose_now(&self.head) else {
-            return Err(body);
+            return Err(request.into_body());
         };
-        let mut channel = in_flight.connection().channel();
-        // No waker is needed: without room, the call continues in `go_on`.
-        match channel.poll_ready(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(Ok(())) => Ok(self.send(in_flight, channel, body)),
-            Poll::Ready(Err(_)) | Poll::Pending => {
-                in_flight.unused();
-                Err(body)
-            }
-        }
+        let Some(channel) = in_flight.connection().ready_now() else {
+            in_flight.unused();
+            return Err(request.into_body());
+        };
+        let response = channel.call(request.map(|body| in_flight.carry(body)));
+        Ok(self.sending(in_flight, response))
     }
 
     /// All further attempts; `body` is that of the next one.
@@ -192,11 +191,14 @@ impl Call {
         loop {
             let in_flight = self.inner.choose(&self.head, &self.tried, &self.deadline).await?;
             // Time has passed since the caller set it.
-            self.deadline.set_header(&mut self.head.headers);
+            self.deadline.set_header(self.head.headers_mut());
             let mut channel = in_flight.connection().channel();
             let room = self.deadline.bound(poll_fn(|cx| channel.poll_ready(cx))).await;
             let sent = match room {
-                Some(Ok(())) => self.send(in_flight, channel, body).await,
+                Some(Ok(())) => {
+                    let response = channel.call(self.request(&in_flight, body));
+                    self.sending(in_flight, response).await
+                }
                 Some(Err(error)) => Sent { in_flight, response: Err(NoResponse::NotTaken(error.into())) },
                 None => Sent { in_flight, response: Err(NoResponse::Late) },
             };
@@ -210,19 +212,20 @@ impl Call {
         }
     }
 
-    fn send(&mut self, in_flight: InFlightCall, mut channel: channel::Channel, body: Body) -> Sending {
+    /// The request of an attempt.
+    fn request(&mut self, in_flight: &InFlightCall, body: Body) -> http::Request<Body> {
         if let Some(span) = &mut self.span {
             span.called(in_flight.subchannel().endpoint());
         }
-        self.current = Some(Arc::clone(in_flight.subchannel()));
-        let mut request = http::Request::new(in_flight.carry(body));
-        // Its extensions are not sent: they are for this client.
-        (*request.method_mut(), *request.uri_mut()) = (self.head.method.clone(), self.head.uri.clone());
-        (*request.version_mut(), *request.headers_mut()) = (self.head.version, self.head.headers.clone());
+        let mut request = self.head.request(in_flight.carry(body));
         if self.attempts.sent() > 0 {
             request.headers_mut().insert(PREVIOUS_ATTEMPTS, self.attempts.sent().into());
         }
-        Sending { in_flight: Some(in_flight), response: channel.call(request), expiry: self.deadline.expiry() }
+        request
+    }
+
+    fn sending(&self, in_flight: InFlightCall, response: channel::ResponseFuture) -> Sending {
+        Sending { in_flight: Some(in_flight), response, expiry: self.deadline.expiry() }
     }
 
     /// Decides about another attempt. Without one the call is committed, which frees the kept part of its request.
@@ -233,23 +236,25 @@ impl Call {
                 in_flight.responded();
                 let only_status = status::only_status(&response);
                 let ended = only_status.and_then(|code| refused(code, &response));
+                let ended = ended.map(|ended| (ended, Arc::clone(in_flight.subchannel())));
                 (ended, response::tracked(response, only_status, in_flight, self.deadline, expiry))
             }
             Err(no_response) => self.failed(in_flight, no_response),
         };
-        if let Some((delay, body)) = ended.and_then(|ended| self.again(ended)) {
+        if let Some((delay, body)) = ended.and_then(|(ended, target)| self.again(ended, target)) {
             return Verdict::Again { delay, body };
         }
         self.replay.commit();
         Verdict::Done(outcome)
     }
 
-    fn failed(&self, in_flight: InFlightCall, no_response: NoResponse) -> (Option<Ended>, Outcome) {
+    fn failed(&self, in_flight: InFlightCall, no_response: NoResponse) -> (Option<FailedAttempt>, Outcome) {
         if let Some(own_error) = self.replay.own_error() {
             in_flight.unused();
             return (None, Err(own_error));
         }
-        let instance = in_flight.subchannel().to_string();
+        let target = Arc::clone(in_flight.subchannel());
+        let instance = target.to_string();
         let attempted = Attempted { is_begun: self.replay.is_begun(), is_late: self.deadline.is_past() };
         let Failure { reach, status, broken } = match no_response {
             NoResponse::NotTaken(error) => Failure::not_taken(error, &instance),
@@ -267,22 +272,22 @@ impl Call {
             // Nor is silence evidence against the connection.
             in_flight.unused();
         }
-        (Some(Ended::Failed { reach, code: status.code() }), Err(status))
+        (Some((Ended::Failed { reach, code: status.code() }, target)), Err(status))
     }
 
-    /// The delay before another attempt, and its body.
-    fn again(&mut self, ended: Ended) -> Option<(Duration, Body)> {
+    /// The delay before another attempt, and its body. `target` received the attempt that has ended.
+    fn again(&mut self, ended: Ended, target: Arc<Subchannel>) -> Option<(Duration, Body)> {
         if !self.replay.is_replayable() {
             return None;
         }
         let delay = self.attempts.again(ended).filter(|delay| self.deadline.allows(*delay))?;
-        if self.inner.retries.withdraw() == Withdrawal::Exhausted {
+        if self.inner.retries.take_retry() == TakenRetry::Exhausted {
             return None;
         }
         // Before the delay: the connection of the ended attempt may still read its body.
         let body = self.replay.attempt()?;
         tracing::debug!(?ended, ?delay, "call tried again");
-        self.tried.extend(self.current.take());
+        self.tried.push(target);
         Some((delay, body))
     }
 }

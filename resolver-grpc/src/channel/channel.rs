@@ -32,7 +32,7 @@ use crate::{
 /// - Dropping the last clone ends its tasks; calls in flight finish, and their connections close with them.
 ///
 /// ```
-/// # use enlist_grpc::{Balance, Channel, RetryPolicy};
+/// # use enlist_grpc::{BalancePolicy, Channel, RetryPolicy};
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # let store = enlist_memory::MemoryStore::new();
@@ -41,7 +41,7 @@ use crate::{
 ///
 /// let directory = Directory::new(Arc::new(store.client()));
 /// let channel = Channel::builder()
-///     .balance(Balance::LeastLoaded)
+///     .balance(BalancePolicy::LeastLoaded)
 ///     .retry("/grpc.health.v1.Health/Check", RetryPolicy::new())
 ///     .build(&directory.view(&ServiceRef::parse("greeter")?))?;
 /// let client = tonic_health::pb::health_client::HealthClient::new(channel);

@@ -9,17 +9,17 @@ use std::{
 
 use async_trait::async_trait;
 use enlist::{
-    Entry, Filter, Freshness, Policy, Presence, ServiceRef, ServiceView, TaskOwner, backend::rounded,
+    Entry, Filter, Freshness, PickPolicy, Presence, ServiceRef, ServiceView, TaskOwner, backend::rounded,
     balance::PickArgs, escape::escaped, with_causes,
 };
-use http::{HeaderMap, request::Parts};
+use http::HeaderMap;
 use tokio::time::timeout;
 use tonic::Status;
 
 use crate::{
-    channel::in_flight::InFlightCall,
+    channel::{in_flight::InFlightCall, kept_head::KeptHead},
     load_balancing::{
-        balance::{Balance, HashKey},
+        balance::{BalancePolicy, HashKey},
         picker_state::{PickerCell, PickerState},
     },
     retry::{deadline::Deadline, policy::Retries},
@@ -72,7 +72,7 @@ pub(crate) struct ChannelInner {
     pub(crate) view: ServiceView,
     pub(crate) picker_cell: Arc<PickerCell>,
     pub(crate) config: Arc<SubchannelConfig>,
-    pub(crate) balance: Balance,
+    pub(crate) balance: BalancePolicy,
     pub(crate) filter: Filter,
     pub(crate) turn: AtomicUsize,
     pub(crate) retries: Retries,
@@ -105,7 +105,7 @@ enum Next {
 
 impl ChannelInner {
     /// An instance that can take the call now.
-    pub(crate) fn choose_now(&self, head: &Parts) -> Option<InFlightCall> {
+    pub(crate) fn choose_now(&self, head: &KeptHead) -> Option<InFlightCall> {
         match self.look(head, &[]) {
             Next::Take(in_flight) => Some(in_flight),
             Next::Wait | Next::Queue | Next::Refuse => None,
@@ -115,7 +115,7 @@ impl ChannelInner {
     /// Chooses an instance, or waits for one if one may be ready soon.
     pub(crate) async fn choose(
         &self,
-        head: &Parts,
+        head: &KeptHead,
         tried: &[Arc<Subchannel>],
         deadline: &Deadline,
     ) -> Result<InFlightCall, Status> {
@@ -152,7 +152,7 @@ impl ChannelInner {
         }
     }
 
-    fn look(&self, head: &Parts, tried: &[Arc<Subchannel>]) -> Next {
+    fn look(&self, head: &KeptHead, tried: &[Arc<Subchannel>]) -> Next {
         if self.view.too_old().is_some() {
             return Next::Refuse;
         }
@@ -167,7 +167,7 @@ impl ChannelInner {
             }
         }
         self.config.activity.set(Usage::Active);
-        let WaitForReady(wait_for_ready) = head.extensions.get().copied().unwrap_or(self.wait_for_ready);
+        let WaitForReady(wait_for_ready) = head.extension().copied().unwrap_or(self.wait_for_ready);
         if picker_state.closed {
             Next::Refuse
         } else if picker_state.all.iter().any(is_full) {
@@ -189,19 +189,19 @@ impl ChannelInner {
         if !picker_state.all.is_empty() || self.view.snapshot().is_none_or(|snapshot| snapshot.is_empty()) {
             return false;
         }
-        let mut picker = self.view.picker_of(Policy::Random, self.filter.clone());
+        let mut picker = self.view.picker_of(PickPolicy::Random, self.filter.clone());
         let is_used = |entry: &Arc<Entry>| self.config.settings.endpoint(entry.instance()).is_some();
         picker.candidates().is_ok_and(|candidates| candidates.iter().any(is_used))
     }
 
-    fn key<'a>(&self, head: &'a Parts) -> Option<&'a [u8]> {
-        let Balance::ConsistentHash(header) = &self.balance else {
+    fn key<'a>(&self, head: &'a KeptHead) -> Option<&'a [u8]> {
+        let BalancePolicy::ConsistentHash(header) = &self.balance else {
             return None;
         };
-        if let Some(HashKey(key)) = head.extensions.get() {
+        if let Some(HashKey(key)) = head.extension() {
             return Some(key);
         }
-        head.headers.get(header.as_ref()?).map(http::HeaderValue::as_bytes)
+        head.header(header.as_ref()?)
     }
 
     /// The reason why no instance can take a call, on one line.

@@ -7,8 +7,7 @@ use std::{
     time::Duration,
 };
 
-use enlist::backend::MutexExt as _;
-use enlist::{DirectoryOptions, Error, Moment, Resolver, StopError, TaskOwner};
+use enlist::{DirectoryOptions, Error, Moment, Resolver, StopError, TaskOwner, backend::MutexExt as _};
 
 use crate::{
     channel::{builder::ChannelBuilder, channel::Channel},

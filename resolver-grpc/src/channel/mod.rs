@@ -10,5 +10,6 @@ pub(crate) mod inner;
 pub(crate) mod manager;
 
 mod in_flight;
+mod kept_head;
 mod opening;
 mod response;

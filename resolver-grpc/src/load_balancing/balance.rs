@@ -2,13 +2,13 @@
 //! task](crate::load_balancing::pool_task) provides the candidates.
 
 use bytes::Bytes;
-use enlist::balance::Selection;
+use enlist::balance::SelectionPolicy;
 use http::HeaderName;
 
 /// Policy by which a channel chooses among the instances that are ready.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Balance {
+pub enum BalancePolicy {
     /// Two different instances are drawn by weight. The one with fewer calls in flight per weight takes the call. The
     /// default.
     #[default]
@@ -23,17 +23,17 @@ pub enum Balance {
     ConsistentHash(Option<HeaderName>),
 }
 
-impl Balance {
+impl BalancePolicy {
     /// Selection for a call without a key.
-    pub(crate) fn selection(&self) -> Selection {
+    pub(crate) fn selection(&self) -> SelectionPolicy {
         match self {
-            Self::LeastLoaded | Self::ConsistentHash(_) => Selection::LeastLoaded,
-            Self::RoundRobin => Selection::RoundRobin,
-            Self::Random => Selection::Random,
+            Self::LeastLoaded | Self::ConsistentHash(_) => SelectionPolicy::LeastLoaded,
+            Self::RoundRobin => SelectionPolicy::RoundRobin,
+            Self::Random => SelectionPolicy::Random,
         }
     }
 }
 
-/// The key of a call under [`Balance::ConsistentHash`], put into the extensions of a `tonic::Request`.
+/// The key of a call under [`BalancePolicy::ConsistentHash`], put into the extensions of a `tonic::Request`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HashKey(pub Bytes);

@@ -3,7 +3,6 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    mem,
     pin::pin,
     sync::Arc,
     time::Duration,
@@ -11,7 +10,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use enlist::{
-    Endpoint, Entry, Error, Event, Filter, InstanceId, Moment, PickError, Picker, Policy, ServiceView, TaskOwner,
+    Endpoint, Entry, Error, Event, Filter, InstanceId, Moment, PickError, PickPolicy, Picker, ServiceView, TaskOwner,
     ViewChanges,
     balance::{Group, Ready},
     with_causes,
@@ -21,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     load_balancing::{
-        balance::Balance,
+        balance::BalancePolicy,
         idle,
         listing::{Listed, by_endpoint, report_unusable, takes_calls},
         picker_state::{PickerCell, PickerState},
@@ -46,7 +45,7 @@ const SUBCHANNELS_END_TIMEOUT: Duration = Duration::from_secs(5);
 /// Rules of a set.
 #[derive(Clone, Debug)]
 pub(crate) struct Rules {
-    pub(crate) balance: Balance,
+    pub(crate) balance: BalancePolicy,
     pub(crate) filter: Filter,
     pub(crate) zone: Option<String>,
     /// Maximum time for an instance that is no longer listed to finish its calls.
@@ -85,9 +84,25 @@ enum Zone {
 /// Cause for another picker state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum RebuildCause {
+    /// The view has changed, so the members have to be reconciled with it.
+    View,
     /// A connection was made.
     Connected,
     Other,
+}
+
+/// Need for a reconciliation of the members with the view.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reconciliation {
+    Due,
+    NotDue,
+}
+
+/// Members that are no longer listed, and wait for the end of their calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Draining {
+    NoMember,
+    SomeMember,
 }
 
 /// State of the view that the task follows.
@@ -106,11 +121,8 @@ pub(crate) struct PoolTask {
     rules: Rules,
     config: Arc<SubchannelConfig>,
     picker_cell: Arc<PickerCell>,
+    /// The view had a list once. Calls wait for that, in every state of the view.
     known: bool,
-    /// The view has changed since the last reconciliation.
-    stale: bool,
-    /// Instances are leaving.
-    leaving: bool,
     /// Time at which a picker state was last published early.
     published_early: Option<Moment>,
     members: HashMap<Endpoint, Member>,
@@ -122,7 +134,7 @@ pub(crate) struct PoolTask {
 
 impl PoolTask {
     pub(crate) fn new(view: &ServiceView, rules: Rules, config: Arc<SubchannelConfig>) -> Self {
-        let picker = view.picker_of(Policy::Random, rules.filter.clone());
+        let picker = view.picker_of(PickPolicy::Random, rules.filter.clone());
         let picker_cell = Arc::new(PickerCell { set: ArcSwap::default(), versions: watch::Sender::new(0) });
         Self {
             changes: view.changes(),
@@ -132,8 +144,6 @@ impl PoolTask {
             config,
             picker_cell,
             known: false,
-            stale: true,
-            leaving: false,
             published_early: None,
             members: HashMap::new(),
             unusable: HashSet::new(),
@@ -156,13 +166,14 @@ impl PoolTask {
     }
 
     async fn keep(&mut self) {
+        let mut reconciliation = Reconciliation::Due;
         loop {
-            if mem::take(&mut self.stale) {
+            if reconciliation == Reconciliation::Due {
                 self.reconcile();
             }
-            self.reap();
+            let draining = self.reap();
             let readiness = self.publish();
-            self.collect(readiness).await;
+            reconciliation = self.collect(readiness, draining).await;
         }
     }
 
@@ -179,21 +190,25 @@ impl PoolTask {
     }
 
     /// Waits for a change, and for more of them until the next picker state is due.
-    async fn collect(&mut self, readiness: Readiness) {
+    async fn collect(&mut self, readiness: Readiness, draining: Draining) -> Reconciliation {
         let mut collected = pin!(tokio::time::sleep(REBUILD_DELAY));
+        let mut reconciliation = Reconciliation::NotDue;
         let mut is_due = false;
         loop {
             tokio::select! {
                 // First, so that continuous changes do not delay the publication.
                 biased;
-                () = &mut collected, if is_due => return,
-                cause = self.change() => {
+                () = &mut collected, if is_due => return reconciliation,
+                cause = self.change(draining) => {
                     is_due = true;
+                    if cause == RebuildCause::View {
+                        reconciliation = Reconciliation::Due;
+                    }
                     // Calls wait for the first connection.
                     let is_first = (cause, readiness) == (RebuildCause::Connected, Readiness::NoneReady);
                     if is_first && self.published_early.is_none_or(|at| at.elapsed() >= REBUILD_DELAY) {
                         self.published_early = Some(Moment::now());
-                        return;
+                        return reconciliation;
                     }
                 }
             }
@@ -201,21 +216,20 @@ impl PoolTask {
     }
 
     /// Waits for a cause for another picker state.
-    async fn change(&mut self) -> RebuildCause {
+    async fn change(&mut self, draining: Draining) -> RebuildCause {
         tokio::select! {
             changed = self.changes.next(), if self.view == ViewState::Open => {
-                self.stale = true;
                 match changed {
                     Ok(change) => self.retire(&change.events),
                     Err(Error::Closed) => self.view = ViewState::Closed,
                     Err(_) => {}
                 }
+                RebuildCause::View
             }
-            () = self.config.connected.notified() => return RebuildCause::Connected,
-            () = self.config.changed.notified() => {}
-            () = tokio::time::sleep(DRAIN_CHECK_INTERVAL), if self.leaving => {}
+            () = self.config.connected.notified() => RebuildCause::Connected,
+            () = self.config.changed.notified() => RebuildCause::Other,
+            () = tokio::time::sleep(DRAIN_CHECK_INTERVAL), if draining == Draining::SomeMember => RebuildCause::Other,
         }
-        RebuildCause::Other
     }
 
     /// Stops new calls to removed instances at once.
@@ -271,9 +285,9 @@ impl PoolTask {
     }
 
     /// Removes drained or timed-out subchannels.
-    fn reap(&mut self) {
+    fn reap(&mut self) -> Draining {
         let drain = self.rules.drain;
-        self.leaving = false;
+        let mut draining = Draining::NoMember;
         self.members.retain(|_, member| {
             let Some(delisted) = member.delisted else { return true };
             let (busy, away) = (member.subchannel.in_flight() > 0, delisted.elapsed());
@@ -281,9 +295,12 @@ impl PoolTask {
                 member.subchannel.cut();
             }
             let stays = away < drain && (busy || away < RELISTING_GRACE && member.subchannel.is_connected());
-            self.leaving |= stays;
+            if stays {
+                draining = Draining::SomeMember;
+            }
             stays
         });
+        draining
     }
 
     fn picker_state(&self) -> PickerState {
@@ -312,7 +329,7 @@ impl PoolTask {
                 (entry.instance().id().as_str(), entry.instance().weight(), Arc::clone(subchannel))
             });
             match self.rules.balance {
-                Balance::ConsistentHash(_) => Group::by_key(named),
+                BalancePolicy::ConsistentHash(_) => Group::by_key(named),
                 _ => Group::new(named),
             }
         };
@@ -374,17 +391,18 @@ mod tests {
     async fn a_removed_instance_takes_no_call_before_publication() {
         let port = refusing();
         let (view, client) = view(2, |n| format!("127.1.0.{n}:{port}")).await;
-        let rules = Rules { balance: Balance::default(), filter: Filter::new(), zone: None, drain: REBUILD_DELAY };
+        let rules =
+            Rules { balance: BalancePolicy::default(), filter: Filter::new(), zone: None, drain: REBUILD_DELAY };
         let config = Channel::builder().config();
         let mut task = PoolTask::new(&view, rules, config);
         task.reconcile();
         // The first change is the whole snapshot.
-        task.change().await;
+        task.change(Draining::NoMember).await;
         client.remove(view.service(), &InstanceId::parse("i0").unwrap()).await.unwrap();
         let state =
             |task: &PoolTask| task.members[&Endpoint::parse(format!("127.1.0.0:{port}")).unwrap()].subchannel.state();
         while state(&task) != InstanceState::Leaving {
-            task.change().await;
+            task.change(Draining::NoMember).await;
         }
         assert!(task.members.values().all(|member| member.delisted.is_none()), "the view was looked at as a whole");
     }
@@ -394,14 +412,15 @@ mod tests {
         let port = refusing();
         let endpoint = |n: u32| format!("127.1.0.{n}:{port}");
         let (view, client) = view(1, endpoint).await;
-        let rules = Rules { balance: Balance::default(), filter: Filter::new(), zone: None, drain: REBUILD_DELAY };
+        let rules =
+            Rules { balance: BalancePolicy::default(), filter: Filter::new(), zone: None, drain: REBUILD_DELAY };
         let mut task = PoolTask::new(&view, rules, Channel::builder().config());
         task.reconcile();
         let [old, new] = [0, 9].map(|n| Endpoint::parse(endpoint(n)).unwrap());
         let moved = Instance::new(InstanceId::parse("i0").unwrap(), [new.clone()]).unwrap();
         client.publish(view.service(), moved).await.unwrap();
         while !task.members.contains_key(&new) {
-            task.change().await;
+            task.change(Draining::NoMember).await;
             task.reconcile();
         }
         assert_ne!(task.members[&old].subchannel.state(), InstanceState::Leaving);
@@ -436,7 +455,8 @@ mod tests {
         let writer = log.clone();
         let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
         let _default = tracing::subscriber::set_default(subscriber);
-        let rules = Rules { balance: Balance::default(), filter: Filter::new(), zone: None, drain: REBUILD_DELAY };
+        let rules =
+            Rules { balance: BalancePolicy::default(), filter: Filter::new(), zone: None, drain: REBUILD_DELAY };
         let mut task = PoolTask::new(&view, rules, Channel::builder().config());
         for _ in 0..3 {
             task.reconcile();

@@ -11,6 +11,8 @@ use enlist::Moment;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::time::{Sleep, sleep, timeout};
 
+use crate::retry::status::value;
+
 /// The header and its format are those of the gRPC protocol
 /// (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>): at most eight digits and a unit.
 pub(crate) const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
@@ -25,7 +27,7 @@ pub(crate) struct Deadline(Option<(Moment, Duration)>);
 impl Deadline {
     /// The deadline of a call that begins now.
     pub(crate) fn of(headers: &HeaderMap) -> Self {
-        let limit = headers.get(TIMEOUT).and_then(|value| value.to_str().ok()).and_then(read);
+        let limit = value(headers, &TIMEOUT).and_then(|value| value.to_str().ok()).and_then(read);
         Self(limit.map(|limit| (Moment::now(), limit)))
     }
 

@@ -11,11 +11,11 @@ pub type BoxError = Box<dyn StdError + Send + Sync>;
 /// Progress of a call that ended without a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reach {
-    /// It provably never left.
-    NeverLeft,
-    /// It left, and the server reported that it did not process it.
+    /// It provably was not sent.
+    NeverSent,
+    /// It was sent, and the server reported that it did not process it.
     Refused,
-    /// It left, and its outcome is unknown.
+    /// It was sent, and its outcome is unknown.
     Unknown,
     /// Its deadline passed.
     OutOfTime,
@@ -53,7 +53,7 @@ impl Failure {
 
     /// A call that the connection did not accept.
     pub(crate) fn not_taken(error: BoxError, instance: &str) -> Self {
-        Self::reaching(Reach::NeverLeft, error, instance)
+        Self::reaching(Reach::NeverSent, error, instance)
     }
 
     fn reaching(reach: Reach, error: BoxError, instance: &str) -> Self {
@@ -61,7 +61,7 @@ impl Failure {
         let broken = reach != Reach::OutOfTime && reset.is_none();
         let status = match (reach, reset) {
             (Reach::OutOfTime, _) => late(instance),
-            (Reach::NeverLeft, _) => Status::unavailable(format!("instance {instance} could not be reached: {cause}")),
+            (Reach::NeverSent, _) => Status::unavailable(format!("instance {instance} could not be reached: {cause}")),
             (Reach::Refused, _) => Status::unavailable(format!("instance {instance} refused the call: {cause}")),
             (Reach::Unknown, Some(reason)) => {
                 Status::new(reset_code(reason), format!("the call to instance {instance} was reset: {cause}"))
@@ -119,7 +119,7 @@ fn reach(error: &(dyn StdError + 'static), attempted: Attempted) -> Reach {
             return Reach::OutOfTime;
         }
         if error.is::<ConnectError>() || error.downcast_ref().is_some_and(hyper::Error::is_canceled) {
-            return Reach::NeverLeft;
+            return Reach::NeverSent;
         }
         if error.downcast_ref().is_some_and(|error| is_refusal(error, attempted)) {
             return Reach::Refused;
@@ -131,7 +131,7 @@ fn reach(error: &(dyn StdError + 'static), attempted: Attempted) -> Reach {
 /// RFC 9113: a stream above the last one that a GOAWAY names was not processed, whatever its code (section 6.8), nor
 /// was one that is reset with `REFUSED_STREAM` (section 8.7). `h2` fails a stream with the GOAWAY itself only if it is
 /// such a stream. But hyper also fails a call with the GOAWAY of the connection if it arrives while hyper passes the
-/// call to h2: then nothing of its body was read, and its head may have left.
+/// call to h2: then nothing of its body was read, and its head may have been sent.
 fn is_refusal(error: &h2::Error, attempted: Attempted) -> bool {
     let is_gone = error.is_go_away() && attempted.is_begun;
     let is_refused = error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
@@ -184,7 +184,7 @@ mod tests {
     #[test]
     fn errors_have_their_reach_and_code() {
         let cases: [(BoxError, Reach, Code); 4] = [
-            (Box::new(ConnectError("refused".into())), Reach::NeverLeft, Code::Unavailable),
+            (Box::new(ConnectError("refused".into())), Reach::NeverSent, Code::Unavailable),
             (Box::new(h2::Error::from(Reason::REFUSED_STREAM)), Reach::Unknown, Code::Unavailable),
             (Box::new(io::Error::from(io::ErrorKind::BrokenPipe)), Reach::Unknown, Code::Unavailable),
             (Box::new(TimeoutExpired(())), Reach::OutOfTime, Code::DeadlineExceeded),
@@ -216,8 +216,8 @@ mod tests {
 
     #[test]
     fn a_status_of_the_server_is_kept() {
-        let said = broken_off(Status::data_loss("by the server"), "a");
-        assert_eq!((said.code(), said.message()), (Code::DataLoss, "by the server"));
+        let status = broken_off(Status::data_loss("by the server"), "a");
+        assert_eq!((status.code(), status.message()), (Code::DataLoss, "by the server"));
     }
 
     /// The error of a connection whose server is stopping, after it has accepted the one request there was.

@@ -98,14 +98,14 @@ impl Retries {
     }
 
     /// Takes one retry out of the budget.
-    pub(crate) fn withdraw(&self) -> Withdrawal {
-        if self.budget.withdraw() { Withdrawal::Granted } else { Withdrawal::Exhausted }
+    pub(crate) fn take_retry(&self) -> TakenRetry {
+        if self.budget.withdraw() { TakenRetry::Granted } else { TakenRetry::Exhausted }
     }
 }
 
-/// Outcome of the withdrawal of a retry from the budget.
+/// Outcome of taking a retry out of the budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Withdrawal {
+pub(crate) enum TakenRetry {
     Granted,
     /// No retry is left: too many calls were repeated lately.
     Exhausted,
@@ -144,9 +144,9 @@ impl Pushback {
 pub(crate) struct Attempts {
     policy: Option<Arc<RetryPolicy>>,
     backoff: Option<Backoff>,
-    /// Attempts that left.
-    left: u32,
-    /// Attempts that never did.
+    /// Attempts that were sent.
+    sent: u32,
+    /// Attempts that were not sent.
     moved: u32,
     /// A server refused an attempt: gRFC A6 repeats it once without a policy, since each one costs time on the wire.
     refused: bool,
@@ -154,18 +154,18 @@ pub(crate) struct Attempts {
 
 impl Attempts {
     pub(crate) fn new(policy: Option<Arc<RetryPolicy>>) -> Self {
-        Self { policy, backoff: None, left: 0, moved: 0, refused: false }
+        Self { policy, backoff: None, sent: 0, moved: 0, refused: false }
     }
 
     /// Number of attempts that were sent; the next one states it to the server.
     pub(crate) fn sent(&self) -> u32 {
-        self.left
+        self.sent
     }
 
     /// Returns the delay before another attempt; `None` if there is none.
     pub(crate) fn again(&mut self, ended: Ended) -> Option<Duration> {
         let (code, pushback) = match ended {
-            Ended::Failed { reach: Reach::NeverLeft, .. } => {
+            Ended::Failed { reach: Reach::NeverSent, .. } => {
                 self.moved += 1;
                 return (self.moved <= MAX_MOVES).then_some(Duration::ZERO);
             }
@@ -177,9 +177,9 @@ impl Attempts {
             Ended::Failed { reach: Reach::Refused | Reach::Unknown, code } => (code, Pushback::None),
             Ended::Responded { code, pushback } => (code, pushback),
         };
-        self.left += 1;
+        self.sent += 1;
         let policy = self.policy.as_ref()?;
-        if self.left >= policy.attempts || !policy.codes.contains(&code) {
+        if self.sent >= policy.attempts || !policy.codes.contains(&code) {
             return None;
         }
         match pushback {
@@ -211,9 +211,9 @@ mod tests {
     #[test]
     fn unsent_calls_go_elsewhere_a_few_times() {
         let mut attempts = Attempts::new(None);
-        let never_left = failed(Reach::NeverLeft, Code::Unavailable);
-        assert!((0..MAX_MOVES).all(|_| attempts.again(never_left) == Some(Duration::ZERO)));
-        assert_eq!(attempts.again(never_left), None);
+        let never_sent = failed(Reach::NeverSent, Code::Unavailable);
+        assert!((0..MAX_MOVES).all(|_| attempts.again(never_sent) == Some(Duration::ZERO)));
+        assert_eq!(attempts.again(never_sent), None);
     }
 
     #[test]

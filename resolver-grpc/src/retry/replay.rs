@@ -8,11 +8,11 @@ use std::{
 };
 
 use bytes::Bytes;
+use enlist::backend::MutexExt as _;
 use http_body::{Body as _, Frame, SizeHint};
 use tonic::{Status, body::Body};
 
 use crate::retry::deadline::{Deadline, Expiry};
-use enlist::backend::MutexExt as _;
 
 /// The body of a call, which its attempts send one after the other.
 pub(crate) struct Replay(Arc<Mutex<ReplayBuffer>>);
@@ -24,7 +24,7 @@ struct ReplayBuffer {
     deadline: Deadline,
     /// Pieces of the source that may have to be sent again. Once the call is committed: the pieces that are still to be
     /// sent.
-    read: VecDeque<Bytes>,
+    read: Pieces,
     /// Number of bytes that may still be kept.
     room: usize,
     /// There is no further attempt.
@@ -51,7 +51,7 @@ impl Replay {
             source,
             ahead: Ahead::Unasked,
             deadline,
-            read: VecDeque::new(),
+            read: Pieces::default(),
             room: limit,
             committed: false,
             ended,
@@ -125,7 +125,7 @@ impl ReplayBuffer {
     fn commit(&mut self) {
         if !self.committed {
             self.committed = true;
-            self.read.drain(..self.sent);
+            self.read.drop_front(self.sent);
             self.sent = 0;
         }
     }
@@ -177,6 +177,53 @@ impl ReplayBuffer {
         self.room = room;
         self.read.push_back(data.clone());
         self.sent += 1;
+    }
+}
+
+/// Pieces of a request, in order. The first one is kept in place, without an allocation: unary calls have no other.
+#[derive(Default)]
+struct Pieces {
+    first: Option<Bytes>,
+    rest: VecDeque<Bytes>,
+}
+
+impl Pieces {
+    fn len(&self) -> usize {
+        usize::from(self.first.is_some()) + self.rest.len()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Bytes> {
+        self.first.iter().chain(&self.rest)
+    }
+
+    fn get(&self, at: usize) -> Option<&Bytes> {
+        match (&self.first, at.checked_sub(1)) {
+            (Some(first), None) => Some(first),
+            (Some(_), Some(before)) => self.rest.get(before),
+            (None, _) => self.rest.get(at),
+        }
+    }
+
+    fn push_back(&mut self, piece: Bytes) {
+        if self.is_empty() {
+            self.first = Some(piece);
+        } else {
+            self.rest.push_back(piece);
+        }
+    }
+
+    fn pop_front(&mut self) -> Option<Bytes> {
+        self.first.take().or_else(|| self.rest.pop_front())
+    }
+
+    fn drop_front(&mut self, count: usize) {
+        for _ in 0..count.min(self.len()) {
+            self.pop_front();
+        }
     }
 }
 
@@ -303,6 +350,27 @@ mod tests {
 
     async fn read(body: Body) -> Vec<u8> {
         body.collect().await.unwrap().to_bytes().to_vec()
+    }
+
+    #[test]
+    fn pieces_keep_their_order() {
+        let piece = |text: &'static str| Bytes::from_static(text.as_bytes());
+        let mut pieces = Pieces::default();
+        for text in ["a", "b", "c"] {
+            pieces.push_back(piece(text));
+        }
+        assert_eq!(
+            [0, 1, 2, 3].map(|at| pieces.get(at).cloned()),
+            [Some(piece("a")), Some(piece("b")), Some(piece("c")), None]
+        );
+        assert_eq!(pieces.pop_front(), Some(piece("a")));
+        pieces.push_back(piece("d"));
+        assert_eq!(pieces.get(0), Some(&piece("b")));
+        pieces.drop_front(1);
+        assert_eq!(pieces.iter().cloned().collect::<Vec<_>>(), ["c", "d"]);
+        pieces.drop_front(3);
+        pieces.push_back(piece("e"));
+        assert_eq!((pieces.get(0), pieces.len()), (Some(&piece("e")), 1));
     }
 
     #[tokio::test]

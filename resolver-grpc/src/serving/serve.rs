@@ -99,7 +99,7 @@ impl<L> Serve<L> {
     /// # fn f(server: enlist_grpc::Serve) {
     /// let (handle, registered) = tokio::sync::oneshot::channel();
     /// let server = server.on_registered(|instance| _ = handle.send(instance));
-    /// // In another task: `registered.await?.update(|draft| _ = draft.weight(50)).await?`.
+    /// // In another task: `registered.await?.update(|update| _ = update.weight(50)).await?`.
     /// # let _: (enlist_grpc::Serve, tokio::sync::oneshot::Receiver<enlist::InstanceHandle>) = (server, registered);
     /// # }
     /// ```

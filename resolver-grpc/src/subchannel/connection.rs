@@ -21,6 +21,7 @@ use crate::{
     subchannel::{
         monitored_stream::{Frames, Pulse, connect_once},
         probe_request::wait_for_response,
+        shared_channel::{ReadyChannel, SharedChannel},
         transport::Opened,
     },
 };
@@ -39,7 +40,7 @@ pub(crate) enum Admission {
 
 /// A connection, which may have ended since.
 pub(crate) struct Connection {
-    channel: Channel,
+    channel: SharedChannel,
     pulse: Arc<Pulse>,
     /// Calls that were begun over it and have not ended.
     calls: AtomicUsize,
@@ -88,13 +89,19 @@ impl Connection {
             heard = heard => heard?,
             () = pulse.lost.cancelled() => return Err("closed before the server said anything".into()),
         }
+        let channel = SharedChannel::new(channel);
         let [calls, unopened, others] = [0; 3].map(AtomicUsize::new);
         Ok(Self { channel, pulse, calls, unopened, others, quiet: Notify::new(), doubted: Notify::new() })
     }
 
     /// The channel over this connection alone.
     pub(crate) fn channel(&self) -> Channel {
-        self.channel.clone()
+        self.channel.cloned()
+    }
+
+    /// The channel with room for one call; `None` if it has none now.
+    pub(crate) fn ready_now(&self) -> Option<ReadyChannel<'_>> {
+        self.channel.ready_now()
     }
 
     /// Number of reads so far. While it does not change, nothing was received.

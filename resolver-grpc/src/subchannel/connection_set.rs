@@ -3,10 +3,10 @@
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use arc_swap::ArcSwap;
+use enlist::backend::MutexExt as _;
 use tokio::sync::Notify;
 
 use crate::subchannel::connection::{Admission, Connection};
-use enlist::backend::MutexExt as _;
 
 /// Connections to one instance. Calls only read. Changes are made one at a time.
 #[derive(Debug)]

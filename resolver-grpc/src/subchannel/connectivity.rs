@@ -5,7 +5,6 @@
 //! Four further facts are independent of it: health, liveness, ejection and listing. The [`InstanceState`] that calls
 //! see follows from all five.
 
-use enlist::backend::MutexExt as _;
 use std::{
     mem,
     sync::{
@@ -13,6 +12,8 @@ use std::{
         atomic::{AtomicU8, Ordering},
     },
 };
+
+use enlist::backend::MutexExt as _;
 
 /// State of an instance in a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,7 +93,7 @@ enum Liveness {
 
 /// Ejection of an instance that failed several calls in a row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Rest {
+enum EjectionState {
     #[default]
     None,
     Ejected,
@@ -146,7 +147,7 @@ struct Status {
     dial_failure: Option<Arc<str>>,
     health: Health,
     liveness: Liveness,
-    rest: Rest,
+    ejection: EjectionState,
     listing: Listing,
 }
 
@@ -157,7 +158,7 @@ impl Default for Status {
             dial_failure: None,
             health: Health::default(),
             liveness: Liveness::default(),
-            rest: Rest::default(),
+            ejection: EjectionState::default(),
             listing: Listing::default(),
         }
     }
@@ -176,8 +177,8 @@ impl Status {
             Event::HealthReported(health) => Self { health, ..self },
             Event::Doubted => Self { liveness: Liveness::Suspect, ..self },
             Event::Probed => Self { liveness: Liveness::Alive, ..self },
-            Event::Ejected => Self { rest: Rest::Ejected, ..self },
-            Event::Readmitted => Self { rest: Rest::None, ..self },
+            Event::Ejected => Self { ejection: EjectionState::Ejected, ..self },
+            Event::Readmitted => Self { ejection: EjectionState::None, ..self },
             Event::Delisted => Self { listing: Listing::Draining, ..self },
             Event::Listed => Self { listing: Listing::Listed, ..self },
         }
@@ -190,7 +191,7 @@ impl Status {
             (_, State::Idle) => InstanceState::Idle,
             (_, State::Connecting) => InstanceState::Connecting,
             (_, State::TransientFailure | State::Shutdown) => InstanceState::Failing,
-            (_, State::Ready { .. }) if self.rest == Rest::Ejected => InstanceState::Ejected,
+            (_, State::Ready { .. }) if self.ejection == EjectionState::Ejected => InstanceState::Ejected,
             (_, State::Ready { .. }) if self.health == Health::NotServing => InstanceState::Unhealthy,
             (_, State::Ready { .. }) if self.liveness == Liveness::Suspect => InstanceState::Suspect,
             (_, State::Ready { .. }) => InstanceState::Ready,

@@ -8,7 +8,7 @@ use std::{
 
 use enlist::{
     Ejection,
-    balance::{Ejections, Rests},
+    balance::{EjectionTimes, Ejections},
 };
 use tokio::sync::Notify;
 
@@ -53,21 +53,21 @@ impl FailureCount {
     }
 
     /// Ejects the instance whenever it fails too often, without end. `apply` changes its state.
-    pub(super) async fn rest(
+    pub(super) async fn eject_on_failures(
         &self,
         ejection: &Ejection,
         ejections: &Ejections,
         instance: &impl fmt::Display,
         apply: impl Fn(Event),
     ) {
-        let mut rests = Rests::new(ejection);
+        let mut times = EjectionTimes::new(ejection);
         loop {
             // Created before the failures are read, so that a later restart ends the ejection at once.
             let mut restarted = pin!(self.restarted.notified());
             tokio::select! {
                 () = self.enough.notified() => {}
                 () = &mut restarted => {
-                    rests = Rests::new(ejection);
+                    times = EjectionTimes::new(ejection);
                     continue;
                 }
             }
@@ -79,10 +79,10 @@ impl FailureCount {
                 self.clear();
                 continue;
             };
-            let time = rests.begin();
+            let time = times.begin();
             tracing::warn!(%instance, ?time, "instance ejected, it failed several calls in a row");
             apply(Event::Ejected);
-            rests.wait(time, restarted).await;
+            times.wait(time, restarted).await;
             self.clear();
             apply(Event::Readmitted);
         }

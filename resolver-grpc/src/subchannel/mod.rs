@@ -24,4 +24,5 @@ mod health;
 mod monitored_stream;
 mod probe;
 mod probe_request;
+mod shared_channel;
 mod upkeep;

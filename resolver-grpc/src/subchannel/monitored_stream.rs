@@ -7,7 +7,7 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 
 use futures::task::AtomicWaker;
@@ -103,7 +103,7 @@ pub(super) async fn connect_once(once: Option<(Opened, Arc<Pulse>)>) -> Result<T
     let (opened, pulse) = once.ok_or("the connection is gone")?;
     let stream = opened.await?;
     let frames = (pulse.frames == Frames::Visible).then(FrameReader::default);
-    Ok(TokioIo::new(MonitoredStream { stream, pulse, frames, head: HeadWrite::default() }))
+    Ok(TokioIo::new(MonitoredStream { stream, pulse, frames, head: HeadWrite::default(), registered: None }))
 }
 
 /// A stream that records its reads and its end.
@@ -113,6 +113,8 @@ pub(super) struct MonitoredStream {
     /// `None` if the bytes are encrypted.
     frames: Option<FrameReader>,
     head: HeadWrite,
+    /// The waker that `pulse.reader` has. Only a cut takes it, and nothing is read after a cut.
+    registered: Option<Waker>,
 }
 
 impl MonitoredStream {
@@ -138,12 +140,13 @@ impl MonitoredStream {
 
 impl AsyncRead for MonitoredStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let Self { stream, pulse, frames, head: _ } = &mut *self;
+        let Self { stream, pulse, frames, head: _, registered } = &mut *self;
         let before = buf.filled().len();
         let read = Pin::new(stream).poll_read(cx, buf);
-        if read.is_pending() {
+        if read.is_pending() && !registered.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
             // Registered before the check, so that a cut in between is not missed.
             pulse.reader.register(cx.waker());
+            *registered = Some(cx.waker().clone());
         }
         if pulse.cut.load(Ordering::Acquire) {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));

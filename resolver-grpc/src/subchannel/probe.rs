@@ -41,7 +41,7 @@ pub(crate) async fn probe(connection: &Connection, limit: Duration) -> ProbeOutc
         () = opened.cancelled() => timeout(limit, &mut response).await.ok(),
         () = sleep(limit) => None,
     };
-    let refused = matches!(response, Some(Err(Failure { reach: Reach::NeverLeft, broken: true, .. })));
+    let refused = matches!(response, Some(Err(Failure { reach: Reach::NeverSent, broken: true, .. })));
     judge(Observed { is_heard: connection.reads() != before, is_opened: opened.is_cancelled(), is_refused: refused })
 }
 

@@ -147,13 +147,16 @@ impl Security {
         }
     }
 
-    /// The first endpoint of `instance` that can be used with one of the possible `settings`. If there is none, the
-    /// first gRPC endpoint: its dial is refused, which reports the reason.
+    /// The first endpoint of `instance` that can be used with one of the possible `settings`, one of HTTP only if no
+    /// other can. If there is none, the first gRPC endpoint: its dial is refused, which reports the reason.
     pub(crate) fn endpoint<'a>(&self, instance: &'a Instance, settings: &[TlsSettings]) -> Option<&'a Endpoint> {
-        let spoken = || instance.endpoints().iter().filter_map(|endpoint| Some((endpoint, Wire::of(endpoint)?)));
+        let spoken = instance.endpoints().iter().filter_map(|endpoint| Some((endpoint, Wire::of(endpoint)?)));
+        let mut spoken: Vec<_> = spoken.collect();
+        // Servers of kratos may serve REST beside gRPC, and list it first.
+        spoken.sort_by_key(|(endpoint, _)| matches!(endpoint.protocol(), Some("http" | "https")));
         let is_usable = |wire: Wire| settings.iter().any(|tls| self.decide(wire, *tls).is_ok());
-        let usable = spoken().find(|(_, wire)| is_usable(*wire));
-        usable.or_else(|| spoken().next()).map(|(endpoint, _)| endpoint)
+        let usable = spoken.iter().find(|(_, wire)| is_usable(*wire));
+        usable.or(spoken.first()).map(|(endpoint, _)| *endpoint)
     }
 
     /// URL of a connection to `endpoint`. Its authority is that of calls, and the name that certificates must have.
@@ -206,6 +209,19 @@ mod tests {
         assert_eq!(used(&Security { unix: true, ..hiding.clone() }), 0);
         let plain = Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("grpc://h:2").unwrap()]).unwrap();
         assert_eq!(hiding.endpoint(&plain, &[TlsSettings::Absent]).unwrap().port(), 2);
+    }
+
+    #[test]
+    fn an_endpoint_of_http_is_the_last_choice() {
+        let used = |endpoints: &[&str]| {
+            let endpoints = endpoints.iter().map(|text| Endpoint::parse(*text).unwrap());
+            let instance = Instance::new(InstanceId::parse("a").unwrap(), endpoints).unwrap();
+            Security::default().endpoint(&instance, &[TlsSettings::Absent]).unwrap().port()
+        };
+        assert_eq!(used(&["http://h:1", "grpc://h:2"]), 2);
+        assert_eq!(used(&["grpc://h:1", "http://h:2"]), 1);
+        assert_eq!(used(&["https://h:1", "h:2"]), 2);
+        assert_eq!(used(&["redis://h:1", "http://h:2", "https://h:3"]), 2);
     }
 
     #[test]

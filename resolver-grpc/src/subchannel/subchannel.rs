@@ -234,9 +234,9 @@ impl Subchannel {
     }
 
     /// Ejects the instance whenever it fails too often. Returns at once if the channel has no ejection.
-    pub(super) async fn rest(&self, config: &SubchannelConfig) {
+    pub(super) async fn eject_on_failures(&self, config: &SubchannelConfig) {
         if let Some(ejection) = &config.ejection {
-            self.failures.rest(ejection, &config.ejections, self, |event| self.apply(config, event)).await;
+            self.failures.eject_on_failures(ejection, &config.ejections, self, |event| self.apply(config, event)).await;
         }
     }
 }
@@ -303,7 +303,7 @@ mod tests {
             assert_eq!(subchannel.state(), InstanceState::Ready);
         };
         tokio::select! {
-            () = subchannel.rest(&config) => panic!("it never returns"),
+            () = subchannel.eject_on_failures(&config) => panic!("it never returns"),
             () = calls => {}
         }
     }

@@ -67,7 +67,12 @@ impl Subchannel {
     /// Dropping the future drops the connections. A panic in the user's settings or connector fails one dial.
     pub(crate) async fn keep(&self, config: &SubchannelConfig) {
         let _end = End(self);
-        tokio::join!(self.stay_connected(config), self.grow(config), self.outlast(config), self.rest(config));
+        tokio::join!(
+            self.stay_connected(config),
+            self.grow(config),
+            self.outlast(config),
+            self.eject_on_failures(config)
+        );
     }
 
     async fn stay_connected(&self, config: &SubchannelConfig) {

@@ -34,6 +34,9 @@ use tonic::{
 use tonic_prost::ProstCodec;
 use tower::{Service, service_fn};
 
+/// The first frame of a server: SETTINGS without a setting (RFC 9113, section 6.5).
+pub(crate) const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+
 type Codec = ProstCodec<String, String>;
 
 /// A service with three methods over texts: `Say` responds once, `Stream` responds with the name and stays open until
@@ -194,9 +197,6 @@ impl Server {
         self.tasks.stop(Duration::from_secs(5)).await.unwrap();
     }
 }
-
-/// The first frame of a server: SETTINGS without a setting (RFC 9113, section 6.5).
-pub(crate) const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
 
 /// Returns the port of a listener on all addresses that passes each connection to `each`.
 pub(crate) async fn listen<F>(tasks: &TaskOwner, mut each: impl FnMut(TcpStream) -> F + Send + 'static) -> u16

@@ -90,6 +90,39 @@ func CallAt(address string) {
 	Call(conn)
 }
 
+// Interval of Poll. The libraries' own ones are longer.
+const pollInterval = 100 * time.Millisecond
+
+// Poll prints what a library without gRPC finds, each time that it has changed, and makes a health check at the first
+// address after each line. The last addresses stay if nothing could be found out.
+func Poll(find func() (addresses []string, known bool)) {
+	var view View
+	var lock sync.Mutex
+	var last []string
+	go func() {
+		for {
+			if addresses, known := find(); known {
+				lock.Lock()
+				last = append([]string(nil), addresses...)
+				lock.Unlock()
+				view.Show(addresses)
+			}
+			time.Sleep(pollInterval)
+		}
+	}()
+	for {
+		Line()
+		lock.Lock()
+		addresses := last
+		lock.Unlock()
+		if len(addresses) > 0 {
+			CallAt(addresses[0])
+		} else {
+			Say("refused", "no instance")
+		}
+	}
+}
+
 // Leave waits for the line after which a server leaves, and for the one after that.
 func Leave(leave func()) {
 	Line()

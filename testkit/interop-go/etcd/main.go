@@ -4,7 +4,9 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 
 	. "enlist/interop-go/common"
@@ -47,6 +49,40 @@ func server(arguments []string) {
 	Check(manager.AddEndpoint(context.Background(), key, endpoints.Endpoint{Addr: address}, clientv3.WithLease(lease)))
 	Say("serves", address)
 	Leave(func() { Check(manager.DeleteEndpoint(context.Background(), key)) })
+}
+
+// The metadata of an instance as Go's users store it. With the option, names that end in `.json` have JSON; the name
+// `.json` has the whole metadata.
+func metadata(given Given) any {
+	if len(given.Metadata) == 0 {
+		return nil
+	}
+	if given.Options["typed_metadata"] != true {
+		return given.Metadata
+	}
+	if whole, found := given.Metadata[".json"]; found {
+		return json.RawMessage(whole)
+	}
+	typed := map[string]any{}
+	for name, text := range given.Metadata {
+		if plain, is := strings.CutSuffix(name, ".json"); is {
+			typed[plain] = json.RawMessage(text)
+		} else {
+			typed[name] = text
+		}
+	}
+	return typed
+}
+
+// Adds an endpoint as it is given, for a comparison of the bytes.
+func write(arguments []string) {
+	given := Instance(arguments[0])
+	manager, err := endpoints.NewManager(client(), given.Service)
+	Check(err)
+	endpoint := endpoints.Endpoint{Addr: given.Address(0), Metadata: metadata(given)}
+	Check(manager.AddEndpoint(context.Background(), given.Service+"/"+given.ID, endpoint))
+	Say("wrote")
+	ReadToEnd()
 }
 
 // A client that follows the endpoints, and calls through grpc-go's resolver.
@@ -181,9 +217,38 @@ func revoke(arguments []string) {
 	Say("revoked", len(answer.Kvs))
 }
 
+// Writes a value, as `etcdctl put` does.
+func put(arguments []string) {
+	_, err := client().Put(context.Background(), arguments[0], arguments[1])
+	Check(err)
+	Say("put")
+}
+
+func remove(arguments []string) {
+	_, err := client().Delete(context.Background(), arguments[0])
+	Check(err)
+	Say("deleted")
+}
+
+// Follows the keys with a prefix as confd does: it reads all of them at each sign of a change.
+func keys(arguments []string) {
+	etcd := client()
+	var view View
+	changes := etcd.Watch(context.Background(), arguments[0], clientv3.WithPrefix(), clientv3.WithCreatedNotify())
+	for range changes {
+		answer, err := etcd.Get(context.Background(), arguments[0], clientv3.WithPrefix())
+		Check(err)
+		var pairs []string
+		for _, pair := range answer.Kvs {
+			pairs = append(pairs, string(pair.Key)+"="+string(pair.Value))
+		}
+		view.Show(pairs)
+	}
+}
+
 func main() {
 	Run(map[string]func([]string){
 		"server": server, "client": follow, "lock": lock, "elect": elect, "leader": leader, "gobase-lock": gobase,
-		"kitex-deregister": kitexDeregister, "revoke": revoke,
+		"kitex-deregister": kitexDeregister, "revoke": revoke, "write": write, "put": put, "delete": remove, "keys": keys,
 	})
 }

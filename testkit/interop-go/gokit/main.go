@@ -4,6 +4,7 @@ package main
 import (
 	"context"
 	"io"
+	"net"
 	"strings"
 	"time"
 
@@ -19,6 +20,9 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 )
+
+// Interval of checks whether an instance is known.
+const pollInterval = 10 * time.Millisecond
 
 func client() etcdv3.Client {
 	client, err := etcdv3.NewClient(context.Background(), Endpoints(), etcdv3.ClientOptions{})
@@ -44,6 +48,37 @@ func server(arguments []string) {
 	registrar.Register()
 	Say("serves", value)
 	Leave(registrar.Deregister)
+}
+
+// A server of the fleet: leaves, and finishes its calls, when it is terminated.
+func member(arguments []string) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	Check(err)
+	address, server := listener.Addr().String(), grpc.NewServer()
+	Greet(server, address)
+	go func() { Check(server.Serve(listener)) }()
+	// The default TTL is 10 s, and a registration that lost its lease in an upgrade of etcd would stay away.
+	ttl := etcdv3.NewTTLOption(3*time.Second, 30*time.Second)
+	service := etcdv3.Service{Key: prefix(arguments[0]) + address, Value: address, TTL: ttl}
+	registrar := etcdv3.NewRegistrar(client(), service, log.NewNopLogger())
+	registrar.Register()
+	Say("serves", address)
+	Terminated()
+	registrar.Deregister()
+	server.GracefulStop()
+}
+
+// Registers an instance as it is given, for a comparison of the bytes.
+func write(arguments []string) {
+	given := Instance(arguments[0])
+	value := given.Address(0) + given.Metadata["path"]
+	if protocol := given.Endpoints[0].Protocol; protocol != "" {
+		value = protocol + "://" + value
+	}
+	key := given.Option("prefix") + given.Service + "/" + given.ID
+	Check(client().Register(etcdv3.Service{Key: key, Value: value}))
+	Say("wrote")
+	ReadToEnd()
 }
 
 // An endpoint that makes a health check at the instance.
@@ -84,6 +119,34 @@ func follow(arguments []string) {
 	}
 }
 
+// An endpoint that greets at the instance.
+func greeter(instance string) (endpoint.Endpoint, io.Closer, error) {
+	conn, err := grpc.Dial(instance, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return nil, nil, err
+	}
+	pass := func(_ context.Context, message interface{}) (interface{}, error) { return message, nil }
+	return grpctransport.NewClient(conn, Greeter, Hello, pass, pass, &HelloReply{}).Endpoint(), conn, nil
+}
+
+func call(arguments []string) {
+	instancer, err := etcdv3.NewInstancer(client(), prefix(arguments[0]), log.NewNopLogger())
+	Check(err)
+	endpointer := sd.NewEndpointer(instancer, greeter, log.NewNopLogger())
+	// It learns of the instances in the background.
+	for found, _ := endpointer.Endpoints(); len(found) == 0; found, _ = endpointer.Endpoints() {
+		time.Sleep(pollInterval)
+	}
+	hello := lb.Retry(3, 5*time.Second, lb.NewRoundRobin(endpointer))
+	KeepCalling(func(ctx context.Context) (*HelloReply, error) {
+		reply, err := hello(ctx, &HelloRequest{Value: "world"})
+		if err != nil {
+			return nil, err
+		}
+		return reply.(*HelloReply), nil
+	})
+}
+
 func main() {
-	Run(map[string]func([]string){"server": server, "client": follow})
+	Run(map[string]func([]string){"server": server, "client": follow, "member": member, "call": call, "write": write})
 }

@@ -1,13 +1,9 @@
-// What kratos offers: an app with its gRPC server and a registrar, discovery, and a client on it.
-//
-// The module proxy does not serve its `contrib/registry/etcd`. The registry below is ours: it stores kratos' own
-// encoding of an instance under the keys that `docs/wire-formats.md` describes.
+// What kratos offers: an app with its gRPC server and its registry on etcd, discovery, and a client on it; and its
+// configuration on etcd.
 package main
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"sort"
 	"strings"
@@ -15,114 +11,42 @@ import (
 
 	. "enlist/interop-go/common"
 
+	configetcd "github.com/go-kratos/kratos/contrib/config/etcd/v2"
+	"github.com/go-kratos/kratos/contrib/registry/etcd/v2"
 	"github.com/go-kratos/kratos/v2"
+	"github.com/go-kratos/kratos/v2/config"
 	"github.com/go-kratos/kratos/v2/log"
 	"github.com/go-kratos/kratos/v2/registry"
-	"github.com/go-kratos/kratos/v2/transport/grpc"
+	kgrpc "github.com/go-kratos/kratos/v2/transport/grpc"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.etcd.io/etcd/client/v3/concurrency"
+	"google.golang.org/grpc"
 )
 
-// Seconds that an instance outlives its program.
-const ttl = 5
+// Time that an instance of a test outlives its program; the default is 15 s.
+const ttl = 5 * time.Second
 
-type store struct{ etcd *clientv3.Client }
-
-func open() store {
-	etcd, err := clientv3.New(clientv3.Config{Endpoints: Endpoints(), DialTimeout: 5 * time.Second})
+func client() *clientv3.Client {
+	client, err := clientv3.New(clientv3.Config{Endpoints: Endpoints(), DialTimeout: 5 * time.Second})
 	Check(err)
-	return store{etcd}
+	return client
 }
 
-func prefix(service string) string { return "/microservices/" + service + "/" }
+func open(options ...etcd.Option) *etcd.Registry { return etcd.New(client(), options...) }
 
-// Register stores the instance, and does so again under another lease whenever its lease has ended.
-func (s store) Register(ctx context.Context, instance *registry.ServiceInstance) error {
-	value, err := json.Marshal(instance)
-	if err != nil {
-		return err
+// Follows the value `level` of the keys with a prefix.
+func configure(arguments []string) {
+	source, err := configetcd.New(client(), configetcd.WithPath(arguments[0]), configetcd.WithPrefix(true))
+	Check(err)
+	values := config.New(config.WithSource(source))
+	Check(values.Load())
+	show := func(_ string, value config.Value) {
+		text, err := value.String()
+		Check(err)
+		Say("sees", text)
 	}
-	put := func() (*concurrency.Session, error) {
-		session, err := concurrency.NewSession(s.etcd, concurrency.WithTTL(ttl))
-		if err != nil {
-			return nil, err
-		}
-		_, err = s.etcd.Put(ctx, prefix(instance.Name)+instance.ID, string(value), clientv3.WithLease(session.Lease()))
-		return session, err
-	}
-	session, err := put()
-	if err != nil {
-		return err
-	}
-	ctx = context.WithoutCancel(ctx)
-	go func() {
-		for {
-			<-session.Done()
-			for session, err = put(); err != nil; session, err = put() {
-				time.Sleep(time.Second)
-			}
-		}
-	}()
-	return nil
-}
-
-func (s store) Deregister(ctx context.Context, instance *registry.ServiceInstance) error {
-	_, err := s.etcd.Delete(ctx, prefix(instance.Name)+instance.ID)
-	return err
-}
-
-func (s store) GetService(ctx context.Context, name string) ([]*registry.ServiceInstance, error) {
-	answer, err := s.etcd.Get(ctx, prefix(name), clientv3.WithPrefix())
-	if err != nil {
-		return nil, err
-	}
-	var instances []*registry.ServiceInstance
-	for _, pair := range answer.Kvs {
-		instance := new(registry.ServiceInstance)
-		if err := json.Unmarshal(pair.Value, instance); err != nil {
-			return nil, err
-		}
-		instances = append(instances, instance)
-	}
-	return instances, nil
-}
-
-// Watch reads the whole service at each sign of a change.
-func (s store) Watch(ctx context.Context, name string) (registry.Watcher, error) {
-	ctx, stop := context.WithCancel(ctx)
-	signs := make(chan struct{}, 1)
-	signs <- struct{}{}
-	go func() {
-		for range s.etcd.Watch(clientv3.WithRequireLeader(ctx), prefix(name), clientv3.WithPrefix()) {
-			select {
-			case signs <- struct{}{}:
-			default:
-			}
-		}
-	}()
-	return &watch{s, ctx, stop, name, signs}, nil
-}
-
-type watch struct {
-	store
-	ctx   context.Context
-	stop  context.CancelFunc
-	name  string
-	signs chan struct{}
-}
-
-func (w *watch) Next() ([]*registry.ServiceInstance, error) {
-	select {
-	case <-w.ctx.Done():
-		return nil, errors.New("stopped")
-	case <-w.signs:
-		return w.GetService(w.ctx, w.name)
-	}
-}
-
-func (w *watch) Stop() error {
-	w.stop()
-	return nil
+	Check(values.Watch("level", show))
+	show("level", values.Value("level"))
+	Line()
 }
 
 // The server has a health service of its own.
@@ -136,12 +60,53 @@ func server(arguments []string) {
 		kratos.Name(arguments[0]),
 		kratos.Version("v1.0.0"),
 		kratos.Metadata(map[string]string{"weight": "7"}),
-		kratos.Server(grpc.NewServer(grpc.Address("127.0.0.1:0"))),
-		kratos.Registrar(open()),
+		kratos.Server(kgrpc.NewServer(kgrpc.Address("127.0.0.1:0"))),
+		kratos.Registrar(open(etcd.RegisterTTL(ttl))),
 		kratos.AfterStart(started),
 	)
 	go func() { Check(app.Run()) }()
 	Leave(func() { Check(app.Stop()) })
+}
+
+// A server of the fleet. The library handles SIGTERM.
+func member(arguments []string) {
+	server := kgrpc.NewServer(kgrpc.Address("127.0.0.1:0"))
+	endpoint, err := server.Endpoint()
+	Check(err)
+	Greet(server, endpoint.Host)
+	started := func(context.Context) error {
+		Say("serves", endpoint.Host)
+		return nil
+	}
+	go ReadToEnd()
+	Check(kratos.New(
+		kratos.Name(arguments[0]),
+		kratos.Server(server),
+		kratos.Registrar(open()),
+		kratos.AfterStart(started),
+	).Run())
+}
+
+// Registers an instance as it is given, for a comparison of the bytes.
+func write(arguments []string) {
+	given := Instance(arguments[0])
+	metadata := given.Metadata
+	if given.Weight != nil {
+		if metadata == nil {
+			metadata = map[string]string{}
+		}
+		metadata["weight"] = fmt.Sprint(*given.Weight)
+	}
+	var endpoints []string
+	for number, endpoint := range given.Endpoints {
+		endpoints = append(endpoints, endpoint.Protocol+"://"+given.Address(number))
+	}
+	registrar := open(etcd.Namespace(given.Option("namespace")))
+	Check(registrar.Register(context.Background(), &registry.ServiceInstance{
+		ID: given.ID, Name: given.Service, Version: given.Version, Metadata: metadata, Endpoints: endpoints,
+	}))
+	Say("wrote")
+	ReadToEnd()
 }
 
 // An instance as text: endpoints, version and metadata.
@@ -172,16 +137,25 @@ func follow(arguments []string) {
 			view.Show(texts)
 		}
 	}()
-	conn, err := grpc.DialInsecure(context.Background(), grpc.WithEndpoint("discovery:///"+arguments[0]),
-		grpc.WithDiscovery(found), grpc.WithTimeout(10*time.Second))
-	Check(err)
+	conn := connect(found, arguments[0])
 	for {
 		Line()
 		Call(conn)
 	}
 }
 
+func connect(found registry.Discovery, service string) grpc.ClientConnInterface {
+	conn, err := kgrpc.DialInsecure(context.Background(), kgrpc.WithEndpoint("discovery:///"+service),
+		kgrpc.WithDiscovery(found), kgrpc.WithTimeout(10*time.Second))
+	Check(err)
+	return conn
+}
+
+func call(arguments []string) { KeepCalling(HelloOver(connect(open(), arguments[0]))) }
+
 func main() {
 	log.SetLogger(log.NewFilter(log.DefaultLogger, log.FilterLevel(log.LevelError)))
-	Run(map[string]func([]string){"server": server, "client": follow})
+	Run(map[string]func([]string){
+		"server": server, "client": follow, "member": member, "call": call, "write": write, "config": configure,
+	})
 }

@@ -9,7 +9,7 @@ use enlist::{Change, Entry, Event};
 use imbl::OrdMap;
 use serde::{Deserialize, Serialize};
 
-use crate::checkers::lock_history::LockHistory;
+use crate::checkers::{lock_history::LockHistory, semaphore_history::SemaphoreHistory};
 
 /// Tolerance for an age that is reported too small, in microseconds.
 pub const AGE_TOLERANCE: u64 = 1_000_000;
@@ -61,7 +61,8 @@ struct Age {
     /// Revision of the watcher's view.
     revision: u64,
     /// Reported age of the view, in microseconds.
-    told: u64,
+    #[serde(rename = "told")]
+    reported: u64,
 }
 
 /// Violation of a guarantee.
@@ -150,7 +151,7 @@ impl History {
     ///
     /// If there is no such watcher.
     pub fn aged(&mut self, watcher: usize, micros: u64, revision: u64, age: u64) {
-        self.ages[watcher].push(Age { micros, revision, told: age });
+        self.ages[watcher].push(Age { micros, revision, reported: age });
     }
 
     /// Records that the folded events of a watcher differed from its snapshot at `revision`.
@@ -168,7 +169,7 @@ impl History {
     }
 
     /// Records that the deregistration of `id` was confirmed while the store was at `revision`.
-    pub fn left(&mut self, id: impl Into<String>, revision: u64) {
+    pub fn deregistered(&mut self, id: impl Into<String>, revision: u64) {
         self.deregistered.insert(id.into(), revision);
     }
 
@@ -222,8 +223,8 @@ impl History {
         let known = self.known(contents);
         let mut violations = Vec::new();
         for (watcher, ages) in self.ages.iter().enumerate() {
-            for Age { micros, revision, told } in ages {
-                let proven_at = micros.saturating_sub(told + AGE_TOLERANCE);
+            for Age { micros, revision, reported } in ages {
+                let proven_at = micros.saturating_sub(reported + AGE_TOLERANCE);
                 let due = known.range(..=proven_at).next_back().map_or(0, |(_, due)| *due);
                 if due > *revision {
                     violations.push(Violation::Dishonest { watcher, revision: *revision, missed: due });
@@ -321,13 +322,18 @@ pub struct Record {
     pub instances: History,
     /// History of the holders of a lock.
     pub locks: LockHistory,
+    /// History of the holders of a semaphore.
+    #[serde(default)]
+    pub semaphore: SemaphoreHistory,
 }
 
 impl Record {
     /// Returns all violations as text.
     pub fn check(&self) -> Vec<String> {
         let instances = self.instances.check().into_iter().map(|violation| violation.to_string());
-        instances.chain(self.locks.check().into_iter().map(|violation| violation.to_string())).collect()
+        let locks = self.locks.check().into_iter().map(|violation| violation.to_string());
+        let semaphore = self.semaphore.check().into_iter().map(|violation| violation.to_string());
+        instances.chain(locks).chain(semaphore).collect()
     }
 
     /// Writes the record to a file.
@@ -374,7 +380,7 @@ mod tests {
         history.changed(5 * SECOND, 5, "b", None);
         // A value that is no instance changes no view.
         history.changed(6 * SECOND, 6, "garbage", None);
-        history.left("b", 5);
+        history.deregistered("b", 5);
         history.aged(0, 4 * SECOND, 2, SECOND);
         history.aged(0, 60 * SECOND, 5, 0);
         history.shown(0, 2, view(&[("a", 2, 2)]));
@@ -418,7 +424,7 @@ mod tests {
 
     #[test]
     fn a_saved_record_has_the_same_violations() {
-        let mut record = Record { instances: good(), locks: LockHistory::default() };
+        let mut record = Record { instances: good(), ..Record::default() };
         record.locks.ended(1, Vec::new());
         record.instances.watchers[0].clear();
         let directory = tempfile::tempdir().unwrap();

@@ -3,13 +3,16 @@
 use std::{fmt, ops::Deref, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use enlist::{Election, InstanceId, LeaseId, Lock, LockName, Namespace, RawValues, Registry, Resolver, ServiceRef};
+use enlist::{
+    Config, Election, InstanceId, LeaseId, Lock, LockName, Namespace, Once, Queues, RawValues, Registry, Resolver,
+    Semaphore, ServiceRef,
+};
 
 use super::without_locks::WithoutLocks;
 
 /// A feature that a layout may or may not carry. A run over a layout omits, by name, the cases that need a feature
-/// which the layout lacks. Unlike the parts of an instance that a layout of `enlist-etcd` declares, it is a need of
-/// cases over any backend, and includes locks, lists of services and raw values.
+/// which the layout lacks. It is no `Part` of `enlist-etcd`, which a layout declares about instances: this crate
+/// depends on no backend, and its cases also need locks, lists of services, raw values and configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum LayoutFeature {
@@ -36,13 +39,19 @@ pub enum LayoutFeature {
     LockQueue,
     /// Shared mode of locks, separate queues per name and for elections, and queue entries that share a lease.
     LockDetails,
+    /// Lists of the locks and elections of a namespace, with their queues.
+    Queues,
+    /// Semaphores. A backend without locks creates its clients with [`Client::without_locks`].
+    Semaphores,
     /// Raw keys and values. A backend without them creates its clients with [`Client::without_locks`].
     Raw,
+    /// Configuration. A backend without it creates its clients with [`Client::without_locks`].
+    Config,
 }
 
 impl LayoutFeature {
     /// All features, as native layouts carry them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 15] = [
         Self::Id,
         Self::Owner,
         Self::Term,
@@ -54,14 +63,18 @@ impl LayoutFeature {
         Self::Locks,
         Self::LockQueue,
         Self::LockDetails,
+        Self::Queues,
+        Self::Semaphores,
         Self::Raw,
+        Self::Config,
     ];
 }
 
-/// All traits of a backend. Implemented for every type that implements them.
-pub trait Backend: Registry + Resolver + Lock + Election + RawValues {}
+/// All traits of a backend, except [`Config`], whose methods have the names of others. Implemented for every type that
+/// implements them.
+pub trait Backend: Registry + Resolver + Lock + Election + Semaphore + Queues + RawValues {}
 
-impl<T: Registry + Resolver + Lock + Election + RawValues> Backend for T {}
+impl<T: Registry + Resolver + Lock + Election + Semaphore + Queues + RawValues> Backend for T {}
 
 /// Faults of the process and the connection of one client.
 #[async_trait]
@@ -83,17 +96,19 @@ pub trait ClientFaults: Send + Sync + 'static {
 #[derive(Clone)]
 pub struct Client {
     backend: Arc<dyn Backend>,
+    config: Arc<dyn Config>,
     faults: Arc<dyn ClientFaults>,
 }
 
 impl Client {
     /// Creates a client over `backend`, with the faults of `faults`.
-    pub fn new(backend: impl Backend, faults: impl ClientFaults) -> Self {
-        Self { backend: Arc::new(backend), faults: Arc::new(faults) }
+    pub fn new(backend: impl Backend + Config, faults: impl ClientFaults) -> Self {
+        let backend = Arc::new(backend);
+        Self { backend: Arc::clone(&backend) as Arc<dyn Backend>, config: backend, faults: Arc::new(faults) }
     }
 
-    /// Creates a client over a backend without locks, elections and raw values. Their methods return
-    /// [`Error::Unsupported`](enlist::Error::Unsupported); the suite is run `without locks`.
+    /// Creates a client over a backend without locks, elections, semaphores, queues, raw values and configuration.
+    /// Their methods return [`Error::Unsupported`](enlist::Error::Unsupported); the suite is run `without locks`.
     pub fn without_locks(backend: impl Registry + Resolver, faults: impl ClientFaults) -> Self {
         Self::new(WithoutLocks(backend), faults)
     }
@@ -101,6 +116,16 @@ impl Client {
     /// Returns the backend as a resolver, for a directory.
     pub fn resolver(&self) -> Arc<dyn Resolver> {
         Arc::clone(&self.backend) as Arc<dyn Resolver>
+    }
+
+    /// Returns the configuration of the backend.
+    pub fn config(&self) -> &dyn Config {
+        &*self.config
+    }
+
+    /// Returns jobs that run once, under the locks of the backend and with its configuration.
+    pub fn once(&self) -> Once {
+        Once::new(Arc::clone(&self.backend) as Arc<dyn Lock>, Arc::clone(&self.config))
     }
 
     /// See [`ClientFaults::cut`].
@@ -164,24 +189,25 @@ pub trait Harness: Send + Sync + 'static {
     /// Deletes an instance, as an operator could.
     async fn delete(&self, service: &ServiceRef, id: &InstanceId);
 
-    /// Returns the lease of the holder of a lock, or of the leader of an election. The default is for a backend without
-    /// locks, as are those of the three methods below.
+    /// Returns the lease of the holder of a lock, of the leader of an election, or of the first holder of a semaphore.
+    /// The default is for a backend without locks, as are those of the three methods below.
     async fn lease_of_holder(&self, name: &LockName) -> Option<LeaseId> {
         panic!("the harness has no lease of the holder of {name}: implement `lease_of_holder`")
     }
 
-    /// Returns the lease of the last queue entry of a lock.
-    async fn lease_of_waiter(&self, name: &LockName) -> Option<LeaseId> {
-        panic!("the harness has no lease of the last queue entry of {name}: implement `lease_of_waiter`")
+    /// Returns the lease of the last queue entry of a lock or semaphore.
+    async fn lease_of_last_contender(&self, name: &LockName) -> Option<LeaseId> {
+        panic!("the harness has no lease of the last queue entry of {name}: implement `lease_of_last_contender`")
     }
 
-    /// Deletes the key of the holder of a lock, or of the leader of an election, as an operator could.
+    /// Deletes the key of the holder of a lock, of the leader of an election, or of the first holder of a semaphore, as
+    /// an operator could.
     async fn delete_holder(&self, name: &LockName) {
         panic!("the harness cannot delete the key of the holder of {name}: implement `delete_holder`")
     }
 
-    /// Returns the number of queue entries of the lock and of the election of that name, including holders. Without a
-    /// [queue](LayoutFeature::LockQueue), returns the number of holders.
+    /// Returns the number of queue entries of the lock, of the election and of the semaphore of that name, including
+    /// holders. Without a [queue](LayoutFeature::LockQueue), returns the number of holders.
     async fn queue_length(&self, name: &LockName) -> usize {
         panic!("the harness cannot count the queue entries of {name}: implement `queue_length`")
     }

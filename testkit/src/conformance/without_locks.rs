@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use enlist::{
-    Election, Entry, Error, Evicted, Instance, InstanceId, Leader, LeaderWatcher, Leadership, Lease, Lock, LockGuard,
-    LockName, LockOptions, Namespace, RawRegistration, RawSnapshot, RawValues, RawWatcher, RegisterOptions,
-    Registration, Registry, Resolver, Revision, ServiceName, ServiceRef, Snapshot, Watcher,
+    Config, ConfigScope, ConfigSnapshot, ConfigWatcher, ConfigWrite, Election, Entry, Error, Evicted, Instance,
+    InstanceId, Leader, LeaderWatcher, Leadership, Lease, Lock, LockGuard, LockName, LockOptions, Namespace,
+    PermitGuard, Queues, RawRegistration, RawSnapshot, RawValues, RawWatcher, RegisterOptions, Registration, Registry,
+    Resolver, Revision, Semaphore, SemaphoreOptions, ServiceName, ServiceRef, ServicesWatcher, Snapshot, Watcher,
 };
 
-/// A backend whose locks, elections and raw values return `Unsupported`.
+/// A backend whose locks, elections, semaphores, queues, raw values and configuration return `Unsupported`.
 #[derive(Debug)]
 pub(crate) struct WithoutLocks<B>(pub(crate) B);
 
@@ -53,6 +54,14 @@ impl<B: Resolver> Resolver for WithoutLocks<B> {
     async fn services(&self, namespace: &Namespace) -> Result<Vec<ServiceName>, Error> {
         self.0.services(namespace).await
     }
+
+    async fn watch_services(&self, namespace: &Namespace) -> Result<Box<dyn ServicesWatcher>, Error> {
+        self.0.watch_services(namespace).await
+    }
+
+    async fn namespaces(&self) -> Result<Vec<Namespace>, Error> {
+        self.0.namespaces().await
+    }
 }
 
 #[async_trait]
@@ -81,6 +90,27 @@ impl<B: Registry> Election for WithoutLocks<B> {
     }
 }
 
+impl<B: Registry> Queues for WithoutLocks<B> {}
+
+#[async_trait]
+impl<B: Registry> Semaphore for WithoutLocks<B> {
+    async fn acquire_permits(&self, _: &LockName, _: SemaphoreOptions) -> Result<PermitGuard, Error> {
+        unsupported("acquiring permits")
+    }
+
+    async fn try_acquire_permits(&self, _: &LockName, _: SemaphoreOptions) -> Result<Option<PermitGuard>, Error> {
+        unsupported("acquiring permits")
+    }
+
+    async fn permits(&self, _: &LockName) -> Result<Option<u32>, Error> {
+        unsupported("reading the number of permits")
+    }
+
+    async fn set_permits(&self, _: &LockName, _: u32) -> Result<(), Error> {
+        unsupported("setting the number of permits")
+    }
+}
+
 #[async_trait]
 impl<B: Registry> RawValues for WithoutLocks<B> {
     async fn list_prefix(&self, _: &[u8]) -> Result<RawSnapshot, Error> {
@@ -93,5 +123,20 @@ impl<B: Registry> RawValues for WithoutLocks<B> {
 
     async fn register_value(&self, _: &[u8], _: Vec<u8>, _: RegisterOptions) -> Result<RawRegistration, Error> {
         unsupported("registering a value")
+    }
+}
+
+#[async_trait]
+impl<B: Registry> Config for WithoutLocks<B> {
+    async fn list(&self, _: &Namespace, _: &ConfigScope) -> Result<ConfigSnapshot, Error> {
+        unsupported("listing configuration")
+    }
+
+    async fn watch(&self, _: &Namespace, _: &ConfigScope) -> Result<Box<dyn ConfigWatcher>, Error> {
+        unsupported("watching configuration")
+    }
+
+    async fn write(&self, _: &Namespace, _: Vec<ConfigWrite>) -> Result<Revision, Error> {
+        unsupported("writing configuration")
     }
 }

@@ -5,7 +5,8 @@ use std::{collections::BTreeSet, path::Path, time::Duration};
 use super::{
     gateway,
     provider::Provider,
-    server::{EtcdServer, Peers, ServerOptions},
+    server::{EtcdServer, Peers},
+    server_options::ServerOptions,
 };
 use crate::{
     faults::{

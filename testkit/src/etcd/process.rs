@@ -6,6 +6,7 @@ use std::{
     process::Stdio,
 };
 
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::{Child, Command},
@@ -22,7 +23,7 @@ const GUARD: &str = r#"log="$1"; shift; "$@" >"$log" 2>&1 </dev/null & echo $!; 
 #[derive(Debug)]
 pub(super) struct Running {
     guard: Child,
-    pid: u32,
+    pid: Pid,
     log: PathBuf,
 }
 
@@ -48,31 +49,32 @@ impl Running {
         let stdout = guard.stdout.take().ok_or("no pipe")?;
         let mut line = String::new();
         let read = BufReader::new(stdout).read_line(&mut line).await;
-        let pid = read.ok().and_then(|_| line.trim().parse().ok()).ok_or("the shell told no pid")?;
+        let pid = read.ok().and_then(|_| Pid::from_raw(line.trim().parse().ok()?)).ok_or("the shell printed no pid")?;
         Ok(Self { guard, pid, log })
     }
 
     /// Returns the output, if the process has ended.
     pub(super) fn ended(&self) -> Option<String> {
-        let state = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).ok();
+        let state = std::fs::read_to_string(format!("/proc/{}/stat", self.pid.as_raw_nonzero())).ok();
         let running = state.is_some_and(|state| !state.contains(") Z "));
         (!running).then(|| format!("etcd ended: {}", std::fs::read_to_string(&self.log).unwrap_or_default()))
     }
 
-    pub(super) async fn signal(&self, signal: &str) {
-        let sent = Command::new("kill").arg(format!("-{signal}")).arg(self.pid.to_string()).status().await;
-        let why = self.ended().unwrap_or_default();
-        assert!(sent.is_ok_and(|status| status.success()), "kill -{signal} {}: {why}", self.pid);
+    /// Sends a signal. It is sent on return, so that signals arrive in the order of the calls, also of dropped ones.
+    pub(super) fn signal(&self, signal: Signal) {
+        if let Err(error) = kill_process(self.pid, signal) {
+            panic!("{signal:?} to {:?}: {error}: {}", self.pid, self.ended().unwrap_or_default());
+        }
     }
 
     pub(super) async fn kill(self) {
-        self.signal("KILL").await;
+        self.signal(Signal::KILL);
         self.end().await;
     }
 
     /// Sends SIGTERM, as a service manager does, and waits until the process has ended.
     pub(super) async fn terminate(self) {
-        self.signal("TERM").await;
+        self.signal(Signal::TERM);
         eventually("etcd ends after SIGTERM", || async { self.ended().map(drop).ok_or("it still runs") }).await;
         self.end().await;
     }

@@ -81,8 +81,8 @@ pub(super) fn restorer() -> PathBuf {
     let mut directories: Vec<PathBuf> =
         given.iter().chain([&binary]).filter_map(|path| path.parent()).map(Into::into).collect();
     directories.extend(env::split_paths(&paths));
-    let beside = directories.iter().flat_map(|directory| [directory.join("etcdutl"), directory.join("etcdctl")]);
-    beside.chain(given.clone()).find(|path| path.is_file()).unwrap_or_else(|| {
+    let siblings = directories.iter().flat_map(|directory| [directory.join("etcdutl"), directory.join("etcdctl")]);
+    siblings.chain(given.clone()).find(|path| path.is_file()).unwrap_or_else(|| {
         panic!(
             "these tests restore snapshots with `etcdutl` or `etcdctl` (Debian: `apt-get install etcd-client`), \
              next to the etcd, on the PATH or given by ENLIST_ETCDCTL_BIN"

@@ -5,10 +5,12 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
-    path::{Path, PathBuf},
+    path::Path,
+    sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 
+use rustix::process::Signal;
 use tempfile::TempDir;
 use tokio::process::Command;
 
@@ -16,6 +18,7 @@ use super::{
     gateway,
     process::Running,
     provider::{Provider, binary, restorer},
+    server_options::ServerOptions,
 };
 use crate::ports::free_port;
 
@@ -25,45 +28,8 @@ const READY: Duration = Duration::from_secs(30);
 /// Number of attempts to start, each with other ports.
 const ATTEMPTS: usize = 5;
 
-/// Options of a server.
-#[derive(Clone, Debug, Default)]
-#[non_exhaustive]
-pub struct ServerOptions {
-    /// Additional arguments for `etcd`.
-    pub arguments: Vec<String>,
-    /// Serve TLS on a port of its own, in addition to plain text.
-    pub tls: bool,
-    /// The `etcd` that a local process runs; `None` for that of the environment.
-    pub binary: Option<PathBuf>,
-}
-
-impl ServerOptions {
-    /// The defaults.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Adds arguments for `etcd`.
-    #[must_use]
-    pub fn arguments<A: Into<String>>(mut self, arguments: impl IntoIterator<Item = A>) -> Self {
-        self.arguments.extend(arguments.into_iter().map(Into::into));
-        self
-    }
-
-    /// Serves TLS in addition to plain text. The certificates are given as arguments.
-    #[must_use]
-    pub fn tls(mut self) -> Self {
-        self.tls = true;
-        self
-    }
-
-    /// Runs this `etcd`, whatever the environment names. Only for local processes.
-    #[must_use]
-    pub fn binary(mut self, binary: impl Into<PathBuf>) -> Self {
-        self.binary = Some(binary.into());
-        self
-    }
-}
+/// Number of servers so far, for their names.
+static SERVERS: AtomicUsize = AtomicUsize::new(0);
 
 /// One etcd server. Dropping it ends it.
 #[derive(Debug)]
@@ -132,8 +98,13 @@ impl EtcdServer {
 
     /// Creates a server without starting it.
     pub(crate) fn down(provider: &Provider, options: ServerOptions) -> Self {
-        let ports = Ports { client: free_port(), peer: free_port(), tls: free_port() };
-        let name = format!("enlist-test-{}-{}", std::process::id(), ports.client);
+        Self::down_on(Ports { client: free_port(), peer: free_port(), tls: free_port() }, provider, options)
+    }
+
+    fn down_on(ports: Ports, provider: &Provider, options: ServerOptions) -> Self {
+        // Two servers of one process may have found the same port free.
+        let number = SERVERS.fetch_add(1, Ordering::Relaxed);
+        let name = format!("enlist-test-{}-{number}", std::process::id());
         let state = match provider {
             Provider::Environment(address) => State::Given(*address),
             Provider::Process => {
@@ -232,15 +203,26 @@ impl EtcdServer {
         panic!("etcd does not come back: {last}");
     }
 
-    /// Ends the server with SIGTERM and starts another `etcd` on the same ports and with the same data, as operators
-    /// upgrade a member. A member of a cluster is upgraded by [`EtcdCluster::upgrade`](crate::EtcdCluster::upgrade).
+    /// Ends the server with SIGTERM, if it runs, and waits until it has ended.
+    ///
+    /// # Panics
+    ///
+    /// If the server is no local process, or does not end.
+    pub async fn terminate(&mut self) {
+        let State::Process { running, .. } = &mut self.state else { panic!("only a local process can be terminated") };
+        if let Some(running) = running.take() {
+            running.terminate().await;
+        }
+    }
+
+    /// [Terminates](Self::terminate) the server and starts another `etcd` on the same ports and with the same data, as
+    /// operators upgrade a member; [`EtcdCluster::upgrade`](crate::EtcdCluster::upgrade) does it in a cluster.
     ///
     /// # Panics
     ///
     /// If the server is no local process, does not end, or does not answer afterwards.
     pub async fn upgrade(&mut self, binary: &Path) {
-        let State::Process { running, .. } = &mut self.state else { panic!("only a local process can be upgraded") };
-        running.take().expect("a server that is upgraded runs").terminate().await;
+        self.terminate().await;
         self.options.binary = Some(binary.to_owned());
         self.restart().await;
     }
@@ -319,9 +301,10 @@ impl EtcdServer {
     /// # Panics
     ///
     /// If the server does not run, or does not belong to the tests.
+    #[cfg_attr(not(feature = "containers"), expect(clippy::unused_async, reason = "only containers are awaited"))]
     pub async fn pause(&self) {
         match &self.state {
-            State::Process { running: Some(running), .. } => running.signal("STOP").await,
+            State::Process { running: Some(running), .. } => running.signal(Signal::STOP),
             #[cfg(feature = "containers")]
             State::Container(container) => container.pause().await,
             _ => panic!("only a running server of the tests can be frozen"),
@@ -333,9 +316,10 @@ impl EtcdServer {
     /// # Panics
     ///
     /// As [`pause`](Self::pause).
+    #[cfg_attr(not(feature = "containers"), expect(clippy::unused_async, reason = "only containers are awaited"))]
     pub async fn resume(&self) {
         match &self.state {
-            State::Process { running: Some(running), .. } => running.signal("CONT").await,
+            State::Process { running: Some(running), .. } => running.signal(Signal::CONT),
             #[cfg(feature = "containers")]
             State::Container(container) => container.unpause().await,
             _ => panic!("only a frozen server of the tests can go on"),
@@ -412,19 +396,20 @@ impl EtcdServer {
         let asked = async {
             loop {
                 if let Some(members) = gateway::members(address).await {
-                    return members;
+                    return Ok(members);
                 }
                 if let State::Process { running: Some(running), .. } = &self.state
                     && let Some(log) = running.ended()
                 {
-                    return log;
+                    return Err(log);
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
         match tokio::time::timeout(READY, asked).await {
-            Ok(members) if members.contains(&self.name) => Ok(()),
-            Ok(members) => Err(format!("{address} is not the etcd that was started: {members}")),
+            Ok(Ok(members)) if members.contains(&format!("\"{}\"", self.name)) => Ok(()),
+            Ok(Err(log)) => Err(log),
+            Ok(Ok(members)) => Err(format!("{address} is not the etcd that was started: {members}")),
             Err(_) => Err(format!("etcd did not answer at {address} within {READY:?}")),
         }
     }
@@ -435,4 +420,19 @@ fn not_ours(address: SocketAddr) -> String {
         "this case stops or wipes its etcd, which is not done to the one given by ENLIST_TEST_ETCD ({address}); \
          unset the variable to let the tests start their own"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The second one ends because its port is in use, where the first one answers.
+    #[tokio::test]
+    async fn a_server_is_not_taken_for_another() {
+        let ports = Ports { client: free_port(), peer: free_port(), tls: free_port() };
+        let server = |ports| EtcdServer::down_on(ports, &Provider::Process, ServerOptions::new());
+        let (mut first, mut second) = (server(ports), server(Ports { peer: free_port(), ..ports }));
+        first.up().await.unwrap();
+        assert!(second.up().await.is_err());
+    }
 }

@@ -9,8 +9,7 @@ use std::{
     time::Duration,
 };
 
-use enlist::backend::MutexExt as _;
-use enlist::{Moment, TaskOwner};
+use enlist::{Moment, TaskOwner, backend::MutexExt as _};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,

@@ -1,8 +1,7 @@
 //! Share of documentation comments that open with an interrogative, instead of a noun phrase or a third-person verb.
 
-use crate::command::Result;
-
 use super::sources::Source;
+use crate::command::Result;
 
 /// Maximum share of such `///` blocks in percent. Well-known crates have 0 to 4.
 const MAX_PERCENT: f64 = 4.0;

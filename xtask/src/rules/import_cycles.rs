@@ -1,8 +1,8 @@
 //! Cycles of imports between the files of a crate.
 //!
-//! An import is a `use` declaration outside of tests, from a file to the file that defines the item. A re-export is
-//! followed to the file that defines the item, and is no import of its own. An item that is not found, because a macro
-//! defines it, counts as one of the module that the path names.
+//! An import is a `use` declaration or a path from `crate` outside of tests, from a file to the file that defines the
+//! item. A re-export is followed to the file that defines the item, and is no import of its own. An item that is not
+//! found, because a macro defines it, counts as one of the module that the path names.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -36,6 +36,8 @@ struct Import {
 struct File {
     items: BTreeSet<String>,
     imports: Vec<Import>,
+    /// Paths in the code that begin with `crate`.
+    code_paths: BTreeSet<Vec<String>>,
     test_modules: BTreeSet<String>,
     /// Pairs of words with `::` between them: uses of imported modules.
     paths: BTreeSet<(String, String)>,
@@ -103,14 +105,18 @@ impl File {
         let all = tokens(text);
         let (tokens, test_modules) = without_tests(&all);
         let mut file = Self { test_modules: test_modules.into_iter().map(str::to_owned).collect(), ..Self::default() };
-        let mut depth = 0_usize;
+        let (mut depth, mut declared) = (0_usize, 0);
         for (at, token) in tokens.iter().enumerate() {
             match (*token, tokens.get(at + 1..).unwrap_or_default()) {
                 ("{", _) => depth += 1,
+                ("crate", ["::", ..]) if at >= declared && is_code_path(&tokens[..at]) => {
+                    file.code_paths.insert(code_path(&tokens[at..]));
+                }
                 ("}", _) => depth = depth.saturating_sub(1),
                 // Not the `use<…>` of a type.
                 ("use", rest) if rest.first().is_some_and(|next| *next != "<") => {
                     let end = rest.iter().position(|token| *token == ";").unwrap_or(rest.len());
+                    declared = at + end;
                     let is_exported = depth == 0 && is_exported(&tokens[..at]);
                     tree(&rest[..end], &[], &mut |path, name| {
                         file.imports.push(Import { path, name, is_exported });
@@ -137,6 +143,21 @@ fn is_exported(before: &[&str]) -> bool {
         Some(&")") => open().is_some_and(|open| before[..open].ends_with(&["pub"])),
         _ => false,
     }
+}
+
+/// Returns `true` if a `crate` after these tokens begins a path: it is neither that of a visibility nor of a macro.
+fn is_code_path(before: &[&str]) -> bool {
+    before.last().is_none_or(|last| !["in", "$"].contains(last))
+}
+
+/// Returns the path at the beginning of these tokens.
+fn code_path(tokens: &[&str]) -> Vec<String> {
+    let pairs = tokens.chunks(2).scan(true, |goes_on, pair| {
+        let segment = goes_on.then(|| pair[0].to_owned());
+        *goes_on = pair.get(1) == Some(&"::");
+        segment
+    });
+    pairs.filter(|segment| segment.starts_with(|first: char| first.is_alphabetic() || first == '_')).collect()
 }
 
 /// Reports each path of a tree of imports and its name.
@@ -196,6 +217,7 @@ impl Crate {
                     None => {}
                 }
             }
+            to.extend(file.code_paths.iter().filter_map(|path| self.resolve(module, path, 0)).map(Target::into_module));
             to.remove(module);
         }
         edges
@@ -361,6 +383,17 @@ mod tests {
         };
         assert_eq!(files("own"), ["a.rs b.rs"]);
         assert!(files("hidden").is_empty());
+    }
+
+    #[test]
+    fn paths_in_code_are_imports() {
+        let found = cycles_of(&[
+            ("lib.rs", "mod a; mod b; mod c;"),
+            ("a.rs", "pub struct A; fn a() -> Option<crate::b::B> { crate::b::B::new::<crate::c::C>() }"),
+            ("b.rs", "use crate::a::A; pub struct B; pub(in crate::a) fn b() {}"),
+            ("c.rs", "pub struct C; macro_rules! c { () => { $crate::a::A } }"),
+        ]);
+        assert_eq!(found, ["a.rs b.rs"]);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::{known::Finding, sources::Source, tokens::tokens};
 
 /// Identifiers that no longer exist. Words that are common in English are not among them.
-const OLD: [&str; 46] = [
+const OLD: [&str; 64] = [
     "Batcher",
     "Beside",
     "Blind",
@@ -21,14 +21,19 @@ const OLD: [&str; 46] = [
     "Guide",
     "Heir",
     "Heirs",
+    "Hub",
     "InLine",
     "Keeper",
+    "LINE",
     "LOOK",
     "Lane",
+    "LatePlaceForgotten",
     "Latest",
     "Lie",
     "Mirror",
     "NoPick",
+    "Nobody",
+    "NumbersShared",
     "Occupant",
     "Overtaken",
     "OwnKeys",
@@ -36,9 +41,13 @@ const OLD: [&str; 46] = [
     "PATIENCE",
     "Picture",
     "Pipeline",
+    "Place",
+    "Placed",
     "Reading",
     "Registrar",
+    "Rests",
     "SLOW",
+    "Said",
     "Seat",
     "Shares",
     "Slots",
@@ -48,10 +57,19 @@ const OLD: [&str; 46] = [
     "Terms",
     "Twins",
     "Ward",
+    "beside",
     "bury",
+    "draft",
+    "feed",
     "graves",
+    "ground",
     "herd_window",
+    "placed",
     "robbed",
+    "said",
+    "told",
+    "waiter",
+    "waiters",
 ];
 
 /// Names of files, without extension, that no longer exist.

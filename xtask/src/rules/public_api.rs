@@ -23,8 +23,10 @@ use super::{known::Finding, sources::Source};
 use crate::command::Result;
 
 /// Library crates: the name by which users import the crate, and its folder.
-const CRATES: [(&str, &str); 5] = [
+const CRATES: [(&str, &str); 7] = [
     ("enlist", "core"),
+    ("enlist_agent", "agent"),
+    ("enlist_config", "config"),
     ("enlist_etcd", "backend-etcd"),
     ("enlist_grpc", "resolver-grpc"),
     ("enlist_memory", "backend-memory"),

@@ -14,7 +14,7 @@ use std::{
 use enlist::{Freshness, InstanceId, LeaseId, Moment};
 use futures::future::{BoxFuture, FutureExt, join_all};
 
-use crate::{client::connection::Connection, watch::record::Record};
+use crate::{client::store_client::StoreClient, watch::record::Record};
 
 /// Maximum age of a deletion whose lease is read. Longer than the time within which a view counts removals as one loss.
 const RECENT: Duration = Duration::from_secs(5);
@@ -119,11 +119,14 @@ impl fmt::Debug for LeaseReads {
 }
 
 impl LeaseReads {
-    pub(super) fn new(conn: &Arc<Connection>, leases: Vec<LeaseId>, freshness: Freshness) -> Self {
+    pub(super) fn new(client: &Arc<StoreClient>, leases: Vec<LeaseId>, freshness: Freshness) -> Self {
         let each = join_all(leases.into_iter().map(|lease| {
-            let conn = Arc::clone(conn);
+            let client = Arc::clone(client);
             async move {
-                tokio::time::timeout(LEASE_READ_TIMEOUT, is_alive(&conn, lease)).await.unwrap_or(false).then_some(lease)
+                tokio::time::timeout(LEASE_READ_TIMEOUT, is_alive(&client, lease))
+                    .await
+                    .unwrap_or(false)
+                    .then_some(lease)
             }
         }));
         Self { answer: each.map(|alive| alive.into_iter().flatten().collect()).boxed(), freshness }
@@ -137,13 +140,13 @@ impl LeaseReads {
     }
 }
 
-async fn is_alive(conn: &Connection, lease: LeaseId) -> bool {
+async fn is_alive(client: &StoreClient, lease: LeaseId) -> bool {
     for again in [false, true] {
         if again {
             tokio::time::sleep(REVOCATION_LAG).await;
         }
         // etcd may keep an expired lease for a while.
-        let alive = matches!(conn.time_to_live(lease).await, Ok(Some((remaining, _))) if !remaining.is_zero());
+        let alive = matches!(client.time_to_live(lease).await, Ok(Some((remaining, _))) if !remaining.is_zero());
         if !alive {
             return false;
         }

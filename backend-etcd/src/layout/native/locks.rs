@@ -2,30 +2,44 @@
 
 use std::{process, sync::OnceLock};
 
-use enlist::{Error, LeaseId, LockMode, LockName, Namespace};
+use enlist::{Error, LeaseId, LockMode, LockName, Namespace, backend::PermitState};
 use serde::{Deserialize, Serialize};
 
 use super::{KEY_BYTES, Native, VERSION, escape, unescape};
 use crate::{
-    layout::{LeaseScope, LockLayout, QueueEntryValue, QueueKind, object::Object},
+    layout::{LeaseScope, LockLayout, PermitEntryValue, QueueEntryValue, QueueKind, SemaphoreLayout, object::Object},
     watch::record::KeyRange,
 };
 
 impl Native {
     fn queues_prefix(&self, kind: QueueKind, namespace: &Namespace) -> String {
-        self.namespace_prefix(if kind == QueueKind::Lock { "locks" } else { "elections" }, namespace)
+        let folder = match kind {
+            QueueKind::Lock => "locks",
+            QueueKind::Election => "elections",
+            QueueKind::Semaphore => "semaphores",
+        };
+        self.namespace_prefix(folder, namespace)
     }
 
     fn queue_prefix(&self, kind: QueueKind, name: &LockName) -> String {
         name_prefix(self.queues_prefix(kind, name.namespace()), name)
     }
 
-    fn marks_prefix(&self, kind: QueueKind, name: &LockName) -> String {
-        let folder = if kind == QueueKind::Lock { "lock-marks" } else { "election-marks" };
-        name_prefix(self.namespace_prefix(folder, name.namespace()), name)
+    /// Returns the prefix of the marks of a namespace; `None` for semaphores, which have no `lock_delay`.
+    fn all_marks_prefix(&self, kind: QueueKind, namespace: &Namespace) -> Option<String> {
+        let folder = match kind {
+            QueueKind::Lock => "lock-marks",
+            QueueKind::Election => "election-marks",
+            QueueKind::Semaphore => return None,
+        };
+        Some(self.namespace_prefix(folder, namespace))
     }
 
-    fn namespace_prefix(&self, kind: &str, namespace: &Namespace) -> String {
+    fn marks_prefix(&self, kind: QueueKind, name: &LockName) -> Option<String> {
+        Some(name_prefix(self.all_marks_prefix(kind, name.namespace())?, name))
+    }
+
+    pub(super) fn namespace_prefix(&self, kind: &str, namespace: &Namespace) -> String {
         let mut key = String::with_capacity(KEY_BYTES);
         key.extend([&self.prefix, "/", kind, "/"]);
         escape(&mut key, namespace.as_str());
@@ -98,16 +112,24 @@ impl LockLayout for Native {
     }
 
     fn marks(&self, kind: QueueKind, name: &LockName) -> Option<KeyRange> {
-        Some(KeyRange::prefix(self.marks_prefix(kind, name)))
+        self.marks_prefix(kind, name).map(KeyRange::prefix)
+    }
+
+    fn all_marks(&self, kind: QueueKind, namespace: &Namespace) -> Option<KeyRange> {
+        self.all_marks_prefix(kind, namespace).map(KeyRange::prefix)
     }
 
     fn mark(&self, kind: QueueKind, name: &LockName, lease: LeaseId, nonce: u64) -> Option<Vec<u8>> {
-        Some(format!("{}{:016x}-{nonce:016x}", self.marks_prefix(kind, name), lease.get()).into_bytes())
+        Some(format!("{}{:016x}-{nonce:016x}", self.marks_prefix(kind, name)?, lease.get()).into_bytes())
     }
 
     fn decode_mark(&self, kind: QueueKind, name: &LockName, key: &[u8], value: &[u8]) -> Option<LockMode> {
-        let segment = key.strip_prefix(self.marks_prefix(kind, name).as_bytes())?;
+        let segment = key.strip_prefix(self.marks_prefix(kind, name)?.as_bytes())?;
         read_entry(kind, segment, value).map(|entry| entry.mode)
+    }
+
+    fn semaphores(&self) -> Option<&dyn SemaphoreLayout> {
+        Some(self)
     }
 
     fn encode(&self, kind: QueueKind, value: &QueueEntryValue) -> Vec<u8> {
@@ -120,6 +142,9 @@ impl LockLayout for Native {
                 serde_json::to_vec(&LockWire { v: VERSION, mode: mode.to_owned(), holder: holder() })
             }
             QueueKind::Election => serde_json::to_vec(&ElectionWire { v: VERSION, value: value.text.clone() }),
+            QueueKind::Semaphore => {
+                return self.encode_permit_entry(PermitEntryValue { permits: 1, state: PermitState::Waiting });
+            }
         };
         encoded.expect("structs of numbers and strings always have a JSON form")
     }
@@ -148,11 +173,12 @@ fn read_entry(kind: QueueKind, segment: &[u8], value: &[u8]) -> Option<QueueEntr
             let text = read.map(|Object(wire)| wire.value).unwrap_or_default();
             QueueEntryValue { mode: LockMode::Exclusive, text }
         }
+        QueueKind::Semaphore => QueueEntryValue { mode: LockMode::Exclusive, text: String::new() },
     })
 }
 
 /// Returns the name of the holder, for operators who read the store.
-fn holder() -> String {
+pub(super) fn holder() -> String {
     static HOLDER: OnceLock<String> = OnceLock::new();
     HOLDER.get_or_init(this_process).clone()
 }

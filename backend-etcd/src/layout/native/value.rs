@@ -13,9 +13,9 @@ use serde_json::Value;
 pub(super) const KNOWN: [&str; 10] =
     ["v", "id", "endpoints", "weight", "version", "zone", "health", "metadata", "owner", "term"];
 
-/// Written fields.
+/// Encoded form of an instance.
 #[derive(Serialize)]
-pub(super) struct WrittenInstance<'a> {
+pub(super) struct EncodedInstance<'a> {
     pub(super) v: u64,
     pub(super) id: &'a str,
     #[serde(serialize_with = "texts")]
@@ -38,7 +38,7 @@ pub(super) struct WrittenInstance<'a> {
 #[derive(Serialize)]
 pub(super) struct Extended<'a> {
     #[serde(flatten)]
-    pub(super) written: WrittenInstance<'a>,
+    pub(super) written: EncodedInstance<'a>,
     #[serde(flatten)]
     pub(super) unknown: serde_json::Map<String, Value>,
 }
@@ -58,7 +58,7 @@ fn default_weight() -> u32 {
 
 /// Fields that are read from a value, without unknown fields and without copies.
 #[derive(Deserialize)]
-pub(super) struct ReadInstance<'a> {
+pub(super) struct DecodedInstance<'a> {
     // Only its type matters: a newer version is read as far as possible.
     #[serde(rename = "v")]
     pub(super) _v: u64,

@@ -24,7 +24,7 @@ impl Contender {
     /// Dropping the future has no effect.
     pub(super) async fn freed(&self, by: Record) -> Result<(), Error> {
         let (created, modified, key) = (by.created, by.modified, by.key.clone());
-        let followed = self.context.hub.follow_key(&key, Some(by), modified, Begin::Now)?;
+        let followed = self.context.range_watches.follow_key(&key, Some(by), modified, Begin::Now)?;
         replaced(followed, created).await;
         Ok(())
     }

@@ -10,7 +10,7 @@ use enlist::{
 
 use super::{
     Contender,
-    queued::{Placed, Queued},
+    queued::{KnownPosition, Queued},
 };
 use crate::{
     client::{
@@ -29,7 +29,7 @@ const LEASE_REPLACEMENTS: usize = 2;
 
 /// Outcome of one attempt to join.
 enum Attempt {
-    Joined(Placed),
+    Joined(KnownPosition),
     /// Another contender holds the only key.
     Occupied(Record),
 }
@@ -44,7 +44,7 @@ impl Contender {
         let mut replaced = 0;
         loop {
             let failure = match self.try_join(&mut entry, caller).await {
-                Ok(Attempt::Joined(placed)) => return Ok(self.joined(entry, placed)?),
+                Ok(Attempt::Joined(known)) => return Ok(self.joined(entry, known)?),
                 Ok(Attempt::Occupied(_)) if !self.acquisition.wanted.waits() => {
                     return Err(JoinFailure { outcome: Ok(Acquired::Nothing), entry });
                 }
@@ -63,7 +63,7 @@ impl Contender {
                 Err(failure) => failure,
             };
             if let Some(leaseless) = entry.take_if(|_| matches!(failure, Failure::LeaseNotFound)) {
-                leaseless.lease.condemn();
+                leaseless.lease.mark_gone();
                 self.context.key_suffixes.give_back(&self.queue.start, leaseless.suffix);
                 if replaced < LEASE_REPLACEMENTS {
                     replaced += 1;
@@ -89,15 +89,15 @@ impl Contender {
         }
     }
 
-    fn joined(&self, entry: Option<Queued>, placed: Placed) -> Result<Queued, Error> {
+    fn joined(&self, entry: Option<Queued>, known: KnownPosition) -> Result<Queued, Error> {
         let Some(mut entry) = entry else {
             return Err(Error::Closed);
         };
         self.acquisition.trouble.clear();
-        let token = placed.token;
+        let token = known.token;
         entry.token = Some(token);
-        entry.modified = placed.modified;
-        entry.placed = Some(placed);
+        entry.modified = known.modified;
+        entry.known_position = Some(known);
         entry.membership = Some(self.context.local_queue.join(&entry.key, token));
         Ok(entry)
     }
@@ -112,9 +112,11 @@ impl Contender {
         if let Some(unknown) = entry.take_if(|entry| entry.unknown) {
             return self.resolve_unknown(unknown, entry).await;
         }
-        match entry {
-            Some(entry) => self.create(entry, caller).await,
-            None => Err(Failure::Final(Error::Closed)),
+        let entry = entry.as_mut().ok_or(Failure::Final(Error::Closed))?;
+        match entry.token {
+            // Its position could not be read. A second creation could be executed after the removal of the entry.
+            Some(created) => self.confirm(entry, created).await.map(Attempt::Joined),
+            None => self.create(entry, caller).await,
         }
     }
 
@@ -142,7 +144,7 @@ impl Contender {
     /// Reads an entry with a creation of unknown outcome. If it is absent it may still be created, so another entry is
     /// chosen, under another lease.
     async fn resolve_unknown(&self, unknown: Queued, entry: &mut Option<Queued>) -> Result<Attempt, Failure> {
-        match self.context.conn.get(&unknown.key).await {
+        match self.context.client.get(&unknown.key).await {
             Ok((Some(own), _)) if self.is_own(&unknown, &own) => {
                 let known = entry.insert(Queued { unknown: false, token: Some(own.created), ..unknown });
                 self.confirm(known, own.created).await.map(Attempt::Joined)
@@ -165,8 +167,8 @@ impl Contender {
         let behind_others = self.context.key_suffixes.in_use(&self.queue.start) > 1;
         let batching =
             if self.acquisition.wanted.waits() && behind_others { Batching::Deferrable } else { Batching::Immediate };
-        let conn = &self.context.conn;
-        let written = conn.create_entry(&own, self.read(self.last_two()), batching, caller.gone()).await;
+        let client = &self.context.client;
+        let written = client.create_entry(&own, self.read(self.last_two()), batching, caller.gone()).await;
         let found = match written {
             Ok(QueueWrite::Done(found)) => found,
             Ok(QueueWrite::Refused(Some(other))) if !self.is_own(entry, &other) => {
@@ -182,7 +184,7 @@ impl Contender {
                 if failure.is_ambiguous() {
                     entry.unknown = true;
                     // While etcd is silent, nothing more is sent under this lease.
-                    entry.lease.doubt();
+                    entry.lease.renew_now();
                 }
                 return Err(failure);
             }
@@ -190,12 +192,17 @@ impl Contender {
         let token = found.at;
         // Before the position is read: if that fails, the entry is removed without a read, which could be stale.
         entry.token = Some(token);
-        self.placed_at(entry, token, found).await.map(Attempt::Joined)
+        self.known_position(entry, token, found).await.map(Attempt::Joined)
     }
 
-    async fn placed_at(&self, entry: &Queued, token: Revision, found: QueueFound) -> Result<Placed, Failure> {
+    pub(super) async fn known_position(
+        &self,
+        entry: &Queued,
+        token: Revision,
+        found: QueueFound,
+    ) -> Result<KnownPosition, Failure> {
         let QueueFound { at, entries, marks } = found;
         let position = self.position(entry, token, at, entries).await?;
-        Ok(Placed { token, modified: at, position, marks })
+        Ok(KnownPosition { token, modified: at, position, marks })
     }
 }

@@ -25,7 +25,7 @@ use crate::{
 /// Returns the marks of holders that did not release and that exclude the contender with the entry created at `token`.
 /// Marks of exclusive holders exclude all contenders, those of shared holders only exclusive ones. A mark under the
 /// contender's own key belongs to an earlier entry, unless it is newer than this one.
-fn left_behind<'a>(
+fn delaying_marks<'a>(
     marks: impl IntoIterator<Item = (&'a Record, LockMode)>,
     (own, token): (&[u8], Revision),
     mode: LockMode,
@@ -53,33 +53,33 @@ impl Contender {
             let mode = layout.decode_mark(self.kind, &self.acquisition.name, &record.key, &record.value)?;
             Some((record, mode))
         });
-        let left = left_behind(known, (&mark, token), self.acquisition.options.mode);
-        if !left.is_empty() || predecessor == Predecessor::LeaseExpired {
+        let delaying = delaying_marks(known, (&mark, token), self.acquisition.options.mode);
+        if !delaying.is_empty() || predecessor == Predecessor::LeaseExpired {
             let delay = self.acquisition.options.lock_delay;
             tracing::info!(delay = %rounded(delay), "a holder did not release");
             if !self.acquisition.wanted.waits() {
-                self.count_down(&left).await;
+                self.count_down(&delaying).await;
                 return Ok(Turn::NotGranted);
             }
             let mut lease = entry.lease.state();
             tokio::select! {
-                _ = async { tokio::join!(self.count_down(&left), tokio::time::sleep(delay)) } => {}
+                _ = async { tokio::join!(self.count_down(&delaying), tokio::time::sleep(delay)) } => {}
                 () = self.key_deleted(entry) => return Err(Error::LeaseLost),
                 () = lease_lost(&mut lease) => return Err(Error::LeaseLost),
             }
         }
-        self.put_mark(entry, &mark, &left).await
+        self.put_mark(entry, &mark, &delaying).await
     }
 
-    /// Marks the entry as the holder's, and removes the marks `left` by earlier holders.
-    async fn put_mark(&self, entry: &mut Queued, mark: &[u8], left: &[Record]) -> Result<Turn, Error> {
+    /// Marks the entry as the holder's, and removes the marks `delaying` of earlier holders.
+    async fn put_mark(&self, entry: &mut Queued, mark: &[u8], delaying: &[Record]) -> Result<Turn, Error> {
         let own = self.own_entry(entry);
         let mut backoff = BackoffPolicy::default().start();
         let mut unknown = false;
         loop {
             // From here on it may exist, unless etcd denies it.
             entry.mark_state = MarkState::Written;
-            match self.context.conn.put_mark(&own, mark, left).await {
+            match self.context.client.put_mark(&own, mark, delaying).await {
                 Ok(Marking::Done) => {
                     self.acquisition.trouble.clear();
                     return Ok(Turn::Granted);
@@ -99,17 +99,17 @@ impl Contender {
         }
     }
 
-    /// Puts the marks `left` under a lease that ends with the delay, unless they are under one already. The delay then
-    /// also covers later contenders. Without an answer the next contender waits for the whole delay, which is the safe
-    /// side.
-    async fn count_down(&self, left: &[Record]) {
-        let left: Vec<&Record> = left.iter().filter(|mark| mark.lease.is_none()).collect();
-        if left.is_empty() {
+    /// Puts the marks `delaying` under a lease that ends with the delay, unless they are under one already. The delay
+    /// then also covers later contenders. Without an answer the next contender waits for the whole delay, which is the
+    /// safe side.
+    async fn count_down(&self, delaying: &[Record]) {
+        let delaying: Vec<&Record> = delaying.iter().filter(|mark| mark.lease.is_none()).collect();
+        if delaying.is_empty() {
             return;
         }
         let counted = async {
-            let lease = grant_unrenewed(&self.context.conn, self.acquisition.options.lock_delay).await?;
-            self.context.conn.attach_marks(&left, lease).await
+            let lease = grant_unrenewed(&self.context.client, self.acquisition.options.lock_delay).await?;
+            self.context.client.attach_marks(&delaying, lease).await
         };
         if let Err::<(), Failure>(failure) = counted.await {
             tracing::debug!(cause = %failure, "the delay is not counted down");
@@ -132,14 +132,14 @@ mod tests {
             lease: None,
         };
         let (own, stale, reader, writer) = (mark("own", 8), mark("own", 6), mark("reader", 3), mark("writer", 4));
-        let left = |marks: &[(&Record, LockMode)], mode| {
-            let left = left_behind(marks.iter().copied(), (b"own", Revision::new(7)), mode);
-            left.iter().map(|mark| mark.modified.get()).collect::<Vec<_>>()
+        let delaying = |marks: &[(&Record, LockMode)], mode| {
+            let delaying = delaying_marks(marks.iter().copied(), (b"own", Revision::new(7)), mode);
+            delaying.iter().map(|mark| mark.modified.get()).collect::<Vec<_>>()
         };
-        assert_eq!(left(&[], Exclusive), [0; 0]);
+        assert_eq!(delaying(&[], Exclusive), [0; 0]);
         let all = [(&own, Exclusive), (&reader, Shared), (&writer, Exclusive)];
-        assert_eq!(left(&all, Exclusive), [3, 4]);
-        assert_eq!(left(&all, Shared), [4], "shared holders do not exclude each other");
-        assert_eq!(left(&[(&stale, Exclusive)], Exclusive), [6]);
+        assert_eq!(delaying(&all, Exclusive), [3, 4]);
+        assert_eq!(delaying(&all, Shared), [4], "shared holders do not exclude each other");
+        assert_eq!(delaying(&[(&stale, Exclusive)], Exclusive), [6]);
     }
 }

@@ -8,14 +8,14 @@ use etcd_client::{GetOptions, SortOrder, SortTarget};
 
 use super::{
     Contender,
-    queued::{Placed, Position, Queued},
+    queued::{KnownPosition, Position, Queued},
 };
 use crate::{
     client::{
         queue_requests::{OwnEntry, QueueFound, QueueRead, QueueWrite},
         response::signed,
     },
-    defects::Defect,
+    deliberate_defects::DeliberateDefect,
     error::{Failure, text_cause},
     layout::LockLayout,
     watch::record::Record,
@@ -31,7 +31,7 @@ impl Contender {
         self.queue_options().with_sort(SortTarget::Create, SortOrder::Descend).with_limit(2)
     }
 
-    fn queue_options(&self) -> GetOptions {
+    pub(super) fn queue_options(&self) -> GetOptions {
         match &self.queue.end {
             Some(end) => GetOptions::new().with_range(end.clone()),
             None => GetOptions::new(),
@@ -40,17 +40,20 @@ impl Contender {
 
     /// Proves by a write that the entry created at `token` still exists, and reads its position. The creation revision
     /// does not change.
-    pub(super) async fn confirm(&self, entry: &Queued, token: Revision) -> Result<Placed, Failure> {
+    pub(super) async fn confirm(&self, entry: &Queued, token: Revision) -> Result<KnownPosition, Failure> {
         let until_here = self.last_two().with_max_create_revision(signed(token));
         let own = OwnEntry { token, ..self.own_entry(entry) };
-        match self.context.conn.confirm_entry(&own, self.read(until_here)).await? {
+        match self.context.client.confirm_entry(&own, self.read(until_here)).await? {
             QueueWrite::Done(QueueFound { at, entries, marks }) => {
                 let position = self.position(entry, token, at, entries).await?;
-                Ok(Placed { token, modified: at, position, marks })
+                Ok(KnownPosition { token, modified: at, position, marks })
             }
-            QueueWrite::Refused(_) => {
-                Ok(Placed { token, modified: Revision::default(), position: Position::Absent, marks: Vec::new() })
-            }
+            QueueWrite::Refused(_) => Ok(KnownPosition {
+                token,
+                modified: Revision::default(),
+                position: Position::Absent,
+                marks: Vec::new(),
+            }),
         }
     }
 
@@ -65,7 +68,10 @@ impl Contender {
     ) -> Result<Position, Failure> {
         let own = entries.first().is_some_and(|own| *own.key == *entry.key);
         let mode = self.acquisition.options.mode;
-        if own && (Defect::QueueIgnored.is_on() || Defect::ReadersIgnoreWriters.is_on() && mode == LockMode::Shared) {
+        if own
+            && (DeliberateDefect::QueueIgnored.is_on()
+                || DeliberateDefect::ReadersIgnoreWriters.is_on() && mode == LockMode::Shared)
+        {
             return Ok(Position::Holder);
         }
         match entries.into_iter().nth(1) {
@@ -78,7 +84,7 @@ impl Contender {
         }
         // A foreign key precedes it, or a shared entry needs the last exclusive entry before it.
         let before = self.queue_options().with_max_create_revision(signed(token));
-        let (records, now) = self.context.conn.range(&self.queue.start, &before).await?;
+        let (records, now) = self.context.client.range(&self.queue.start, &before).await?;
         if now < at {
             // Some releases of etcd answer stale reads under stress (etcd-io/etcd#20418). This one is older than the
             // write.

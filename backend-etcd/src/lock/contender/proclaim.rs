@@ -5,7 +5,7 @@ use std::sync::Arc;
 use enlist::{Error, LockMode, LockName, Revision, backend::Proclamation};
 
 use crate::{
-    client::{guarded_write::Guard, kv::Written, queue_requests::OwnEntry},
+    client::{guarded_write::Guard, kv::WriteOutcome, queue_requests::OwnEntry},
     layout::{QueueEntryValue, QueueKind},
     lock::context::LockContext,
 };
@@ -34,14 +34,14 @@ pub(super) async fn proclaim(context: Arc<LockContext>, target: Target, proclama
     };
     let key = entry.key[..].into();
     let outcome = loop {
-        match context.conn.put(&key, Guard::Modified(modified), &value, Some(entry.lease)).await {
-            Ok(Written::Done(revision)) => {
+        match context.client.put(&key, Guard::Modified(modified), &value, Some(entry.lease)).await {
+            Ok(WriteOutcome::Done(revision)) => {
                 modified = revision;
                 break Ok(revision);
             }
             // An older proclamation, or a confirmation, was applied although its answer was lost.
-            Ok(Written::Refused(Some(found))) if found.created == entry.token => modified = found.modified,
-            Ok(Written::Refused(_)) => break Err(Error::LeaseLost),
+            Ok(WriteOutcome::Refused(Some(found))) if found.created == entry.token => modified = found.modified,
+            Ok(WriteOutcome::Refused(_)) => break Err(Error::LeaseLost),
             Err(failure) => break Err(failure.into_error(&format!("the lock {name}"))),
         }
     };

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use enlist::{Revision, backend::LeaseState};
+use enlist::{Revision, SemaphoreOptions, backend::LeaseState};
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
@@ -19,7 +19,7 @@ pub(super) enum MarkState {
     /// It may exist, and is removed with the entry.
     Written,
     /// It may remain after the entry.
-    Left,
+    Remains,
 }
 
 /// Queue entry that may exist in etcd.
@@ -42,7 +42,7 @@ pub(in crate::lock) struct Queued {
     /// Reports its deletion; `None` while it is too young to be watched.
     pub(super) monitor: Option<KeyMonitor>,
     /// Position that was read when it joined.
-    pub(super) placed: Option<Placed>,
+    pub(super) known_position: Option<KnownPosition>,
     /// Offers its successor in this session a direct hand-over.
     pub(super) membership: Option<Membership>,
     /// States of the lease from the grant on.
@@ -62,7 +62,7 @@ impl Queued {
             modified: Revision::default(),
             begun: Instant::now(),
             monitor: None,
-            placed: None,
+            known_position: None,
             membership: None,
             holding: None,
         }
@@ -74,10 +74,19 @@ impl Queued {
     }
 }
 
+/// Request for permits of a semaphore.
+pub(in crate::lock) struct PermitRequest {
+    pub(in crate::lock) options: SemaphoreOptions,
+    /// Key of the number of permits.
+    pub(in crate::lock) number_key: Vec<u8>,
+    /// Value of the entry once it is granted.
+    pub(in crate::lock) granted_value: Vec<u8>,
+}
+
 /// Position of an entry.
 #[derive(Debug)]
 pub(super) enum Position {
-    /// The entry holds the lock.
+    /// The entry holds the lock. In the queue of a semaphore, it is the first entry.
     Holder,
     /// The entry waits for the entry `before`, in its last known state.
     Behind { before: Record, at: Revision },
@@ -87,13 +96,13 @@ pub(super) enum Position {
 
 /// Position of an entry with its revisions.
 #[derive(Debug)]
-pub(super) struct Placed {
+pub(super) struct KnownPosition {
     /// Revision of its creation.
     pub(super) token: Revision,
     /// Revision of its last change.
     pub(super) modified: Revision,
     pub(super) position: Position,
-    /// Marks of holders; only with a `lock_delay`.
+    /// Marks of holders with a `lock_delay`, or the number of permits.
     pub(super) marks: Vec<Record>,
 }
 

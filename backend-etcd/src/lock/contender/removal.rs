@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use enlist::{BackoffPolicy, Error, LockMode, Released, backend::jitter};
+use enlist::{BackoffPolicy, Error, LockMode, Released, backend::permanent_error_delay};
 
 use super::{
     Contender,
     queued::{Attempts, Queued},
 };
 use crate::{
-    client::{guarded_write::Guard, kv::Written, queue_requests::Removal},
-    defects::Defect,
+    client::{guarded_write::Guard, kv::WriteOutcome, queue_requests::Removal},
+    deliberate_defects::DeliberateDefect,
     error::Failure,
     lock::local_queue::Membership,
     watch::record::KeyRange,
@@ -19,19 +19,16 @@ use crate::{
 /// Maximum pause between two removals without an answer of etcd.
 const MAX_REMOVAL_PAUSE: Duration = Duration::from_secs(1);
 
-/// Pause after a removal that failed for a permanent reason, such as a missing permission.
-const PERMANENT_ERROR_RETRY: Duration = Duration::from_secs(10);
-
 impl Contender {
     /// Ends a held lock: hands it over to the next entry of this session if one waits, else removes the own entry.
     pub(super) async fn hand_over_or_remove(&self, entry: &Queued) -> Released {
         // After an exclusive holder the entry right behind it is the first.
-        let alone = self.acquisition.options.mode == LockMode::Exclusive || Defect::ReaderHandsOver.is_on();
+        let alone = self.acquisition.options.mode == LockMode::Exclusive || DeliberateDefect::ReaderHandsOver.is_on();
         let membership = entry.membership.as_ref().filter(|_| alone);
         let mut attempts = Attempts::First;
         if let (Some(successor), Some(token)) = (membership.and_then(Membership::successor), entry.token) {
             let own = (&entry.key[..], token);
-            match self.context.conn.hand_over(own, entry.own_mark(), successor.entry(), &self.queue).await {
+            match self.context.client.hand_over(own, entry.own_mark(), successor.entry(), &self.queue).await {
                 Ok(Some(confirmed)) => {
                     successor.confirm(confirmed);
                     return Released::Released;
@@ -56,7 +53,7 @@ impl Contender {
                     return if attempts == Attempts::Unanswered { Released::Released } else { outcome };
                 }
                 Err(failure) => {
-                    if Defect::ReleaseUnconfirmed.is_on() {
+                    if DeliberateDefect::ReleaseUnconfirmed.is_on() {
                         return Released::Released;
                     }
                     if failure.is_ambiguous() {
@@ -65,7 +62,7 @@ impl Contender {
                     tracing::debug!(lock = %self.acquisition.name, cause = %failure, "queue entry not removed yet");
                     let error = self.failed(failure);
                     if !error.is_retryable() {
-                        pause = PERMANENT_ERROR_RETRY + jitter(PERMANENT_ERROR_RETRY / 4);
+                        pause = permanent_error_delay();
                     }
                     self.acquisition.trouble.note(error);
                 }
@@ -80,17 +77,17 @@ impl Contender {
     async fn try_remove(&self, entry: &Queued) -> Result<Released, Failure> {
         // An entry without a token was never created.
         let Some(created) = entry.token else { return Ok(Released::AlreadyLost) };
-        Ok(match self.context.conn.remove_entry(&entry.key, created, entry.own_mark()).await? {
+        Ok(match self.context.client.remove_entry(&entry.key, created, entry.own_mark()).await? {
             Removal::Done => Released::Released,
             Removal::Absent => Released::AlreadyLost,
         })
     }
 
     /// Removes an entry of unknown existence, after its caller has gone.
-    pub(super) async fn withdraw(&self, entry: Queued) {
-        if let Ok((Some(own), _)) = self.context.conn.get(&entry.key).await
+    pub(super) async fn remove_unknown(&self, entry: Queued) {
+        if let Ok((Some(own), _)) = self.context.client.get(&entry.key).await
             && self.is_own(&entry, &own)
-            && let Ok(Written::Done(_)) = self.context.conn.delete(&entry.key, Guard::Created(own.created)).await
+            && let Ok(WriteOutcome::Done(_)) = self.context.client.delete(&entry.key, Guard::Created(own.created)).await
         {
             return self.context.key_suffixes.give_back(&self.queue.start, entry.suffix);
         }
@@ -103,7 +100,7 @@ impl Contender {
     pub(super) fn sweep(&self, entry: Queued) -> Result<(), Error> {
         let queue = self.entries_of_lease(&entry).unwrap_or_else(|| KeyRange::key(&entry.key[..]));
         let Queued { key, suffix, lease, .. } = entry;
-        if Defect::LatePlaceForgotten.is_on() {
+        if DeliberateDefect::LateEntryForgotten.is_on() {
             self.context.key_suffixes.give_back(&self.queue.start, suffix);
             return Ok(());
         }

@@ -8,10 +8,10 @@ use tokio::sync::watch;
 
 use super::{
     Contender,
-    queued::{Placed, Position, Queued},
+    queued::{KnownPosition, Position, Queued},
 };
 use crate::{
-    defects::Defect,
+    deliberate_defects::DeliberateDefect,
     error::Failure,
     watch::{record::Record, replica::Replica, watch_task::Begin},
 };
@@ -27,7 +27,7 @@ pub(super) enum Predecessor {
 
 impl Contender {
     pub(super) async fn wait_for_turn(&self, entry: &mut Queued) -> Result<Turn, Error> {
-        let Some(Placed { token, modified, mut position, mut marks }) = entry.placed.take() else {
+        let Some(KnownPosition { token, modified, mut position, mut marks }) = entry.known_position.take() else {
             return Err(Error::LeaseLost);
         };
         entry.modified = modified;
@@ -49,11 +49,11 @@ impl Contender {
                 Some(_) => predecessor = Predecessor::Released,
                 None => predecessor = self.end_of(&before).await,
             }
-            if Defect::TurnUnconfirmed.is_on() {
+            if DeliberateDefect::TurnUnconfirmed.is_on() {
                 return Ok(Turn::Granted);
             }
-            let placed = self.confirm_until_answered(entry, token, &mut backoff).await?;
-            (entry.modified, position, marks) = (placed.modified, placed.position, placed.marks);
+            let known = self.confirm_until_answered(entry, token, &mut backoff).await?;
+            (entry.modified, position, marks) = (known.modified, known.position, known.marks);
         }
     }
 
@@ -70,7 +70,7 @@ impl Contender {
             if let Some(ticket) = ticket {
                 return Ok(ticket.confirmed().await);
             }
-            let followed = self.context.hub.follow_key(&before.key, Some(before.clone()), at, Begin::Now)?;
+            let followed = self.context.range_watches.follow_key(&before.key, Some(before.clone()), at, Begin::Now)?;
             replaced(followed, before.created).await;
             Ok(None)
         };
@@ -87,12 +87,12 @@ impl Contender {
         entry: &Queued,
         token: Revision,
         backoff: &mut Backoff,
-    ) -> Result<Placed, Error> {
+    ) -> Result<KnownPosition, Error> {
         loop {
             match self.confirm(entry, token).await {
-                Ok(placed) => {
+                Ok(known) => {
                     self.acquisition.trouble.clear();
-                    return Ok(placed);
+                    return Ok(known);
                 }
                 Err(Failure::LeaseNotFound) => return Err(Error::LeaseLost),
                 Err(failure) => {
@@ -112,7 +112,7 @@ impl Contender {
         let Some(lease) = before.lease.filter(|_| !self.acquisition.options.lock_delay.is_zero()) else {
             return Predecessor::Released;
         };
-        match self.context.conn.time_to_live(lease).await {
+        match self.context.client.time_to_live(lease).await {
             Ok(Some((remaining, _))) if !remaining.is_zero() => Predecessor::Released,
             // Without an answer the delay applies, which is the safe side.
             _ => Predecessor::LeaseExpired,

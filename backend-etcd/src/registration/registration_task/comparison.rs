@@ -19,8 +19,8 @@ use super::{
     reads,
 };
 use crate::{
-    client::{guarded_write::Guard, kv::Written},
-    defects::Defect,
+    client::{guarded_write::Guard, kv::WriteOutcome},
+    deliberate_defects::DeliberateDefect,
     error::Failure,
     layout::{LeaseScope, Writing},
     session::lease,
@@ -41,7 +41,7 @@ struct Comparison {
 impl RegistrationTask {
     /// Compares etcd with the desired state, and executes one step towards it.
     pub(super) async fn compare(&mut self) -> Result<StepOutcome<Record>, Error> {
-        self.recoveries = self.context.conn.control.recoveries();
+        self.recoveries = self.context.client.control.recoveries();
         let Some(lease) = self.lease().await? else {
             return Ok(StepOutcome::Repeat);
         };
@@ -81,7 +81,7 @@ impl RegistrationTask {
                     permit = context.reads.acquire() => permit,
                     () = self.driver.unwanted() => return Ok(None),
                 };
-                let read = reads::current(&context.conn, key).await;
+                let read = reads::current(&context.client, key).await;
                 let (record, at) = read.map_err(|failure| self.failed(failure))?;
                 (record, Some(at))
             }
@@ -99,8 +99,8 @@ impl RegistrationTask {
             // No key has to be moved off the former lease.
             self.former = None;
         }
-        self.gone = record.is_none();
-        if self.gone && std::mem::take(&mut self.writes.withdrawing) {
+        self.writes.note_key(record);
+        if record.is_none() && std::mem::take(&mut self.writes.withdrawing) {
             self.disown();
         }
         // A read may be stale, so it does not replace what was acknowledged.
@@ -141,7 +141,7 @@ impl RegistrationTask {
     ) -> Result<StepOutcome<Record>, Error> {
         match step {
             Step::Create => self.write(key, None, Guard::Absent, desired, lease).await,
-            Step::Replace { .. } if comparison.own && Defect::UpdatesIgnored.is_on() => {
+            Step::Replace { .. } if comparison.own && DeliberateDefect::UpdatesIgnored.is_on() => {
                 self.driver.report_stored(desired.generation, record.map(|record| record.modified).unwrap_or_default());
                 Ok(StepOutcome::Settled)
             }
@@ -226,8 +226,8 @@ impl RegistrationTask {
         // The request may wait behind others, or etcd may be silent. An unsent request of an unwanted registration is
         // dropped.
         let given_up = unwanted_for(&self.driver, DEREGISTER_TIMEOUT);
-        match context.conn.put_unless(key, guard, &value, Some(lease), given_up).await {
-            Ok(Written::Done(revision)) => {
+        match context.client.put_unless(key, guard, &value, Some(lease), given_up).await {
+            Ok(WriteOutcome::Done(revision)) => {
                 if matches!(guard, Guard::Absent) {
                     let again = self.driver.was_stored();
                     count(&context.counters, if again { Counter::Reregistrations } else { Counter::Registrations });
@@ -237,7 +237,7 @@ impl RegistrationTask {
                 self.acknowledged(record, lease, desired.generation);
                 Ok(StepOutcome::Settled)
             }
-            Ok(Written::Refused(record)) => {
+            Ok(WriteOutcome::Refused(record)) => {
                 self.writes.refused();
                 self.known = record.into();
                 Ok(StepOutcome::Repeat)
@@ -256,7 +256,7 @@ impl RegistrationTask {
 
     /// Notes an acknowledged write.
     fn acknowledged(&mut self, record: Record, lease: LeaseId, generation: u64) {
-        (self.gone, self.writes.withdrawing) = (false, false);
+        self.writes.withdrawing = false;
         self.driver.report_lease(lease);
         self.driver.report_stored(generation, record.modified);
         self.rollbacks = self.context.leases.rollbacks();
@@ -268,10 +268,10 @@ impl RegistrationTask {
     /// Records that etcd does not know the lease. A given lease is never replaced.
     fn lease_lost(&mut self) -> Error {
         // Its keys were deleted with it.
-        self.gone = true;
+        self.writes.note_key(None);
         let given = matches!(self.options.lease, LeaseChoice::Given(_));
         if let Some(lost) = self.lease.take_if(|_| !given) {
-            lost.condemn();
+            lost.mark_gone();
         }
         Error::LeaseLost
     }
@@ -293,7 +293,7 @@ impl RegistrationTask {
         // A read can be stale (etcd-io/etcd#20418), a write cannot. This one is later than the deletion, so the history
         // up to its revision contains the deletion.
         let read = tokio::select! {
-            read = reads::current_by_a_write(&context.conn, key) => read.map_err(|failure| self.failed(failure))?,
+            read = reads::current_by_a_write(&context.client, key) => read.map_err(|failure| self.failed(failure))?,
             () = self.driver.unwanted() => return Ok(StepOutcome::Repeat),
         };
         let (None, absent_at) = read else {
@@ -303,7 +303,7 @@ impl RegistrationTask {
         let written = self.writes.stored().map(|stored| stored.modified).unwrap_or_default();
         let is_own = |record: &Record| self.writes.is_own(record);
         let loss = tokio::select! {
-            loss = eviction::loss(&context.conn, key, written, absent_at, is_own) => {
+            loss = eviction::loss(&context.client, key, written, absent_at, is_own) => {
                 loss.map_err(|failure| self.failed(failure))?
             }
             () = self.driver.unwanted() => return Ok(StepOutcome::Repeat),
@@ -325,12 +325,12 @@ impl RegistrationTask {
     /// Fails if the lease is lost. One member can report a revocation before another one has applied it, so the lease
     /// is read twice.
     async fn confirm_lease(&mut self, lease: LeaseId) -> Result<(), Error> {
-        let conn = Arc::clone(&self.context.conn);
+        let client = Arc::clone(&self.context.client);
         for again in [false, true] {
             if again {
-                self.rest(LEASE_VERDICT_TIMEOUT).await;
+                self.sleep_while_wanted(LEASE_VERDICT_TIMEOUT).await;
             }
-            let remaining = conn.time_to_live(lease).await.map_err(|failure| self.failed(failure))?;
+            let remaining = client.time_to_live(lease).await.map_err(|failure| self.failed(failure))?;
             if remaining.is_none() {
                 return Err(self.lease_lost());
             }

@@ -10,8 +10,8 @@ use tokio::time::Instant;
 
 use crate::{
     client::{
-        connection::Connection,
         response::{header_revision, signed},
+        store_client::StoreClient,
     },
     error::{Failure, classify_cancel, text_cause},
     watch::{
@@ -96,7 +96,7 @@ impl HistoryWatch {
 ///
 /// Dropping the future has no effect.
 pub(super) async fn loss(
-    conn: &Connection,
+    client: &StoreClient,
     key: &[u8],
     written: Revision,
     absent_at: Revision,
@@ -108,7 +108,7 @@ pub(super) async fn loss(
     let mut from = written.max(Revision::new(1));
     loop {
         let options = WatchOptions::new().with_start_revision(signed(from));
-        let mut watch = OpenWatch::open(conn, &KeyRange::key(key), options).await?;
+        let mut watch = OpenWatch::open(client, &KeyRange::key(key), options).await?;
         let (mut due, mut state) = (Instant::now() + HISTORY_TIMEOUT, HistoryWatch::Opening);
         let compacted = loop {
             let message = match tokio::time::timeout_at(due, watch.message()).await {

@@ -12,7 +12,7 @@ use enlist::{
 };
 
 use crate::{
-    defects::Defect,
+    deliberate_defects::DeliberateDefect,
     session::{lease::Lease, sweep::Impossible},
     watch::record::Record,
 };
@@ -38,6 +38,15 @@ struct Stored {
     record: Record,
     /// Generation of the instance in it.
     generation: u64,
+    key: StoredKey,
+}
+
+/// Key of an acknowledged write, as far as is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum StoredKey {
+    MayExist,
+    /// The write is kept, because the cause of the key's absence may still have to be determined.
+    Gone,
 }
 
 /// Write that was applied, or may still be.
@@ -63,7 +72,8 @@ pub(super) enum Effect {
 /// Another registration of this session that has claimed the key.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Claimant {
-    Nobody,
+    /// There is none.
+    Absent,
     /// None of its writes was acknowledged.
     Silent,
     /// Its last acknowledged write was at this revision.
@@ -72,7 +82,7 @@ pub(super) enum Claimant {
 
 impl From<Option<Withdrawal>> for Claimant {
     fn from(claimant: Option<Withdrawal>) -> Self {
-        claimant.map_or(Self::Nobody, |claimant| claimant.stored().map_or(Self::Silent, Self::Wrote))
+        claimant.map_or(Self::Absent, |claimant| claimant.stored().map_or(Self::Silent, Self::Wrote))
     }
 }
 
@@ -126,7 +136,7 @@ impl OwnWrites {
             _ if !self.is_own(record) => Author::Another,
             Claimant::Wrote(at) if at == record.modified => Author::Another,
             Claimant::Wrote(_) | Claimant::Silent if term.is_none() && !self.is_stored(record) => Author::Unclear,
-            Claimant::Nobody | Claimant::Silent | Claimant::Wrote(_) => Author::This,
+            Claimant::Absent | Claimant::Silent | Claimant::Wrote(_) => Author::This,
         }
     }
 
@@ -135,9 +145,21 @@ impl OwnWrites {
         self.stored.as_ref().map(|stored| &stored.record)
     }
 
+    /// Returns `true` while the key of the last acknowledged write may exist.
+    pub(super) fn may_be_stored(&self) -> bool {
+        self.stored.as_ref().is_some_and(|stored| stored.key == StoredKey::MayExist)
+    }
+
+    /// Records the content of the key, as it was found.
+    pub(super) fn note_key(&mut self, found: Option<&Record>) {
+        if let Some(stored) = &mut self.stored {
+            stored.key = if found.is_some() { StoredKey::MayExist } else { StoredKey::Gone };
+        }
+    }
+
     /// Returns the same as input of a decision.
     pub(super) fn mine(&self) -> Option<Mine> {
-        let Stored { record, generation } = self.stored.as_ref()?;
+        let Stored { record, generation, key: _ } = self.stored.as_ref()?;
         let Record { created, lease, .. } = record;
         Some(Mine { created: *created, lease: lease.unwrap_or_default(), generation: *generation })
     }
@@ -157,7 +179,7 @@ impl OwnWrites {
     /// Records that the store contains `record`, with the instance of `generation`.
     pub(super) fn acknowledge(&mut self, record: Record, generation: u64) {
         self.entitlement.stored();
-        self.stored = Some(Stored { record, generation });
+        self.stored = Some(Stored { record, generation, key: StoredKey::MayExist });
     }
 
     /// Records that the store contains `record`, an own write. It may be later than the last acknowledged one.
@@ -165,7 +187,7 @@ impl OwnWrites {
         if let Some(stored) = self.stored.as_mut().filter(|stored| stored.record != *record) {
             // The generation of a different value is unknown.
             let generation = if stored.record.value == record.value { stored.generation } else { 0 };
-            *stored = Stored { record: record.clone(), generation };
+            *stored = Stored { record: record.clone(), generation, key: StoredKey::MayExist };
         }
     }
 
@@ -220,7 +242,7 @@ impl OwnWrites {
         for sent in &mut self.unknown {
             let Effect::Claim(lease) = &sent.effect else { continue };
             let done = found.is_some_and(|found| found.lease == sent.lease && found.value == sent.value);
-            sent.effect = if done || Defect::LateCreationForgotten.is_on() {
+            sent.effect = if done || DeliberateDefect::LateCreationForgotten.is_on() {
                 Effect::Change
             } else {
                 Effect::LateClaim(late(lease))
@@ -280,6 +302,19 @@ mod tests {
     }
 
     #[test]
+    fn an_absent_key_is_not_stored_until_the_next_write() {
+        let mut writes = OwnWrites::default();
+        writes.note_key(Some(&record("v", LEASE)));
+        assert!(!writes.may_be_stored(), "nothing was written");
+        writes.acknowledge(record("v", LEASE), 1);
+        assert!(writes.may_be_stored());
+        writes.note_key(None);
+        assert!(!writes.may_be_stored() && writes.stored().is_some());
+        writes.acknowledge(record("v", LEASE), 2);
+        assert!(writes.may_be_stored());
+    }
+
+    #[test]
     fn what_was_written_before_the_last_write_shows_a_restored_store() {
         let mut writes = OwnWrites::default();
         let at = |modified, lease| Record { modified: Revision::new(modified), ..record("v", lease) };
@@ -312,9 +347,9 @@ mod tests {
         let wrote = Claimant::Wrote(Revision::new(5));
         for term in [None, Some(1)] {
             let author = |record: &Record, claimant| writes.author(record, term, claimant);
-            assert_eq!(author(&record("theirs", LEASE), Claimant::Nobody), Author::Another);
-            assert_eq!(author(&stored, Claimant::Nobody), Author::This);
-            assert_eq!(author(&unknown, Claimant::Nobody), Author::This);
+            assert_eq!(author(&record("theirs", LEASE), Claimant::Absent), Author::Another);
+            assert_eq!(author(&stored, Claimant::Absent), Author::This);
+            assert_eq!(author(&unknown, Claimant::Absent), Author::This);
             assert_eq!((author(&stored, wrote), author(&unknown, wrote)), (Author::Another, Author::Another));
             assert_eq!(author(&stored, Claimant::Silent), Author::This);
         }
@@ -360,7 +395,7 @@ mod tests {
     fn a_claim_is_late_until_the_end_of_its_own_lease_is_proved_also_if_that_is_said_to_be_lost() {
         let mut writes = OwnWrites::default();
         let lost = lease::given(LEASE, Duration::from_secs(15));
-        lost.condemn();
+        lost.mark_gone();
         writes.remember(b"one".to_vec(), Some(LEASE), Effect::Claim(Arc::clone(&lost)));
         assert_eq!(Arc::strong_count(&lost), 2, "it may have to be retired");
         let mut asked = Vec::new();

@@ -4,7 +4,7 @@
 use enlist::Revision;
 
 use crate::{
-    client::{connection::Connection, guarded_write::Guard, kv::Written},
+    client::{guarded_write::Guard, kv::WriteOutcome, store_client::StoreClient},
     error::{Failure, text_cause},
     watch::record::Record,
 };
@@ -13,22 +13,25 @@ use crate::{
 /// was restored: it is repeated by a write.
 ///
 /// Dropping the future has no effect.
-pub(super) async fn current(conn: &Connection, key: &[u8]) -> Result<(Option<Record>, Revision), Failure> {
-    let known = conn.store.highest();
-    let read = conn.get(key).await?;
-    if read.1 < known { current_by_a_write(conn, key).await } else { Ok(read) }
+pub(super) async fn current(client: &StoreClient, key: &[u8]) -> Result<(Option<Record>, Revision), Failure> {
+    let known = client.store.highest();
+    let read = client.get(key).await?;
+    if read.1 < known { current_by_a_write(client, key).await } else { Ok(read) }
 }
 
 /// As [`current`], by a write without an effect: a removal guarded by the absence of the key.
 ///
 /// Dropping the future has no effect.
-pub(super) async fn current_by_a_write(conn: &Connection, key: &[u8]) -> Result<(Option<Record>, Revision), Failure> {
-    match conn.delete(key, Guard::Absent).await? {
-        Written::Done(at) => Ok((None, at)),
-        Written::Refused(Some(record)) => {
+pub(super) async fn current_by_a_write(
+    client: &StoreClient,
+    key: &[u8],
+) -> Result<(Option<Record>, Revision), Failure> {
+    match client.delete(key, Guard::Absent).await? {
+        WriteOutcome::Done(at) => Ok((None, at)),
+        WriteOutcome::Refused(Some(record)) => {
             let at = record.modified;
             Ok((Some(record), at))
         }
-        Written::Refused(None) => Err(Failure::Lost(text_cause("the key changed meanwhile"))),
+        WriteOutcome::Refused(None) => Err(Failure::Lost(text_cause("the key changed meanwhile"))),
     }
 }

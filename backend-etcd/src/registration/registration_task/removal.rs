@@ -5,10 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use enlist::{
     Deregistered, Error, Health, LeaseId, Moment, Revision, ServiceRef,
-    backend::{
-        Claim, Goal,
-        registration_flow::{DEREGISTER_TIMEOUT, permanent_error_delay},
-    },
+    backend::{Claim, Goal, permanent_error_delay, registration_flow::DEREGISTER_TIMEOUT},
 };
 
 use super::{
@@ -17,8 +14,8 @@ use super::{
     reads,
 };
 use crate::{
-    client::{connection::Connection, guarded_write::Guard, kv::Written},
-    defects::Defect,
+    client::{guarded_write::Guard, kv::WriteOutcome, store_client::StoreClient},
+    deliberate_defects::DeliberateDefect,
     error::Failure,
     layout::{Decoded, Layout, LeaseScope, Part, Writing},
     session::sweep::{Impossible, shows},
@@ -51,7 +48,7 @@ impl RegistrationTask {
                 Duration::ZERO => attempt.await,
                 remaining => tokio::time::timeout(remaining, attempt).await.unwrap_or(Ok(None)),
             };
-            if Defect::RemovalUnconfirmed.is_on() {
+            if DeliberateDefect::RemovalUnconfirmed.is_on() {
                 return self.driver.report_end(outcome(Deregistered::Removed));
             }
             let (looked, attempt) = match attempted {
@@ -101,8 +98,8 @@ impl RegistrationTask {
         let known = found.as_ref().and_then(|(remaining, _)| remaining.as_ref()).map(|record| record.modified);
         let is_late = |record: &Record| Some(record.modified) != known && self.writes.is_own(record);
         tokio::select! {
-            () = proved(&context.conn, proof.as_mut()) => self.writes.impossible(),
-            () = shows(&context.hub, key, found, is_late) => {}
+            () = proved(&context.client, proof.as_mut()) => self.writes.impossible(),
+            () = shows(&context.range_watches, key, found, is_late) => {}
             () = tokio::time::sleep(delay) => {}
         }
     }
@@ -129,7 +126,7 @@ impl RegistrationTask {
     /// meanwhile, or its author is not known yet; repeat the attempt.
     async fn try_remove(&mut self, key: &[u8], claim: Option<&Claim<Arc<[u8]>>>) -> Result<Option<Looked>, Failure> {
         let context = Arc::clone(&self.context);
-        let (record, at) = reads::current(&context.conn, key).await?;
+        let (record, at) = reads::current(&context.client, key).await?;
         self.settle(record.as_ref());
         let Some(record) = record else {
             return Ok(Some(Looked { removed: false, remaining: None, at }));
@@ -154,15 +151,15 @@ impl RegistrationTask {
         if let Some(value) = marked_leaving(&*self.layout, self.driver.service(), &record) {
             // The answer may be lost.
             self.writes.remember(value.clone(), record.lease, Effect::Change);
-            match context.conn.put(&record.key, Guard::Modified(modified), &value, record.lease).await {
-                Ok(Written::Done(revision)) => modified = revision,
-                Ok(Written::Refused(_)) => return Ok(None),
+            match context.client.put(&record.key, Guard::Modified(modified), &value, record.lease).await {
+                Ok(WriteOutcome::Done(revision)) => modified = revision,
+                Ok(WriteOutcome::Refused(_)) => return Ok(None),
                 // A failure does not prevent the removal.
                 Err(failure) => tracing::debug!(cause = %failure, "instance not marked as leaving"),
             }
         }
-        Ok(match context.conn.delete(key, Guard::Modified(modified)).await? {
-            Written::Done(at) => {
+        Ok(match context.client.delete(key, Guard::Modified(modified)).await? {
+            WriteOutcome::Done(at) => {
                 if former {
                     // The guard proves that the read was current.
                     context.leases.store_went_back(self.rollbacks, at);
@@ -170,7 +167,7 @@ impl RegistrationTask {
                 context.note_departure();
                 Some(Looked { removed: true, remaining: None, at })
             }
-            Written::Refused(_) => None,
+            WriteOutcome::Refused(_) => None,
         })
     }
 }
@@ -197,9 +194,9 @@ struct Looked {
 }
 
 /// Waits for the proof that a late claim is impossible. Never returns without one.
-pub(super) async fn proved(conn: &Connection, impossible: Option<&mut Impossible>) {
+pub(super) async fn proved(client: &StoreClient, impossible: Option<&mut Impossible>) {
     match impossible {
-        Some(impossible) => impossible.proved(conn).await,
+        Some(impossible) => impossible.proved(client).await,
         None => std::future::pending().await,
     }
 }

@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 use enlist::{
     Error, Moment, RegistrationState, ServiceRef,
     backend::{
-        Claim, LeaseState, Subscriber, audit_due, jitter, lease_changed,
-        registration_flow::{RegistrationSteps, permanent_error_delay},
+        Claim, LeaseState, Subscriber, audit_due, jitter, lease_changed, permanent_error_delay,
+        registration_flow::RegistrationSteps,
     },
     with_causes,
 };
@@ -17,7 +17,7 @@ use super::{
     wake_reason::{KeyState, WakeReason, Watched},
 };
 use crate::{
-    defects::Defect,
+    deliberate_defects::DeliberateDefect,
     layout::Layout,
     session::lease,
     watch::{
@@ -110,8 +110,8 @@ impl RegistrationTask {
                 None => audit_due(options).await,
             }
         });
-        let conn = Arc::clone(&context.conn);
-        let mut recovered = std::pin::pin!(conn.control.recovered_since(*recoveries));
+        let client = Arc::clone(&context.client);
+        let mut recovered = std::pin::pin!(client.control.recovered_since(*recoveries));
         loop {
             tokio::select! {
                 () = &mut due => return WakeReason::Look,
@@ -171,12 +171,12 @@ impl RegistrationTask {
             (true, Some(lease)) => self
                 .key_under(lease.id())
                 .ok()
-                .and_then(|key| self.context.hub.follow(&KeyRange::key(key.to_vec())).ok()),
+                .and_then(|key| self.context.range_watches.follow(&KeyRange::key(key.to_vec())).ok()),
             _ => None,
         };
         let context = Arc::clone(&self.context);
         let mut due = std::pin::pin!(tokio::time::sleep(delay));
-        let mut recovered = std::pin::pin!(context.conn.control.recovered_since(self.recoveries));
+        let mut recovered = std::pin::pin!(context.client.control.recovered_since(self.recoveries));
         loop {
             tokio::select! {
                 () = &mut due => return WakeReason::Look,
@@ -198,7 +198,7 @@ impl RegistrationTask {
     /// Waits until the key, which another registration holds as `record`, is free.
     pub(super) async fn wait_until_free(&mut self, claim: &Claim<Arc<[u8]>>, record: Record) -> WakeReason {
         let (key, revision) = (Arc::clone(&record.key), record.modified);
-        let mut followed = self.context.hub.follow_key(&key, Some(record), revision, Begin::Known).ok();
+        let mut followed = self.context.range_watches.follow_key(&key, Some(record), revision, Begin::Known).ok();
         let mut due = std::pin::pin!(tokio::time::sleep(permanent_error_delay()));
         loop {
             tokio::select! {
@@ -219,12 +219,12 @@ impl RegistrationTask {
             WakeReason::Unobservable => {
                 // If the key's own watch cannot see it either, the watch is repeated at a slow pace.
                 if std::mem::replace(&mut self.sharing, Sharing::Never) == Sharing::Never {
-                    self.rest(permanent_error_delay()).await;
+                    self.sleep_while_wanted(permanent_error_delay()).await;
                 }
                 KeyState::AsStored
             }
-            WakeReason::Gone if Defect::RegistrationDeaf.is_on() => {
-                self.rest(enlist::backend::LONGEST).await;
+            WakeReason::Gone if DeliberateDefect::RegistrationDeaf.is_on() => {
+                self.sleep_while_wanted(enlist::backend::LONGEST).await;
                 KeyState::AsStored
             }
             WakeReason::Gone => {
@@ -232,12 +232,12 @@ impl RegistrationTask {
                 KeyState::MayDiffer
             }
             WakeReason::Retired => {
-                self.rest(jitter(self.reregistration_window())).await;
+                self.sleep_while_wanted(jitter(self.reregistration_window())).await;
                 KeyState::AsStored
             }
             WakeReason::Recovered | WakeReason::Restored => {
                 // Spread, because all registrations resume at the same time.
-                self.rest(jitter(self.reregistration_window())).await;
+                self.sleep_while_wanted(jitter(self.reregistration_window())).await;
                 KeyState::MayDiffer
             }
         }
@@ -249,12 +249,12 @@ impl RegistrationTask {
         let Some(lease) = self.lease.clone() else {
             return;
         };
-        self.gone = true;
-        let doubted = Moment::now();
-        lease.doubt();
+        self.writes.note_key(None);
+        let requested = Moment::now();
+        lease.renew_now();
         let mut state = lease.state();
         let verdict = async {
-            while !lease.is_lost() && lease.renewed().is_some_and(|sent| sent.since(doubted).is_zero()) {
+            while !lease.is_lost() && lease.renewed().is_some_and(|sent| sent.since(requested).is_zero()) {
                 lease_changed(&mut state).await;
             }
         };
@@ -264,7 +264,7 @@ impl RegistrationTask {
             self.known = Known::Absent;
             self.driver.report(RegistrationState::Reregistering { cause: Error::LeaseLost });
         }
-        self.rest(jitter(self.reregistration_window())).await;
+        self.sleep_while_wanted(jitter(self.reregistration_window())).await;
     }
 }
 
@@ -275,7 +275,7 @@ async fn gone(followed: &mut Option<Subscriber<Replica>>) {
     };
     loop {
         match reader.next().await {
-            Ok(reading) if reading.value.records().next().is_none() => return,
+            Ok(update) if update.value.records().next().is_none() => return,
             Err(Error::Closed) => return std::future::pending().await,
             // A watch that is refused is opened again.
             Ok(_) | Err(_) => {}

@@ -6,15 +6,12 @@ use std::sync::Arc;
 
 use enlist::{
     Error, RegistrationState, Revision,
-    backend::{
-        Claim,
-        registration_flow::{StepOutcome, permanent_error_delay},
-    },
+    backend::{Claim, permanent_error_delay, registration_flow::StepOutcome},
 };
 
 use super::{Known, RegistrationTask, removal::proved, wake_reason::WakeReason};
 use crate::{
-    client::{guarded_write::Guard, kv::Written},
+    client::{guarded_write::Guard, kv::WriteOutcome},
     session::{lease, sweep::shows},
     watch::record::Record,
 };
@@ -29,12 +26,12 @@ impl RegistrationTask {
         let at = match (own, at) {
             (Some(own), _) => {
                 self.writes.withdrawing = true;
-                match self.context.conn.delete(&own.key, Guard::Modified(own.modified)).await {
-                    Ok(Written::Done(at)) => {
+                match self.context.client.delete(&own.key, Guard::Modified(own.modified)).await {
+                    Ok(WriteOutcome::Done(at)) => {
                         self.context.note_departure();
                         at
                     }
-                    Ok(Written::Refused(record)) => {
+                    Ok(WriteOutcome::Refused(record)) => {
                         self.known = record.into();
                         return Ok(StepOutcome::Repeat);
                     }
@@ -45,7 +42,7 @@ impl RegistrationTask {
             // Its absence is only assumed. The next comparison reads the key.
             (None, None) => return Ok(StepOutcome::Repeat),
         };
-        (self.gone, self.writes.withdrawing) = (true, false);
+        self.writes.withdrawing = false;
         // Its absence is no eviction, and no key has to be moved off its lease.
         self.disown();
         self.writes.forget_changes();
@@ -64,7 +61,9 @@ impl RegistrationTask {
         loop {
             let late = async {
                 match &key {
-                    Some(key) => shows(&context.hub, key, Some((None, at)), |record| self.writes.is_own(record)).await,
+                    Some(key) => {
+                        shows(&context.range_watches, key, Some((None, at)), |record| self.writes.is_own(record)).await;
+                    }
                     None => std::future::pending().await,
                 }
             };
@@ -76,7 +75,7 @@ impl RegistrationTask {
                     }
                     return WakeReason::Wanted;
                 }
-                () = proved(&context.conn, proof.as_mut()) => {
+                () = proved(&context.client, proof.as_mut()) => {
                     self.writes.impossible();
                     return WakeReason::Look;
                 }

@@ -26,8 +26,8 @@ impl WatchTask {
     /// Lists the range. If nothing is known yet, it shows the list of one member once the linearizable list takes too
     /// long or is not answered.
     pub(super) async fn listed(&mut self) -> Listed {
-        let (conn, range) = (Arc::clone(&self.conn), self.range.clone());
-        let mut listing = std::pin::pin!(conn.list(&range));
+        let (client, range) = (Arc::clone(&self.client), self.range.clone());
+        let mut listing = std::pin::pin!(client.list(&range));
         let Some(after) = self.serializable_first_list.filter(|_| self.replica.is_none()) else {
             return listing.await;
         };
@@ -40,7 +40,7 @@ impl WatchTask {
             Some(failure) => failure.clone().into_error(&range.describe()),
             None => late(after),
         };
-        let mut known = std::pin::pin!(conn.list_of_a_member(&range));
+        let mut known = std::pin::pin!(client.list_of_a_member(&range));
         if let Some(failure) = failed {
             self.show(known.await, cause);
             return Err(failure);
@@ -51,7 +51,7 @@ impl WatchTask {
                 let listed = listing.await?;
                 // The revision of the list is that of its first page, which may have been read before the member
                 // answered. A list that starts now is ahead of the member, unless the store went back.
-                if listed.1 < self.seen() { conn.list(&range).await } else { Ok(listed) }
+                if listed.1 < self.seen() { client.list(&range).await } else { Ok(listed) }
             }
             listed = &mut listing => {
                 if listed.as_ref().is_err_and(Failure::is_outage) {

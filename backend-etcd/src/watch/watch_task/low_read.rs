@@ -7,7 +7,7 @@ use enlist::{Error, Revision};
 
 use super::state::WatchEnd;
 use crate::{
-    client::connection::Connection,
+    client::store_client::StoreClient,
     error::{Failure, text_cause},
     session::lease_requests::revision_by_a_write,
 };
@@ -32,8 +32,8 @@ impl From<LowRead> for WatchEnd {
 
 impl LowRead {
     /// Determines by a write the cause of a read of a lower revision than `known`.
-    pub(super) async fn judge(conn: &Arc<Connection>, known: Revision) -> Self {
-        Self::of(known, revision_by_a_write(conn).await)
+    pub(super) async fn judge(client: &Arc<StoreClient>, known: Revision) -> Self {
+        Self::of(known, revision_by_a_write(client).await)
     }
 
     /// Returns the cause of a read of a lower revision than `known`, after a write with this outcome.

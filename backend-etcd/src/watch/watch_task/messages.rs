@@ -4,13 +4,16 @@ use enlist::{Counter, Moment, Revision, backend::count_several};
 use etcd_client::{GetOptions, WatchResponse};
 
 use super::{
-    Begin, LiveWatch, OpenedAfter, WatchTask,
+    LiveWatch, WatchTask,
     low_read::LowRead,
     state::{MAX_SILENCES, WatchEnd},
 };
 use crate::{
-    client::{dialled::Dialled, response::header_revision},
-    defects::Defect,
+    client::{
+        dialled::{Dialled, ProgressReplies},
+        response::header_revision,
+    },
+    deliberate_defects::DeliberateDefect,
     error::{Failure, classify_cancel, text_cause},
     watch::{
         replica::{KeyEvent, key_event},
@@ -30,7 +33,7 @@ impl WatchTask {
     ) -> Result<WatchResponse, WatchEnd> {
         match message {
             Ok(message) => {
-                if Defect::MessagesProve.is_on() {
+                if DeliberateDefect::MessagesProve.is_on() {
                     self.publisher.prove(Moment::now());
                 }
                 if !message.created() {
@@ -42,14 +45,14 @@ impl WatchTask {
                 self.silences += 1;
                 // A member that answers may have lost only this watch.
                 if !member_answers || self.silences >= MAX_SILENCES {
-                    self.conn.data.give_up(connection);
+                    self.client.data.give_up(connection);
                 }
                 let silent = Failure::Lost(text_cause("the watch gives no sign of life"));
                 Err(WatchEnd::Silent(self.silences, silent.at(connection.url())))
             }
             Err(StreamEnd::Broken(Failure::AnswerTooLarge(_))) => Err(WatchEnd::TooLarge),
             Err(StreamEnd::Broken(failure)) => {
-                self.conn.data.blame(connection, &failure);
+                self.client.data.blame(connection, &failure);
                 Err(WatchEnd::Broken(failure.at(connection.url())))
             }
         }
@@ -58,7 +61,7 @@ impl WatchTask {
     /// Returns an error if the message ends the watch.
     pub(super) async fn check(&mut self, message: &WatchResponse, live: &mut LiveWatch) -> Result<(), WatchEnd> {
         if message.compact_revision() > 0 {
-            if let Some(replica) = self.replica.as_mut().filter(|_| Defect::NoListAfterCompaction.is_on()) {
+            if let Some(replica) = self.replica.as_mut().filter(|_| DeliberateDefect::NoListAfterCompaction.is_on()) {
                 replica.revision = Revision::new(message.compact_revision().unsigned_abs());
                 return Err(lost("the history is gone"));
             }
@@ -71,16 +74,15 @@ impl WatchTask {
             return Ok(());
         }
         let opened = header_revision(message.header());
-        // A watch after a list starts at the revision of that list.
-        if self.begin == Begin::Now && !self.opened && live.opened_after == OpenedAfter::Interruption {
+        if self.starts_now(live.opened_after) {
             return self.catch_up(live, opened).await;
         }
         if opened < self.seen() {
             // A member that lags, or a store that went back.
             let count = GetOptions::new().with_count_only();
-            let (_, now) = self.conn.range(&self.range.start, &count).await.map_err(WatchEnd::Broken)?;
+            let (_, now) = self.client.range(&self.range.start, &count).await.map_err(WatchEnd::Broken)?;
             if now < self.seen() {
-                return Err(LowRead::judge(&self.conn, self.seen()).await.into());
+                return Err(LowRead::judge(&self.client, self.seen()).await.into());
             }
         }
         Ok(())
@@ -91,9 +93,9 @@ impl WatchTask {
         let Some(replica) = self.replica.as_mut().filter(|replica| replica.revision != opened) else {
             return Ok(());
         };
-        let (record, now) = self.conn.get_with_queue_writes(&self.range.start).await.map_err(WatchEnd::Broken)?;
+        let (record, now) = self.client.get_with_queue_writes(&self.range.start).await.map_err(WatchEnd::Broken)?;
         if now < replica.revision {
-            return Err(LowRead::judge(&self.conn, self.seen()).await.into());
+            return Err(LowRead::judge(&self.client, self.seen()).await.into());
         }
         if now < opened {
             // Some releases of etcd answer stale reads under stress (etcd-io/etcd#20418). The changes in between would
@@ -126,7 +128,9 @@ impl WatchTask {
             } else {
                 self.publisher.live();
             }
-        } else if header > replica.revision && (watch_id >= 0 || connection.answers_in_order() == Some(true)) {
+        } else if header > replica.revision
+            && (watch_id >= 0 || connection.progress_replies() == Some(ProgressReplies::InOrder))
+        {
             // A periodic notification is ordered with the events. The reply to a request has the id -1, and is ordered
             // in releases that have the fix.
             replica.revision = header;
@@ -166,7 +170,7 @@ impl WatchTask {
             return self.repeated(connection);
         }
         self.repeats = 0;
-        self.conn.limits.check(&self.range, next.len(), next.bytes()).map_err(WatchEnd::Oversized)?;
+        self.client.limits.check(&self.range, next.len(), next.bytes()).map_err(WatchEnd::Oversized)?;
         *replica = next;
         self.publisher.advance(replica.clone());
         self.prove_reached();
@@ -181,7 +185,7 @@ impl WatchTask {
             return Ok(());
         }
         self.repeats = 0;
-        self.conn.data.give_up(connection);
+        self.client.data.give_up(connection);
         Err(lost("the watch repeats itself"))
     }
 }

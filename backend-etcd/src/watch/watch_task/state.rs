@@ -17,6 +17,8 @@ pub(super) enum State<W> {
     Resyncing(Resync),
     /// The range was listed. The next step opens a watch at its revision.
     Listed,
+    /// The content was known at the start. The next step opens the first watch.
+    Known,
     /// The replica may be behind. The next step opens a watch at its revision.
     Suspect,
     /// A watch is open. The next step follows it to its end.
@@ -79,8 +81,9 @@ mod tests {
         Failure::Lost(text_cause("lost"))
     }
 
-    fn states() -> [State<()>; 5] {
-        [State::Unsynced, State::Resyncing(Resync::Wrong), State::Listed, State::Suspect, State::Live(())]
+    fn states() -> Vec<State<()>> {
+        let resyncing = State::Resyncing(Resync::Wrong);
+        vec![State::Unsynced, resyncing, State::Listed, State::Known, State::Suspect, State::Live(())]
     }
 
     #[test]
@@ -107,7 +110,7 @@ mod tests {
 
     #[test]
     fn a_broken_watch_is_resumed() {
-        for state in [State::Listed, State::Suspect, State::Live(())] {
+        for state in [State::Listed, State::Known, State::Suspect, State::Live(())] {
             assert_eq!(recover(state, &WatchEnd::Broken(lost())), State::Suspect);
         }
         assert_eq!(recover(State::Live(()), &WatchEnd::Outdated), State::Suspect);

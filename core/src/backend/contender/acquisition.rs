@@ -7,6 +7,7 @@ use crate::{
         election::Leadership,
         guard::LockGuard,
         options::{LockMode, LockOptions},
+        semaphore_options::SemaphoreOptions,
     },
     model::name::LockName,
     runtime::deadline::LastTrouble,
@@ -38,6 +39,17 @@ impl Acquisition {
         }
         options.check()?;
         Ok(Self { name, wanted, options, trouble: LastTrouble::default() })
+    }
+
+    /// Creates the acquisition of permits of a semaphore. Its queue entry is held like that of an exclusive lock; the
+    /// turn of the entry depends on [`permit_position`](crate::backend::permit_position).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidConfig`] for invalid options.
+    pub fn of_permits(name: LockName, wanted: Wanted, options: &SemaphoreOptions) -> Result<Self, Error> {
+        options.check()?;
+        Self::new(name, wanted, options.as_lock())
     }
 
     /// Returns the terms of the lease for the options.

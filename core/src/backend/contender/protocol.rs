@@ -55,7 +55,7 @@ pub trait QueueProtocol: Send + 'static {
     fn leave(&mut self, entry: &mut Self::Entry, reason: LeaveReason) -> impl Future<Output = Released> + Send;
 
     /// Records that the entry is gone, after [`leave`](Self::leave).
-    fn left(&mut self, entry: Self::Entry);
+    fn entry_removed(&mut self, entry: Self::Entry);
 
     /// Returns the time since the entry was chosen.
     fn age(&self, entry: &Self::Entry) -> Duration;

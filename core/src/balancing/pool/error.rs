@@ -17,7 +17,7 @@ pub struct FailedAttempt<E> {
 #[non_exhaustive]
 pub enum PoolError<E> {
     /// There was no instance to call.
-    #[error("nobody to call")]
+    #[error("no instance to call")]
     PickError {
         /// The reason.
         #[source]

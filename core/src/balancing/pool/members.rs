@@ -1,4 +1,4 @@
-//! Instances that a pool calls: their clients, their rests, and the sets that calls select from.
+//! Instances that a pool calls: their clients, their ejections, and the sets that calls select from.
 
 use std::{
     collections::HashMap,
@@ -11,14 +11,13 @@ use std::{
 };
 
 use super::options::PoolOptions;
-use crate::runtime::sync::MutexExt as _;
 use crate::{
     balancing::{
         balance::{Group, PickArgs, Ready, Selectable},
         candidate_table::PickError,
-        ejection::{Ejected, Ejection, Ejections, Rests},
+        ejection::{Ejected, Ejection, EjectionTimes, Ejections},
         picker::Picker,
-        policy::Policy,
+        policy::PickPolicy,
     },
     discovery::{service_view::ServiceView, snapshot::Snapshot},
     model::{
@@ -26,7 +25,7 @@ use crate::{
         instance::Entry,
         name::{InstanceId, ServiceRef},
     },
-    runtime::{clock::rounded, task::TaskOwner},
+    runtime::{clock::rounded, sync::MutexExt as _, task::TaskOwner},
 };
 
 /// One instance while it is listed with the same endpoints and the same registration.
@@ -36,15 +35,15 @@ pub(super) struct Member<T> {
     client: OnceLock<Arc<T>>,
     /// Failed calls in a row.
     failures: AtomicU32,
-    resting: AtomicBool,
-    rest: Mutex<Rest>,
+    is_ejected: AtomicBool,
+    ejections: Mutex<MemberEjections>,
 }
 
-/// Rests of a member.
+/// Ejections of a member.
 #[derive(Default)]
-struct Rest {
-    rests: Option<Rests>,
-    /// The current rest. It ends with the member.
+struct MemberEjections {
+    times: Option<EjectionTimes>,
+    /// The current ejection. It ends with the member.
     now: Option<Ejected>,
 }
 
@@ -56,8 +55,8 @@ impl<T> Member<T> {
             entry: Arc::clone(entry),
             client: before.map(OnceLock::from).unwrap_or_default(),
             failures: AtomicU32::new(0),
-            resting: AtomicBool::new(false),
-            rest: Mutex::default(),
+            is_ejected: AtomicBool::new(false),
+            ejections: Mutex::default(),
         }
     }
 
@@ -70,25 +69,25 @@ impl<T> Member<T> {
         self.is_at(entry) && self.entry.created() == entry.created()
     }
 
-    /// Begins a rest, if there is none now. Returns its length.
-    fn begin_rest(&self, ejection: &Ejection, ejections: &Ejections) -> Option<Duration> {
-        let mut rest = self.rest.locked();
-        if rest.now.is_some() {
+    /// Begins an ejection, if there is none now. Returns its length.
+    fn begin_ejection(&self, ejection: &Ejection, all: &Ejections) -> Option<Duration> {
+        let mut own = self.ejections.locked();
+        if own.now.is_some() {
             return None;
         }
-        rest.now = Some(ejections.begin(ejection)?);
-        self.resting.store(true, Ordering::Release);
-        Some(rest.rests.get_or_insert_with(|| Rests::new(ejection)).begin())
+        own.now = Some(all.begin(ejection)?);
+        self.is_ejected.store(true, Ordering::Release);
+        Some(own.times.get_or_insert_with(|| EjectionTimes::new(ejection)).begin())
     }
 
-    fn end_rest(&self) {
-        let mut rest = self.rest.locked();
-        // Failures during the rest do not count.
+    fn end_ejection(&self) {
+        let mut own = self.ejections.locked();
+        // Failures during the ejection do not count.
         self.failures.store(0, Ordering::Relaxed);
-        self.resting.store(false, Ordering::Release);
-        rest.now = None;
-        if let Some(rests) = &mut rest.rests {
-            rests.end();
+        self.is_ejected.store(false, Ordering::Release);
+        own.now = None;
+        if let Some(times) = &mut own.times {
+            times.end();
         }
     }
 }
@@ -122,14 +121,14 @@ impl<T> Selectable for Listed<T> {
     }
 
     fn is_ready(&self) -> bool {
-        !self.member.resting.load(Ordering::Acquire)
+        !self.member.is_ejected.load(Ordering::Acquire)
     }
 }
 
 /// A set of members that calls select from.
 pub(super) struct PickSet<T> {
     listed: Vec<Arc<Listed<T>>>,
-    /// The members that do not rest.
+    /// The members that are not ejected.
     ready: Ready<Arc<Listed<T>>>,
     all: OnceLock<Group<Arc<Listed<T>>>>,
 }
@@ -137,15 +136,16 @@ pub(super) struct PickSet<T> {
 impl<T> PickSet<T> {
     fn new(listed: Vec<Arc<Listed<T>>>, zone: Option<&str>, key_use: KeyUse) -> Self {
         let is_near = |one: &Listed<T>| zone.is_some() && one.entry.instance().zone() == zone;
-        let near = |near: bool| listed.iter().filter(move |one| is_near(one) == near);
-        let weight = near(true).map(|one| u64::from(one.entry.instance().weight())).sum();
-        let group = |is_near: bool| key_use.group(near(is_near).filter(|one| one.is_ready()));
-        let ready = Ready::new(group(true), group(false), weight);
+        let near = || listed.iter().filter(|one| is_near(one));
+        let far = listed.iter().filter(|one| !is_near(one));
+        let weight = near().map(|one| u64::from(one.entry.instance().weight())).sum();
+        let is_ready = |one: &&Arc<Listed<T>>| one.is_ready();
+        let ready = Ready::new(key_use.group(near().filter(is_ready)), key_use.group(far.filter(is_ready)), weight);
         Self { ready, listed, all: OnceLock::new() }
     }
 
-    /// Picks a member that does not rest and was not `tried`, or else one that does not rest. If all rest, picks any of
-    /// them.
+    /// Picks a member that is not ejected and was not `tried`, or else one that is not ejected. If all are ejected,
+    /// picks any of them.
     pub(super) fn pick(&self, args: &PickArgs<'_>, tried: impl Fn(&InstanceId) -> bool) -> Option<&Arc<Listed<T>>> {
         let ready = self.ready.pick(args, |one| tried(one.id()));
         ready.or_else(|| self.all.get_or_init(|| KeyUse::Without.group(&self.listed)).pick(args, &|_| true))
@@ -180,15 +180,15 @@ pub(super) struct Members<T> {
     zone: Option<String>,
     ejection: Option<Ejection>,
     ejections: Ejections,
-    /// Number of rests that began or ended. Each makes the sets out of date.
-    rests: AtomicU64,
+    /// Number of ejections that began or ended. Each makes the sets out of date.
+    ejection_changes: AtomicU64,
     state: Mutex<PickSets<T>>,
 }
 
 struct PickSets<T> {
     picker: Picker,
     known: HashMap<InstanceId, Arc<Member<T>>>,
-    /// Numbers of publications and of rests when the sets below were built.
+    /// Numbers of publications and of changes of ejections when the sets below were built.
     built_after: (u64, u64),
     plain: Option<Arc<PickSet<T>>>,
     by_key: Option<Arc<PickSet<T>>>,
@@ -204,15 +204,15 @@ impl<T: Send + Sync + 'static> Members<T> {
     pub(super) fn new(view: &ServiceView, options: PoolOptions) -> Self {
         let PoolOptions { filter, zone, ejection } = options;
         let state = PickSets {
-            picker: view.picker_of(Policy::Random, filter),
+            picker: view.picker_of(PickPolicy::Random, filter),
             known: HashMap::new(),
             built_after: (0, 0),
             plain: None,
             by_key: None,
         };
-        let (ejections, rests) = (Ejections::default(), AtomicU64::new(0));
+        let (ejections, ejection_changes) = (Ejections::default(), AtomicU64::new(0));
         let service = view.service().clone();
-        Self { service, zone, ejection, ejections, rests, state: Mutex::new(state) }
+        Self { service, zone, ejection, ejections, ejection_changes, state: Mutex::new(state) }
     }
 
     fn state(&self) -> MutexGuard<'_, PickSets<T>> {
@@ -224,17 +224,17 @@ impl<T: Send + Sync + 'static> Members<T> {
         // Outlives the lock: dropping a member may drop its client, whose `Drop` is the user's code.
         let mut gone = Vec::new();
         let mut state = self.state();
-        let rests = self.rests.load(Ordering::Acquire);
+        let ejection_changes = self.ejection_changes.load(Ordering::Acquire);
         let PickSets { picker, known, built_after, plain, by_key } = &mut *state;
         picker.candidates()?;
-        let now = (picker.count(), rests);
+        let now = (picker.count(), ejection_changes);
         let sets = if *built_after == now { (None, None) } else { (plain.take(), by_key.take()) };
         *built_after = now;
-        let place = match key_use {
+        let set_of_kind = match key_use {
             KeyUse::Without => plain,
             KeyUse::ByKey => by_key,
         };
-        if let Some(set) = place {
+        if let Some(set) = set_of_kind {
             return Ok(Arc::clone(set));
         }
         let candidates = picker.candidates()?.to_vec();
@@ -249,7 +249,7 @@ impl<T: Send + Sync + 'static> Members<T> {
             Arc::new(Listed { entry, member })
         };
         let listed = candidates.into_iter().map(&mut list).collect();
-        let set = Arc::clone(place.insert(Arc::new(PickSet::new(listed, self.zone.as_deref(), key_use))));
+        let set = Arc::clone(set_of_kind.insert(Arc::new(PickSet::new(listed, self.zone.as_deref(), key_use))));
         drop(state);
         drop(sets);
         Ok(set)
@@ -284,7 +284,7 @@ impl<T: Send + Sync + 'static> Members<T> {
         }
     }
 
-    /// Records a failed call, and starts a rest if the failures in a row suffice.
+    /// Records a failed call, and starts an ejection if the failures in a row suffice.
     pub(super) fn failed(self: &Arc<Self>, one: &Listed<T>, tasks: &TaskOwner) {
         let (Some(ejection), member) = (&self.ejection, &one.member) else { return };
         let failures = member.failures.fetch_add(1, Ordering::Relaxed) + 1;
@@ -292,36 +292,36 @@ impl<T: Send + Sync + 'static> Members<T> {
             return;
         }
         member.failures.store(0, Ordering::Relaxed);
-        let Some(time) = member.begin_rest(ejection, &self.ejections) else { return };
+        let Some(time) = member.begin_ejection(ejection, &self.ejections) else { return };
         tracing::warn!(
             service = %self.service,
             instance = %escaped(one.id()),
             time = %rounded(time),
             "instance ejected, it failed several calls in a row"
         );
-        self.rests.fetch_add(1, Ordering::AcqRel);
-        let end = EndOfRest { members: Arc::downgrade(self), member: Arc::downgrade(member) };
-        // Without a runtime, or once the pool is gone, the rest ends at once.
-        let _ = tasks.spawn_until_stopped("rest", async move {
+        self.ejection_changes.fetch_add(1, Ordering::AcqRel);
+        let end = EndOfEjection { members: Arc::downgrade(self), member: Arc::downgrade(member) };
+        // Without a runtime, or once the pool is gone, the ejection ends at once.
+        let _ = tasks.spawn_until_stopped("ejection", async move {
             let _end = end;
             tokio::time::sleep(time).await;
         });
     }
 }
 
-/// Ends a rest once this is dropped.
-struct EndOfRest<T> {
+/// Ends an ejection once this is dropped.
+struct EndOfEjection<T> {
     members: Weak<Members<T>>,
     member: Weak<Member<T>>,
 }
 
-impl<T> Drop for EndOfRest<T> {
+impl<T> Drop for EndOfEjection<T> {
     fn drop(&mut self) {
         if let Some(member) = self.member.upgrade() {
-            member.end_rest();
+            member.end_ejection();
         }
         if let Some(members) = self.members.upgrade() {
-            members.rests.fetch_add(1, Ordering::AcqRel);
+            members.ejection_changes.fetch_add(1, Ordering::AcqRel);
         }
     }
 }

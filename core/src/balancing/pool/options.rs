@@ -9,8 +9,8 @@ pub struct PoolOptions {
     /// Filter of the instances that are called; [`Filter::subset`] limits their number. Default: all. Instances that
     /// drain, do not serve or have weight 0 are never called.
     pub filter: Filter,
-    /// The preferred zone. While more than 71 % of its weight does not rest, all calls stay there. Below that, calls go
-    /// to other zones in proportion. Default: none.
+    /// The preferred zone. While more than 71 % of its weight is not ejected, all calls stay there. Below that, calls
+    /// go to other zones in proportion. Default: none.
     pub zone: Option<String>,
     /// Rule for ejecting an instance after failed calls in a row; `None` for never. Default: [`Ejection::new`].
     pub ejection: Option<Ejection>,

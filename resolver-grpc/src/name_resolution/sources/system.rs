@@ -10,13 +10,13 @@ use std::{
 };
 
 use async_trait::async_trait;
+use enlist::backend::MutexExt as _;
 use futures::{FutureExt, future::BoxFuture};
 use hyper_util::client::legacy::connect::dns::Name;
 use tokio::sync::Semaphore;
 use tower::Service;
 
 use super::lookup::Lookup;
-use enlist::backend::MutexExt as _;
 
 /// Maximum number of threads of the process that are blocked by lookups.
 const MAX_THREADS: usize = 32;

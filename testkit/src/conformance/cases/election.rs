@@ -45,7 +45,7 @@ async fn observed(watcher: &mut LeaderWatcher, value: Option<&str>) -> LeaderCha
     }
 }
 
-pub async fn a_lone_candidate_leads_and_is_known(h: &impl Harness) {
+pub async fn a_lone_candidate_leads(h: &impl Harness) {
     let (one, two, name) = (h.client().await, h.client().await, lock(h, "e"));
     assert_eq!(led_by(&two, &name).await, None);
     let leadership = lead(h, &one, &name, "one").await;
@@ -135,7 +135,7 @@ pub async fn an_outage_leaves_the_observed_leader(h: &impl Harness) {
     assert!(live.freshness.is_live());
 }
 
-pub async fn a_dropped_campaign_leaves_the_line(h: &impl Harness) {
+pub async fn a_dropped_campaign_leaves_the_queue(h: &impl Harness) {
     let (one, two, name) = (h.client().await, h.client().await, lock(h, "e"));
     let _leadership = lead(h, &one, &name, "one").await;
     let waiting = campaign(&two, &name, "two", lock_options(h).ttl(std::time::Duration::from_secs(300)));

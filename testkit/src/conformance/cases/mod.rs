@@ -11,15 +11,20 @@
 #![expect(clippy::unwrap_used, reason = "cases are tests, though they are compiled as a library")]
 #![allow(clippy::wildcard_imports, reason = "every case uses most helpers of `support`")]
 
+mod config;
 mod departure;
 mod election;
 mod leases;
 mod lock;
 mod lock_delay;
+mod once;
 mod publish;
+mod queues;
 mod raw;
 mod register;
 mod reregister;
+mod semaphore;
+mod services;
 mod support;
 mod watch;
 

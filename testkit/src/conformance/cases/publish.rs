@@ -100,7 +100,7 @@ pub async fn evicting_what_changed_since_is_refused(h: &impl Harness) {
     let (server, operator, service) = (h.client().await, h.client().await, service(h, "svc"));
     let registration = register(h, &server, &service, "a").await;
     let before = only(&operator, &service, |_| true).await;
-    let changed = soon("stored", registration.update(|draft| _ = draft.weight(7))).await.unwrap();
+    let changed = soon("stored", registration.update(|update| _ = update.weight(7))).await.unwrap();
     let refused = operator.evict(&service, &id("a"), Some(before.modified())).await;
     assert!(matches!(refused, Err(Error::Conflict { revision, .. }) if revision == changed), "{refused:?}");
     assert_eq!(only(&operator, &service, |_| true).await.modified(), changed);

@@ -63,8 +63,8 @@ pub async fn a_short_outage_leaves_the_instance_unchanged(h: &impl Harness) {
     dying.register(&service, instance("b"), own(h)).await.unwrap().abandon();
     listed(&client, &service, &["a"]).await;
     server.heal().await;
-    let update = a.update(|draft| {
-        draft.weight(9);
+    let update = a.update(|update| {
+        update.weight(9);
     });
     soon("stored after the outage", update).await.unwrap();
     assert_eq!(only(&client, &service, |_| true).await.created(), before.created());
@@ -82,8 +82,8 @@ pub async fn an_instance_comes_back_after_a_long_outage(h: &impl Harness) {
 pub async fn an_update_survives_reregistration(h: &impl Harness) {
     let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
     let a = register(h, &server, &service, "a").await;
-    let update = a.update(|draft| {
-        draft.weight(7);
+    let update = a.update(|update| {
+        update.weight(7);
     });
     soon("stored", update).await.unwrap();
     let before = only(&client, &service, |_| true).await;
@@ -96,7 +96,7 @@ pub async fn changed_endpoints_survive_reregistration(h: &impl Harness) {
     let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
     let a = register(h, &server, &service, "a").await;
     let lease = h.lease_of(&service, &id("a")).await;
-    let update = a.update(|draft| _ = draft.endpoints(instance("moved").endpoints().to_vec()));
+    let update = a.update(|update| _ = update.endpoints(instance("moved").endpoints().to_vec()));
     soon("stored", update).await.unwrap();
     assert_eq!(h.lease_of(&service, &id("a")).await, lease, "it stays under its lease");
     let before = only(&client, &service, |_| true).await;
@@ -109,8 +109,8 @@ pub async fn an_update_during_an_outage_is_stored_afterwards(h: &impl Harness) {
     let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
     let a = register(h, &server, &service, "a").await;
     server.cut().await;
-    let update = a.update(|draft| {
-        draft.weight(7);
+    let update = a.update(|update| {
+        update.weight(7);
     });
     server.heal().await;
     soon("stored", update).await.unwrap();
@@ -122,8 +122,8 @@ pub async fn an_update_during_long_outages_is_stored_soon(h: &impl Harness) {
     let long = RegisterOptions::new().ttl(Duration::from_secs(300));
     let a = server.register(&service, instance("a"), long).await.unwrap();
     server.cut().await;
-    let update = a.update(|draft| {
-        draft.weight(7);
+    let update = a.update(|update| {
+        update.weight(7);
     });
     // By now, attempts have the maximum delay.
     outlast(h, &client, h.ttl() * 5).await;

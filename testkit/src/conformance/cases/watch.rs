@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use enlist::{Change, Directory, Error, Event, Freshness, Health, Policy, Watcher};
+use enlist::{Change, Directory, Error, Event, Freshness, Health, PickPolicy, Watcher};
 
 use super::support::*;
 use crate::{
@@ -42,8 +42,8 @@ pub async fn changes_come_with_exactly_their_events(h: &impl Harness) {
     let added = next(&mut watcher).await;
     assert!(matches!(&added.events[..], [Event::Added(_)]), "one was added: {:?}", added.events);
     assert_exact(&first.snapshot, &added);
-    let update = a.update(|draft| {
-        draft.weight(7);
+    let update = a.update(|update| {
+        update.weight(7);
     });
     soon("stored", update).await.unwrap();
     let updated = next(&mut watcher).await;
@@ -83,8 +83,8 @@ pub async fn a_slow_watcher_gets_the_net_difference(h: &impl Harness) {
     let before = next(&mut slow).await;
     next(&mut fast).await;
     for weight in 1..=20 {
-        let update = a.update(|draft| {
-            draft.weight(weight);
+        let update = a.update(|update| {
+            update.weight(weight);
         });
         soon("stored", update).await.unwrap();
     }
@@ -219,8 +219,8 @@ async fn outage(h: &impl Harness, history: History) {
     next(&mut watcher).await;
     client.cut().await;
     let before = stale(&mut watcher, &["kept", "changed", "removed"]).await;
-    let update = changed.update(|draft| {
-        draft.weight(7);
+    let update = changed.update(|update| {
+        update.weight(7);
     });
     soon("stored", update).await.unwrap();
     soon("deregistered", removed.deregister()).await.unwrap();
@@ -292,13 +292,13 @@ pub async fn resolving_fails_during_an_outage(h: &impl Harness) {
     assert!(is_outage(&failed.unwrap_err()));
 }
 
-pub async fn a_view_follows_and_survives_an_outage(h: &impl Harness) {
+pub async fn a_view_survives_an_outage(h: &impl Harness) {
     let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
     let directory = Directory::new(client.resolver());
     let view = directory.view(&service);
     assert!(soon("ready", view.ready()).await.unwrap().is_empty());
     let _a = register(h, &server, &service, "a").await;
-    let mut picker = view.picker(Policy::Weighted);
+    let mut picker = view.picker(PickPolicy::Weighted);
     let mut changes = view.changes();
     while picker.pick().is_err() {
         soon("a change", changes.next()).await.unwrap();

@@ -5,8 +5,7 @@ use std::{
     time::Duration,
 };
 
-use enlist::TaskOwner;
-use enlist::backend::MutexExt as _;
+use enlist::{TaskOwner, backend::MutexExt as _};
 use etcd_client::proto::{PbKvServer, PbLeaseServer, PbMaintenanceServer, PbWatchServer};
 use tokio::{
     io::DuplexStream,
@@ -18,7 +17,7 @@ use tonic::{
 };
 
 use super::{
-    defects::EtcdDefect,
+    etcd_defects::EtcdDefect,
     link::Link,
     misbehavior::{LateWrite, Minority, Misbehavior},
     records::{KeyChange, Requests},

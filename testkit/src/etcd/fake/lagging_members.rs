@@ -3,7 +3,7 @@
 use etcd_client::proto::{PbRangeRequest, PbRangeResponse, PbTxnOpRequest, PbTxnRequest, PbTxnResponse};
 use tonic::Status;
 
-use super::{defects::EtcdDefect, store::Store};
+use super::{etcd_defects::EtcdDefect, store::Store};
 
 impl Store {
     /// Gives the store a defect.

@@ -7,6 +7,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
+use enlist::backend::MutexExt as _;
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf},
@@ -15,7 +16,6 @@ use tokio::{
 use tonic::transport::{Channel, Endpoint};
 
 use crate::faults::modes::Direction;
-use enlist::backend::MutexExt as _;
 
 /// Maximum number of bytes in flight per direction of a pipe.
 const PIPE: usize = 1 << 20;

@@ -5,7 +5,7 @@
 //! works. Its store keeps revisions, leases and history. Leases never expire by default. Requests that it does not
 //! implement are refused. Begin with `fake_etcd.rs`, which is its handle in tests.
 
-mod defects;
+mod etcd_defects;
 mod fake_etcd;
 mod lagging_members;
 mod link;
@@ -18,7 +18,7 @@ mod store;
 mod watches;
 
 pub use self::{
-    defects::EtcdDefect,
+    etcd_defects::EtcdDefect,
     fake_etcd::{FakeEtcd, FakeSnapshot},
     link::Link,
     misbehavior::{LateWrite, Minority, Misbehavior},

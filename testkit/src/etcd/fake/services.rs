@@ -26,7 +26,7 @@ use tonic::{
 };
 
 use super::{
-    defects::{EtcdDefect, REVOKED_AFTER},
+    etcd_defects::{EtcdDefect, REVOKED_AFTER},
     misbehavior::{LateWrite, Misbehavior},
     state::{Consistency, FakeState},
     watches,
@@ -86,17 +86,17 @@ impl PbKvService for Service {
             return self.shared.txn(request).map(Response::new);
         };
         let (shared, stop) = (Arc::clone(&self.shared), self.tasks.stop_signal());
-        let (tell, told) = oneshot::channel();
+        let (sender, outcome) = oneshot::channel();
         let late = self.tasks.spawn("late transaction", async move {
             if stop.run_until_cancelled_owned(tokio::time::sleep(delay)).await.is_some() {
                 let outcome = shared.txn(request);
                 shared.store().late.push(outcome.as_ref().map(LateWrite::of).map_err(Clone::clone));
                 // The caller may be gone.
-                let _ = tell.send(outcome);
+                let _ = sender.send(outcome);
             }
         });
         late.map_err(|error| Status::unavailable(error.to_string()))?;
-        told.await.map_err(|_| Status::unavailable("the server has ended"))?.map(Response::new)
+        outcome.await.map_err(|_| Status::unavailable("the server has ended"))?.map(Response::new)
     }
 
     async fn compact(&self, request: Request<PbCompactionRequest>) -> Result<Response<PbCompactionResponse>, Status> {

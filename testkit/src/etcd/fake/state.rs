@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use enlist::backend::MutexExt as _;
 use etcd_client::proto::{PbTxnRequest, PbTxnResponse};
 use tokio::{sync::watch, time::Instant};
 use tonic::{Status, metadata::MetadataMap};
@@ -13,7 +14,6 @@ use super::{
     misbehavior::{Minority, Misbehavior},
     store::{Content, Store},
 };
-use enlist::backend::MutexExt as _;
 
 /// Consistency of a request. A serializable one does not need a quorum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

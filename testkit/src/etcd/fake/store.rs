@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use super::{
-    defects::Defects,
+    etcd_defects::Defects,
     misbehavior::{LateWrite, Misbehavior},
     records::{KeyChange, Requests},
 };

@@ -2,17 +2,17 @@
 
 use std::sync::Arc;
 
+use enlist::backend::MutexExt as _;
 use etcd_client::proto::{PbEvent, PbResponseHeader, PbWatchRequest, PbWatchRequestUnion, PbWatchResponse};
 use futures::Stream;
 use tokio::{sync::mpsc, time::Instant};
 use tonic::{Status, Streaming};
 
 use super::{
-    defects::{EtcdDefect, LATE_EVENTS},
+    etcd_defects::{EtcdDefect, LATE_EVENTS},
     misbehavior::{Misbehavior, message, misreported},
     state::FakeState,
 };
-use enlist::backend::MutexExt as _;
 
 /// Sending half of a watch's response stream.
 type Responses = mpsc::Sender<PbWatchResponse>;

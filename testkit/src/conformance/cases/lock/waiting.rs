@@ -26,14 +26,14 @@ pub async fn a_crashed_holder_is_succeeded(h: &impl Harness) {
     assert!(next.is_held() && !guard.is_held());
 }
 
-pub async fn waiters_are_served_in_order(h: &impl Harness) {
+pub async fn contenders_are_served_in_order(h: &impl Harness) {
     let (holder, name) = (h.client().await, lock(h, "l"));
     let guard = acquire(h, &holder, &name).await;
     let mut waiting = Vec::new();
-    for place in 0..5 {
+    for ahead in 0..5 {
         let client = h.client().await;
         waiting.push(contend(&client, &name, lock_options(h)));
-        queue_has(h, &name, place + 2).await;
+        queue_has(h, &name, ahead + 2).await;
     }
     let mut before = guard.fencing_token();
     soon("released", guard.release()).await.unwrap();
@@ -45,7 +45,7 @@ pub async fn waiters_are_served_in_order(h: &impl Harness) {
     }
 }
 
-pub async fn a_cancelled_waiter_leaves_the_line(h: &impl Harness) {
+pub async fn a_cancelled_contender_leaves_the_queue(h: &impl Harness) {
     let (one, two, name) = (h.client().await, h.client().await, lock(h, "l"));
     let long = lock_options(h).ttl(Duration::from_secs(300));
     let guard = acquire(h, &one, &name).await;
@@ -84,7 +84,7 @@ pub async fn a_deadline_ends_the_wait_in_the_queue(h: &impl Harness) {
     queue_has(h, &name, 1).await;
 }
 
-pub async fn a_failed_try_leaves_the_line(h: &impl Harness) {
+pub async fn a_failed_try_leaves_the_queue(h: &impl Harness) {
     let (one, two, name) = (h.client().await, h.client().await, lock(h, "l"));
     let _guard = acquire(h, &one, &name).await;
     let long = lock_options(h).ttl(Duration::from_secs(300));
@@ -106,29 +106,29 @@ pub async fn a_deadline_during_an_outage_leaves_nothing_behind(h: &impl Harness)
     drop(guard);
 }
 
-pub async fn a_waiter_whose_lease_dies_learns_it(h: &impl Harness) {
+pub async fn a_contender_whose_lease_dies_learns_it(h: &impl Harness) {
     let (one, two, name) = (h.client().await, h.client().await, lock(h, "l"));
     let guard = acquire(h, &one, &name).await;
-    // The waiter shares the lease of another lock of its process, by which the case finds it.
+    // The contender shares the lease of another lock of its process, by which the case finds it.
     let other = lock(h, "other");
     let long = lock_options(h).ttl(Duration::from_secs(300));
     let _other = two.acquire(&other, long.clone()).await.unwrap();
     let mut waiting = contend(&two, &name, long.fail_on_lost_entry());
     queue_has(h, &name, 2).await;
-    let lease = h.lease_of_waiter(&name).await.unwrap();
+    let lease = h.lease_of_last_contender(&name).await.unwrap();
     h.revoke(lease).await;
-    let died = waiting.done("the waiter's end").await;
-    assert!(matches!(died, Err(Error::LeaseLost)), "the waiter learns that its lease is lost: {died:?}");
+    let died = waiting.done("the contender's end").await;
+    assert!(matches!(died, Err(Error::LeaseLost)), "the contender learns that its lease is lost: {died:?}");
     assert!(guard.is_held());
     queue_has(h, &name, 1).await;
 }
 
-pub async fn a_waiter_without_lease_enters_the_queue_again(h: &impl Harness) {
+pub async fn a_contender_without_lease_enters_the_queue_again(h: &impl Harness) {
     let (one, two, three, name) = (h.client().await, h.client().await, h.client().await, lock(h, "l"));
     let guard = acquire(h, &one, &name).await;
     let mut revoked = contend(&two, &name, lock_options(h));
     queue_has(h, &name, 2).await;
-    let lease = h.lease_of_waiter(&name).await.unwrap();
+    let lease = h.lease_of_last_contender(&name).await.unwrap();
     let mut behind = contend(&three, &name, lock_options(h));
     queue_has(h, &name, 3).await;
     h.revoke(lease).await;
@@ -147,7 +147,7 @@ pub async fn a_waiter_without_lease_enters_the_queue_again(h: &impl Harness) {
     queue_has(h, &name, 0).await;
 }
 
-pub async fn waiters_enter_the_queue_again_after_a_wipe(h: &impl Harness) {
+pub async fn contenders_enter_the_queue_again_after_a_wipe(h: &impl Harness) {
     let (one, two, name) = (h.client().await, h.client().await, lock(h, "l"));
     let guard = acquire(h, &one, &name).await;
     let mut waiting = contend(&two, &name, lock_options(h));
@@ -159,14 +159,14 @@ pub async fn waiters_enter_the_queue_again_after_a_wipe(h: &impl Harness) {
     queue_has(h, &name, 1).await;
 }
 
-pub async fn a_waiter_in_the_queue_again_keeps_deadlines(h: &impl Harness) {
+pub async fn a_contender_in_the_queue_again_keeps_deadlines(h: &impl Harness) {
     let (one, two, name) = (h.client().await, h.client().await, lock(h, "l"));
     let _guard = acquire(h, &one, &name).await;
     let limit = h.ttl() * 2;
     let begun = Moment::now();
     let mut waiting = contend(&two, &name, lock_options(h).deadline(limit));
     queue_has(h, &name, 2).await;
-    h.revoke(h.lease_of_waiter(&name).await.unwrap()).await;
+    h.revoke(h.lease_of_last_contender(&name).await.unwrap()).await;
     let late = waiting.done("the deadline").await;
     assert!(matches!(late, Err(Error::Timeout { limit: passed, .. }) if passed == limit), "{late:?}");
     assert!(begun.elapsed() >= limit && begun.elapsed() < limit * 2, "{:?}", begun.elapsed());

@@ -164,8 +164,8 @@ pub async fn taking_over_replaces_a_live_instance(h: &impl Harness) {
     let _b = two.register(&service, instance("a").with_weight(7), takes).await.unwrap();
     superseded(&a).await;
     // The superseded registration does not overwrite the key, for any later call.
-    drop(a.update(|draft| {
-        draft.weight(1);
+    drop(a.update(|update| {
+        update.weight(1);
     }));
     assert_eq!(soon("deregistered", a.deregister()).await.unwrap(), Deregistered::AlreadyGone);
     assert_eq!(only(&two, &service, |_| true).await.instance().weight(), 7);
@@ -190,8 +190,8 @@ async fn newest_stands(h: &impl Harness, entitled: RegisterOptions) {
     assert!(writes <= 5, "they do not fight: {writes} writes");
     assert_eq!(only(&client, &service, |_| true).await.instance().weight(), 2);
     assert!(matches!(b.state(), RegistrationState::Registered { .. }), "the newer one is registered: {:?}", b.state());
-    let update = a.update(|draft| {
-        draft.weight(3);
+    let update = a.update(|update| {
+        update.weight(3);
     });
     assert!(matches!(soon("refused", update).await, Err(Error::NotOwner { .. })));
     assert_eq!(only(&client, &service, |_| true).await.instance().weight(), 2);

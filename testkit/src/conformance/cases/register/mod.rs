@@ -23,8 +23,8 @@ pub async fn a_registered_instance_is_found(h: &impl Harness) {
 
 pub async fn everything_an_instance_says_is_carried(h: &impl Harness) {
     let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
-    let places = ["grpc://10.0.0.1:80", "http://[2001:db8::1]:8080", "unix:///run/x.sock", "tcp://host.example:9"];
-    let instance = Instance::new(id("a"), places.map(|place| Endpoint::parse(place).unwrap()))
+    let urls = ["grpc://10.0.0.1:80", "http://[2001:db8::1]:8080", "unix:///run/x.sock", "tcp://host.example:9"];
+    let instance = Instance::new(id("a"), urls.map(|url| Endpoint::parse(url).unwrap()))
         .unwrap()
         .with_weight(7)
         .with_version("1.2.3")
@@ -138,7 +138,7 @@ pub async fn an_instance_on_its_own_lease_dies_alone(h: &impl Harness) {
     assert_eq!(left.get(&id("b")).unwrap().created(), created);
 }
 
-pub async fn a_given_lease_is_used_and_not_revoked(h: &impl Harness) {
+pub async fn a_given_lease_is_not_revoked(h: &impl Harness) {
     let (server, service) = (h.client().await, service(h, "svc"));
     let lease = server.grant_lease(h.ttl()).await.unwrap();
     let _a = server.register(&service, instance("a"), options(h).lease(&lease)).await.unwrap();
@@ -202,7 +202,7 @@ pub async fn an_instance_too_large_once_encoded_is_refused(h: &impl Harness) {
         let refused = soon("refused", server.publish(&service, large)).await;
         assert!(matches!(refused, Err(Error::TooLarge { .. })), "so is a fixed one: {refused:?}");
         let a = register(h, &server, &service, "a").await;
-        let refused = soon("refused", a.update(|draft| _ = draft.metadata("blob", &text))).await;
+        let refused = soon("refused", a.update(|update| _ = update.metadata("blob", &text))).await;
         assert!(matches!(refused, Err(Error::TooLarge { .. })), "so is an update: {refused:?}");
         assert!(a.instance().metadata().is_empty(), "nothing has changed");
         assert_eq!(soon("deregistered", a.deregister()).await.unwrap(), Deregistered::Removed);

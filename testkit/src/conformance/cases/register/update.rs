@@ -21,8 +21,8 @@ pub async fn an_update_is_stored_in_place(h: &impl Harness) {
     let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
     let a = register(h, &server, &service, "a").await;
     let before = only(&client, &service, |_| true).await;
-    let update = a.update(|draft| {
-        draft.weight(7);
+    let update = a.update(|update| {
+        update.weight(7);
     });
     let revision = soon("stored", update).await.unwrap();
     let after = only(&client, &service, |entry| entry.instance().weight() == 7).await;
@@ -33,8 +33,8 @@ pub async fn an_update_is_stored_in_place(h: &impl Harness) {
 pub async fn an_update_keeps_the_lease(h: &impl Harness) {
     let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
     let a = register(h, &server, &service, "a").await;
-    let update = a.update(|draft| {
-        draft.weight(7);
+    let update = a.update(|update| {
+        update.weight(7);
     });
     soon("stored", update).await.unwrap();
     server.crash().await;
@@ -44,8 +44,8 @@ pub async fn an_update_keeps_the_lease(h: &impl Harness) {
 pub async fn an_update_is_made_without_an_await(h: &impl Harness) {
     let (server, service) = (h.client().await, service(h, "svc"));
     let a = register(h, &server, &service, "a").await;
-    drop(a.update(|draft| {
-        draft.weight(7);
+    drop(a.update(|update| {
+        update.weight(7);
     }));
     assert_eq!(a.instance().weight(), 7);
     only(&server, &service, |entry| entry.instance().weight() == 7).await;
@@ -55,12 +55,12 @@ pub async fn the_last_of_many_updates_wins(h: &impl Harness) {
     let (server, service) = (h.client().await, service(h, "svc"));
     let a = register(h, &server, &service, "a").await;
     for weight in 1..50 {
-        drop(a.update(|draft| {
-            draft.weight(weight);
+        drop(a.update(|update| {
+            update.weight(weight);
         }));
     }
-    let last = a.update(|draft| {
-        draft.weight(50);
+    let last = a.update(|update| {
+        update.weight(50);
     });
     soon("stored", last).await.unwrap();
     assert_eq!(only(&server, &service, |_| true).await.instance().weight(), 50);
@@ -72,7 +72,7 @@ pub async fn endpoints_are_changed_in_place(h: &impl Harness) {
     let before = only(&client, &service, |_| true).await;
     let mut watcher = watch(&client, &service).await;
     until(&mut watcher, "the old endpoint", |change| change.snapshot.len() == 1).await;
-    let update = a.update(|draft| _ = draft.endpoints(instance("moved").endpoints().to_vec()));
+    let update = a.update(|update| _ = update.endpoints(instance("moved").endpoints().to_vec()));
     let revision = soon("stored", update).await.unwrap();
     let change = until(&mut watcher, "a change", |change| !change.events.is_empty()).await;
     let [Event::Updated { old, new }] = &change.events[..] else {
@@ -89,11 +89,11 @@ pub async fn an_update_without_endpoints_changes_nothing(h: &impl Harness) {
     let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
     let a = register(h, &server, &service, "a").await;
     let before = only(&client, &service, |_| true).await;
-    let refused = soon("refused", a.update(|draft| _ = draft.endpoints([]))).await;
+    let refused = soon("refused", a.update(|update| _ = update.endpoints([]))).await;
     assert!(matches!(refused, Err(Error::InvalidAddress { .. })), "it is refused: {refused:?}");
     assert_eq!(*a.instance(), instance("a"));
     // A marker: the later update is stored, and is the only change.
-    let update = a.update(|draft| _ = draft.endpoints(instance("moved").endpoints().to_vec()));
+    let update = a.update(|update| _ = update.endpoints(instance("moved").endpoints().to_vec()));
     let revision = soon("stored", update).await.unwrap();
     let after = only(&client, &service, |_| true).await;
     assert_eq!((after.created(), after.modified()), (before.created(), revision));
@@ -103,13 +103,13 @@ pub async fn an_update_without_endpoints_changes_nothing(h: &impl Harness) {
 pub async fn an_update_that_is_too_large_changes_nothing(h: &impl Harness) {
     let (server, service) = (h.client().await, service(h, "svc"));
     let a = register(h, &server, &service, "a").await;
-    let large = a.update(|draft| {
-        draft.metadata("blob", "x".repeat(2 << 20));
+    let large = a.update(|update| {
+        update.metadata("blob", "x".repeat(2 << 20));
     });
     assert!(matches!(large.await, Err(Error::TooLarge { .. })));
     assert!(a.instance().metadata().is_empty());
-    let small = a.update(|draft| {
-        draft.metadata("blob", "x");
+    let small = a.update(|update| {
+        update.metadata("blob", "x");
     });
     soon("stored", small).await.unwrap();
 }

@@ -1,0 +1,128 @@
+//! The agent over a registry in memory, with three greeters behind it, of which one comes and goes, and an election.
+//!
+//! ```text
+//! cargo run -p enlist-agent --example demo
+//! ```
+//!
+//! It needs neither etcd nor protoc, and prints the address of the web console and commands to try. `--xds ADDRESS` and
+//! `--http ADDRESS` set other addresses than `127.0.0.1:18000` and `127.0.0.1:18001`.
+
+mod greeter;
+
+use std::{env, net::SocketAddr, sync::Arc, time::Duration};
+
+use enlist::{
+    Election as _, Graceful, Instance, InstanceId, LockName, LockOptions, RegisterOptions, Registry as _, ServiceRef,
+    TaskOwner, advertise,
+};
+use enlist_agent::{Agent, DEFAULT_HTTP_PORT, DEFAULT_XDS_PORT, HttpOptions, XdsOptions};
+use enlist_memory::{MemoryClient, MemoryStore};
+use greeter::Greeter;
+use tokio::net::TcpListener;
+use tonic::transport::{Server, server::TcpIncoming};
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// Time for which the third greeter runs, and is absent.
+const TURN: Duration = Duration::from_secs(5);
+
+#[tokio::main]
+async fn main() -> Result<(), Failure> {
+    let (xds, http) = (address("--xds", DEFAULT_XDS_PORT)?, address("--http", DEFAULT_HTTP_PORT)?);
+    let registry = MemoryStore::new().client();
+    let tasks = TaskOwner::new();
+    for (name, zone) in [("greeter-1", "eu-1a"), ("greeter-2", "eu-1b")] {
+        let registry = registry.clone();
+        tasks.spawn("greeter", async move {
+            run(&registry, name, zone, std::future::pending()).await;
+        })?;
+    }
+    let coming = registry.clone();
+    tasks.spawn_until_stopped("greeter", async move {
+        loop {
+            run(&coming, "greeter-3", "eu-1a", tokio::time::sleep(TURN)).await;
+            tokio::time::sleep(TURN).await;
+        }
+    })?;
+    for candidate in ["scheduler-1", "scheduler-2"] {
+        let registry = registry.clone();
+        tasks.spawn_until_stopped("candidate", async move { lead(&registry, candidate).await })?;
+    }
+    let (xds, http) = (XdsOptions::new().address(xds), HttpOptions::new().address(http));
+    let registry = Arc::new(registry);
+    let agent = Agent::builder(registry.clone()).queues(registry).xds(xds).http(http).bind().await?;
+    print_commands(agent.xds_address(), agent.http_address().unwrap_or(agent.xds_address()));
+    agent.serve(async { _ = tokio::signal::ctrl_c().await }).await?;
+    Ok(())
+}
+
+/// Returns the address after an argument of the command line.
+fn address(name: &str, port: u16) -> Result<SocketAddr, Failure> {
+    match env::args().skip_while(|arg| arg != name).nth(1) {
+        Some(address) => Ok(address.parse()?),
+        None => Ok(SocketAddr::from(([127, 0, 0, 1], port))),
+    }
+}
+
+/// Takes part in an election: leads for some time, and lets another candidate lead.
+async fn lead(registry: &MemoryClient, candidate: &str) {
+    let Ok(name) = LockName::parse("scheduler") else { return };
+    while let Ok(leadership) = registry.campaign(&name, candidate, LockOptions::new()).await {
+        tokio::time::sleep(TURN).await;
+        drop(leadership);
+    }
+}
+
+/// Serves a greeter until `stop`, and reports the end.
+async fn run(registry: &MemoryClient, name: &str, zone: &str, stop: impl Future<Output = ()>) {
+    println!("{name} comes");
+    match serve(registry, name, zone, stop).await {
+        Ok(()) => println!("{name} has left"),
+        Err(error) => eprintln!("{name} failed: {error}"),
+    }
+}
+
+async fn serve(registry: &MemoryClient, name: &str, zone: &str, stop: impl Future<Output = ()>) -> Result<(), Failure> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let (endpoint, _) = advertise(listener.local_addr()?)?;
+    let instance = Instance::new(InstanceId::parse(name)?, [endpoint])?.with_zone(zone);
+    let (service, options) = (ServiceRef::parse("greeter")?, RegisterOptions::new());
+    let register = registry.register(&service, instance, options);
+    let router = Server::builder().add_service(Greeter::new(name));
+    let incoming = TcpIncoming::from(listener);
+    let server = Graceful::new();
+    let report = server.register_and_run(register, stop, |end, _| async move {
+        router.serve_with_incoming_shutdown(incoming, end.cancelled()).await
+    });
+    let report = report.await?;
+    report.served.transpose()?;
+    Ok(())
+}
+
+fn print_commands(xds: SocketAddr, http: SocketAddr) {
+    println!(
+        "\nThe web console is http://{http}/. The service is `greeter`; one of its three servers comes and \
+         goes.\n\n\
+         The registry as JSON, as events, and as targets for Prometheus:\n\n\
+         \x20 curl http://{http}/v1/services/default/greeter\n\
+         \x20 curl --no-buffer http://{http}/v1/events\n\
+         \x20 curl http://{http}/v1/prometheus/targets\n\n\
+         xDS is served on {xds}. A client in Python, which balances over the servers without a library of this \
+         project:\n\n\
+         \x20 pip install grpcio protobuf\n\
+         \x20 export GRPC_XDS_BOOTSTRAP_CONFIG='{bootstrap}'\n\
+         \x20 python3 greeter_client.py    # it is printed in docs/agent.md\n\n\
+         End with Ctrl-C.\n",
+        bootstrap = bootstrap(xds)
+    );
+}
+
+/// Configuration of gRPC clients other than tonic-xds, which needs `http://` before the address.
+fn bootstrap(address: SocketAddr) -> String {
+    let server = serde_json::json!({
+        "server_uri": address,
+        "channel_creds": [{ "type": "insecure" }],
+        "server_features": ["xds_v3", "ignore_resource_deletion"],
+    });
+    serde_json::json!({ "xds_servers": [server], "node": { "id": "demo" } }).to_string()
+}

@@ -1,0 +1,32 @@
+//! Liveness and readiness.
+
+use std::sync::Arc;
+
+use axum::{extract::State, response::Response};
+use serde::Serialize;
+
+use super::{
+    error::ApiError,
+    json,
+    parameters::{NoQuery, Parameters},
+    shared::Shared,
+};
+
+#[derive(Serialize)]
+struct HealthJson {
+    status: &'static str,
+}
+
+/// Answers while the process works.
+pub(super) async fn healthz(Parameters(NoQuery {}): Parameters<NoQuery>) -> Response {
+    json::response(&HealthJson { status: "ok" })
+}
+
+/// Answers with status 200 once the store has answered.
+pub(super) async fn readyz(
+    State(shared): State<Arc<Shared>>,
+    Parameters(NoQuery {}): Parameters<NoQuery>,
+) -> Result<Response, ApiError> {
+    shared.readiness.check(shared.scopes.resolver()).await?;
+    Ok(json::response(&HealthJson { status: "ready" }))
+}

@@ -1,0 +1,111 @@
+//! Metrics of the agent.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use axum::{body::Body, extract::State, http::HeaderValue, response::Response};
+
+use super::{
+    exposition::{
+        Exposition,
+        MetricType::{Counter, Gauge},
+        label, number, unlabelled,
+    },
+    json,
+    parameters::{NoQuery, Parameters},
+    shared::Shared,
+    state::{Progress, Published, RegistryState, Scope},
+};
+use crate::xds::{Omission, ResourceType, XdsClient, XdsStatus};
+
+/// Media type of the format.
+const MEDIA_TYPE: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+
+/// Serves the metrics.
+pub(super) async fn metrics(
+    State(shared): State<Arc<Shared>>,
+    Parameters(NoQuery {}): Parameters<NoQuery>,
+) -> Response {
+    let mut text = Exposition::default();
+    of_http(&mut text, &shared);
+    of_registry(&mut text, &shared.scopes.published());
+    of_xds(&mut text, &shared.xds);
+    json::with_media_type(Body::from(text.into_text()), MEDIA_TYPE)
+}
+
+fn of_http(text: &mut Exposition, shared: &Shared) {
+    let responses = shared.responses.read();
+    let responses = responses.map(|(digit, count)| (label("status", &format!("{digit}xx")), number(count)));
+    text.metric(Counter, "enlist_agent_http_responses_total", "Responses by class of status.", responses);
+    let clients = shared.max_event_clients - shared.event_slots.available_permits();
+    text.metric(Gauge, "enlist_agent_event_clients", "Clients that read events.", [unlabelled(clients)]);
+    let views = unlabelled(shared.scopes.len());
+    text.metric(Gauge, "enlist_agent_views", "Namespaces and single services that are followed.", [views]);
+}
+
+/// Adds metrics of the followed namespaces.
+fn of_registry(text: &mut Exposition, published: &[(Scope, Arc<Published>)]) {
+    let namespaces = published.iter().filter(|(scope, _)| matches!(scope, Scope::Namespace(_)));
+    let namespaces: Vec<_> = namespaces
+        .map(|(scope, published)| (label("namespace", scope.namespace().as_str()), known(published)))
+        .collect();
+    let mut gauge = |name, help, value: &dyn Fn(&RegistryState) -> f64| {
+        let samples = namespaces.iter().filter_map(|(label, state)| Some((label.clone(), value((*state)?))));
+        text.metric(Gauge, name, help, samples);
+    };
+    let count = |value: usize| number(value as u64);
+    gauge("enlist_agent_services", "Services of a followed namespace.", &|state| count(state.present().count()));
+    gauge("enlist_agent_services_omitted", "Services of a followed namespace above the limit.", &|state| {
+        count(state.omitted())
+    });
+    gauge("enlist_agent_instances", "Instances of a followed namespace.", &|state| count(state.instances()));
+    gauge("enlist_agent_age_seconds", "Age of the oldest view of a followed namespace.", &|state| {
+        number(state.freshness().age_ms) / 1e3
+    });
+    let stale = namespaces.iter().map(|(label, state)| {
+        let is_live = state.is_some_and(|state| state.freshness().state == "live");
+        (label.clone(), count(usize::from(!is_live)))
+    });
+    text.metric(Gauge, "enlist_agent_stale", "1 if changes of a followed namespace do not arrive.", stale);
+}
+
+/// Returns a state that is complete.
+fn known(published: &Published) -> Option<&RegistryState> {
+    matches!(published.progress, Progress::Complete).then_some(&published.state)
+}
+
+fn of_xds(text: &mut Exposition, xds: &XdsStatus) {
+    let (clients, totals) = (xds.clients(), xds.totals());
+    let mut streams = BTreeMap::from([("envoy", 0), ("grpc", 0), ("other", 0)]);
+    for client in &clients {
+        *streams.entry(client_kind(client)).or_default() += 1;
+    }
+    let streams = streams.into_iter().map(|(kind, count)| (label("client", kind), number(count)));
+    text.metric(Gauge, "enlist_agent_xds_streams", "Open streams of xDS by kind of client.", streams);
+    let subscriptions = unlabelled(clients.iter().map(|client| client.services.len()).sum());
+    text.metric(Gauge, "enlist_agent_xds_subscriptions", "Subscriptions to assignments.", [subscriptions]);
+    let opened = (String::new(), number(totals.opened));
+    text.metric(Counter, "enlist_agent_xds_streams_opened_total", "Streams that were opened.", [opened]);
+    let refused = (String::new(), number(totals.refused));
+    text.metric(Counter, "enlist_agent_xds_streams_refused_total", "Streams above the limit.", [refused]);
+    let by_type = |counts: &BTreeMap<ResourceType, u64>| -> Vec<_> {
+        counts.iter().map(|(kind, count)| (label("type", kind.as_str()), number(*count))).collect()
+    };
+    let responses = by_type(&totals.responses);
+    text.metric(Counter, "enlist_agent_xds_responses_total", "Responses of xDS by type.", responses);
+    let rejections = by_type(&totals.rejections);
+    text.metric(Counter, "enlist_agent_xds_rejections_total", "Responses that clients rejected (NACK).", rejections);
+    let omitted = Omission::ALL.into_iter().map(|reason| {
+        let count = totals.omitted.get(&reason).copied().unwrap_or_default();
+        (label("reason", reason.as_str()), number(count as u64))
+    });
+    text.metric(Gauge, "enlist_agent_xds_omitted_instances", "Instances that assignments do not contain.", omitted);
+}
+
+/// Returns the kind of a client of xDS, by the name of its library.
+fn client_kind(client: &XdsClient) -> &'static str {
+    match &*client.user_agent {
+        "envoy" => "envoy",
+        agent if agent.starts_with("gRPC") => "grpc",
+        _ => "other",
+    }
+}

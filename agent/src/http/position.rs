@@ -1,0 +1,50 @@
+//! Positions in the sequence of states of a scope.
+
+use std::fmt;
+
+/// Position of a state in the sequence of states of a scope. Clients return it as `Last-Event-ID`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Position {
+    /// Random number of the follower: positions of another process or follower are not comparable.
+    pub(super) run: u64,
+    pub(super) number: u64,
+}
+
+impl Position {
+    /// Returns a position before the first state of a new follower.
+    pub(super) fn start() -> Self {
+        use std::hash::{BuildHasher as _, RandomState};
+        Self { run: RandomState::new().hash_one(std::time::SystemTime::now()), number: 0 }
+    }
+
+    /// Returns the next position.
+    pub(super) fn next(self) -> Self {
+        Self { number: self.number + 1, ..self }
+    }
+
+    /// Reads the text that [`Display`](fmt::Display) writes.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let (run, number) = text.split_once('.')?;
+        Some(Self { run: u64::from_str_radix(run, 16).ok()?, number: number.parse().ok()? })
+    }
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}.{}", self.run, self.number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_position_is_read_back_and_nothing_else() {
+        let position = Position { run: 0xab, number: 7 };
+        assert_eq!(Position::parse(&position.to_string()), Some(position));
+        for text in ["", "3", "ab.", ".7", "g.7", "ab.-7", "ab.7.1"] {
+            assert_eq!(Position::parse(text), None, "{text}");
+        }
+    }
+}

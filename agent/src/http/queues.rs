@@ -1,0 +1,124 @@
+//! Reads of locks and elections with their queues.
+
+use std::sync::Arc;
+
+use axum::{extract::State, response::Response};
+use enlist::{LockMode, QueuedCandidate, QueuedContender, Queues};
+use serde::Serialize;
+
+use super::{
+    error::{ApiError, Code},
+    freshness::FreshnessJson,
+    json,
+    parameters::{NamespaceQuery, Parameters},
+    shared::Shared,
+};
+
+#[derive(Serialize)]
+struct LocksJson<'a> {
+    namespace: &'a str,
+    freshness: FreshnessJson,
+    locks: Vec<LockJson<'a>>,
+}
+
+#[derive(Serialize)]
+struct LockJson<'a> {
+    name: &'a str,
+    delayed: bool,
+    holders: Vec<ContenderJson<'a>>,
+    waiting: Vec<ContenderJson<'a>>,
+}
+
+#[derive(Serialize)]
+struct ContenderJson<'a> {
+    token: u64,
+    mode: &'static str,
+    process: Option<&'a str>,
+    created: u64,
+}
+
+impl<'a> From<&'a QueuedContender> for ContenderJson<'a> {
+    fn from(contender: &'a QueuedContender) -> Self {
+        let mode = match contender.mode {
+            LockMode::Exclusive => "exclusive",
+            LockMode::Shared => "shared",
+        };
+        let (token, created) = (contender.token.get(), contender.created.get());
+        Self { token, mode, process: contender.process.as_deref(), created }
+    }
+}
+
+#[derive(Serialize)]
+struct ElectionsJson<'a> {
+    namespace: &'a str,
+    freshness: FreshnessJson,
+    elections: Vec<ElectionJson<'a>>,
+}
+
+#[derive(Serialize)]
+struct ElectionJson<'a> {
+    name: &'a str,
+    delayed: bool,
+    leader: Option<CandidateJson<'a>>,
+    waiting: Vec<CandidateJson<'a>>,
+}
+
+#[derive(Serialize)]
+struct CandidateJson<'a> {
+    token: u64,
+    value: &'a str,
+    created: u64,
+    modified: u64,
+}
+
+impl<'a> From<&'a QueuedCandidate> for CandidateJson<'a> {
+    fn from(candidate: &'a QueuedCandidate) -> Self {
+        let QueuedCandidate { token, value, created, modified } = candidate;
+        Self { token: token.get(), value, created: created.get(), modified: modified.get() }
+    }
+}
+
+/// Returns the reader of queues.
+fn reader(shared: &Shared) -> Result<Arc<dyn Queues>, ApiError> {
+    let missing = || ApiError::new(Code::Unsupported, "reading locks and elections is not supported by the backend");
+    shared.queues.clone().ok_or_else(missing)
+}
+
+/// Serves the locks of a namespace that have a contender.
+pub(super) async fn locks(
+    State(shared): State<Arc<Shared>>,
+    Parameters(query): Parameters<NamespaceQuery>,
+) -> Result<Response, ApiError> {
+    let (namespace, queues) = (query.namespace()?, reader(&shared)?);
+    let key = namespace.clone();
+    let read = shared.locks.read(key.clone(), move || async move { queues.lock_queues(&key).await }).await?;
+    let locks = read.value.iter().map(|queue| LockJson {
+        name: queue.name.name(),
+        delayed: queue.delayed,
+        holders: queue.holders().iter().map(Into::into).collect(),
+        waiting: queue.waiting().iter().map(Into::into).collect(),
+    });
+    let freshness = read.freshness();
+    let body = LocksJson { namespace: namespace.as_str(), freshness: freshness.clone(), locks: locks.collect() };
+    Ok(freshness.mark(json::response(&body)))
+}
+
+/// Serves the elections of a namespace that have a candidate.
+pub(super) async fn elections(
+    State(shared): State<Arc<Shared>>,
+    Parameters(query): Parameters<NamespaceQuery>,
+) -> Result<Response, ApiError> {
+    let (namespace, queues) = (query.namespace()?, reader(&shared)?);
+    let key = namespace.clone();
+    let read = shared.elections.read(key.clone(), move || async move { queues.election_queues(&key).await }).await?;
+    let elections = read.value.iter().map(|queue| ElectionJson {
+        name: queue.name.name(),
+        delayed: queue.delayed,
+        leader: queue.leader().map(Into::into),
+        waiting: queue.waiting().iter().map(Into::into).collect(),
+    });
+    let freshness = read.freshness();
+    let body =
+        ElectionsJson { namespace: namespace.as_str(), freshness: freshness.clone(), elections: elections.collect() };
+    Ok(freshness.mark(json::response(&body)))
+}

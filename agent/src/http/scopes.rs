@@ -1,0 +1,121 @@
+//! Scopes that are followed. All requests and event clients of a scope share one follower; the number of followers is
+//! bounded, and one without a user ends after a while.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, Mutex, Weak},
+    time::Duration,
+};
+
+use enlist::{Directory, Resolver, TaskOwner, backend::MutexExt as _};
+
+use super::{
+    error::{ApiError, Code},
+    follower::Follower,
+    options::Limits,
+    scope::{ScopeShared, ScopeUser},
+    state::{Published, Scope},
+};
+
+/// Time for which a follower without a user goes on: longer than the usual interval of a poll.
+const IDLE: Duration = Duration::from_secs(70);
+
+/// All followers.
+pub(super) struct Scopes {
+    resolver: Arc<dyn Resolver>,
+    directory: Directory,
+    limits: Limits,
+    followed: Mutex<HashMap<Scope, Arc<ScopeShared>>>,
+    tasks: TaskOwner,
+}
+
+/// Use of a scope.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Use {
+    Used,
+    Unused,
+}
+
+impl Scopes {
+    /// Creates a set without followers.
+    pub(super) fn new(resolver: Arc<dyn Resolver>, directory: Directory, limits: Limits) -> Arc<Self> {
+        Arc::new(Self { resolver, directory, limits, followed: Mutex::default(), tasks: TaskOwner::new() })
+    }
+
+    /// The registry.
+    pub(super) fn resolver(&self) -> &Arc<dyn Resolver> {
+        &self.resolver
+    }
+
+    /// Number of followers.
+    pub(super) fn len(&self) -> usize {
+        self.followed.locked().len()
+    }
+
+    /// Returns the published states of all followers, in no order.
+    pub(super) fn published(&self) -> Vec<(Scope, Arc<Published>)> {
+        self.followed.locked().values().map(|shared| (shared.scope.clone(), shared.published())).collect()
+    }
+
+    /// Returns a user of a scope. Starts its follower if there is none.
+    pub(super) fn open(self: &Arc<Self>, scope: &Scope) -> Result<ScopeUser, ApiError> {
+        let mut followed = self.followed.locked();
+        if let Some(shared) = followed.get(scope) {
+            return Ok(ScopeUser::new(shared));
+        }
+        if followed.len() >= self.limits.followers {
+            return Err(ApiError::new(Code::TooManyViews, "too many services and namespaces are read at a time"));
+        }
+        let shared = Arc::new(ScopeShared::new(scope.clone()));
+        let user = ScopeUser::new(&shared);
+        let (resolver, directory) = (Arc::clone(&self.resolver), self.directory.clone());
+        let task = Follower::new(resolver, directory, Arc::clone(&shared), self.limits.services);
+        let task = follow_while_used(task, Arc::clone(&shared), Arc::downgrade(self));
+        self.tasks
+            .spawn_until_stopped("follower", task)
+            .map_err(|_| ApiError::new(Code::StoreUnavailable, "the agent is stopping"))?;
+        followed.insert(scope.clone(), shared);
+        Ok(user)
+    }
+
+    /// Forgets a scope if it has no user. Returns the decision.
+    fn close_if_unused(&self, shared: &ScopeShared) -> Use {
+        // Under the lock, so that no user is added in between.
+        let mut followed = self.followed.locked();
+        if shared.is_used() {
+            return Use::Used;
+        }
+        followed.remove(&shared.scope);
+        Use::Unused
+    }
+
+    /// Ends all followers.
+    pub(super) async fn stop(&self, limit: Duration) {
+        if let Err(error) = self.tasks.stop(limit).await {
+            tracing::warn!(%error, "followers of services did not end");
+        }
+    }
+}
+
+impl fmt::Debug for Scopes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Scopes").field("limits", &self.limits).finish_non_exhaustive()
+    }
+}
+
+/// Follows a scope until there was no user for a while.
+async fn follow_while_used(follower: Follower, shared: Arc<ScopeShared>, scopes: Weak<Scopes>) {
+    let unused = async {
+        loop {
+            shared.unused_for(IDLE).await;
+            if scopes.upgrade().is_none_or(|scopes| scopes.close_if_unused(&shared) == Use::Unused) {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = follower.run() => {}
+        () = unused => tracing::debug!(scope = ?shared.scope, "no user, follower ended"),
+    }
+}

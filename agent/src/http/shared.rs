@@ -1,0 +1,75 @@
+//! State that all requests share.
+
+use std::{sync::Arc, time::Duration};
+
+use enlist::{Directory, ElectionQueue, LockQueue, Namespace, Queues, Resolver};
+use tokio::sync::{Semaphore, watch};
+
+use super::{
+    cache::Cache, guard::Hosts, options::HttpOptions, readiness::Readiness, responses::ResponseCounts, scopes::Scopes,
+    stop::Stop,
+};
+use crate::{security::BearerToken, xds::XdsStatus};
+
+/// Age up to which a list of namespaces is reused.
+const NAMESPACES_AGE: Duration = Duration::from_secs(1);
+
+/// Age up to which queues are reused.
+const QUEUES_AGE: Duration = Duration::from_secs(1);
+
+/// Sources of the served data.
+#[derive(Debug)]
+pub(crate) struct Sources {
+    pub(crate) resolver: Arc<dyn Resolver>,
+    /// Views of services, shared with other servers.
+    pub(crate) directory: Directory,
+    /// Locks and elections, if the backend can read them.
+    pub(crate) queues: Option<Arc<dyn Queues>>,
+    /// Clients of xDS.
+    pub(crate) xds: XdsStatus,
+}
+
+/// State that all requests share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) scopes: Arc<Scopes>,
+    pub(super) queues: Option<Arc<dyn Queues>>,
+    pub(super) xds: XdsStatus,
+    /// The locks that were read last, by namespace.
+    pub(super) locks: Cache<Namespace, Vec<LockQueue>>,
+    /// The elections that were read last, by namespace.
+    pub(super) elections: Cache<Namespace, Vec<ElectionQueue>>,
+    /// The namespaces that were read last.
+    pub(super) namespaces: Cache<(), Vec<Namespace>>,
+    pub(super) readiness: Readiness,
+    /// Slots of event clients.
+    pub(super) event_slots: Arc<Semaphore>,
+    pub(super) max_event_clients: usize,
+    pub(super) responses: ResponseCounts,
+    pub(super) stop: watch::Receiver<Stop>,
+    pub(super) hosts: Hosts,
+    pub(super) token: Option<BearerToken>,
+}
+
+impl Shared {
+    /// Creates the state of a server that ends its connections when `stop` reports it.
+    pub(super) fn new(sources: Sources, options: &HttpOptions, stop: watch::Receiver<Stop>) -> Self {
+        let Sources { resolver, directory, queues, xds } = sources;
+        let max_event_clients = options.max_event_clients.min(Semaphore::MAX_PERMITS);
+        Self {
+            scopes: Scopes::new(resolver, directory, options.limits()),
+            queues,
+            xds,
+            locks: Cache::new(QUEUES_AGE),
+            elections: Cache::new(QUEUES_AGE),
+            namespaces: Cache::new(NAMESPACES_AGE),
+            readiness: Readiness::default(),
+            event_slots: Arc::new(Semaphore::new(max_event_clients)),
+            max_event_clients,
+            responses: ResponseCounts::default(),
+            stop,
+            hosts: options.hosts(),
+            token: options.token.clone(),
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! The task of one stream: it passes requests and changes to the [`StreamState`], and responses to the client, each
+//! when the client can take it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use envoy_types::pb::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
+use tokio::sync::mpsc;
+use tonic::{Status, Streaming};
+
+use super::{
+    clients::Connected,
+    envoy::EnvoyResources,
+    inbox::Inbox,
+    options::ZonePreference,
+    resource::{Resource, ResourceType},
+    resources,
+    shared::{Refusal, SharedAssignments, Subscription},
+    stream::{Lookup, Origin, Received, Resources, StreamState},
+    target,
+};
+
+/// Sender of responses to a client.
+pub(super) type Responses = mpsc::Sender<Result<DiscoveryResponse, Status>>;
+
+/// Stream of a client.
+#[derive(Debug)]
+pub(super) struct ClientStream {
+    state: StreamState,
+    resources: StreamResources,
+    assignments: Arc<SharedAssignments>,
+    inbox: Arc<Inbox>,
+    client: Connected,
+    zones: ZonePreference,
+}
+
+/// Resources that a stream can send.
+#[derive(Debug)]
+struct StreamResources {
+    /// The zone that the client prefers, if it prefers one.
+    zone: Option<String>,
+    /// By requested name.
+    subscriptions: BTreeMap<String, Subscription>,
+    envoy: Arc<EnvoyResources>,
+}
+
+impl Resources for StreamResources {
+    fn named(&self, kind: ResourceType, name: &str, origin: Origin) -> Lookup {
+        if target::services(name).is_empty() {
+            return Lookup::Impossible;
+        }
+        match kind {
+            ResourceType::Listener => Lookup::Found(resources::api_listener(name)),
+            ResourceType::Route => Lookup::Found(resources::routes(name)),
+            ResourceType::Cluster => Lookup::Found(resources::cluster(name)),
+            ResourceType::Assignment => self.assignment(name, origin),
+        }
+    }
+
+    fn all(&self, kind: ResourceType) -> Option<Vec<Resource>> {
+        self.envoy.all(kind)
+    }
+}
+
+impl StreamResources {
+    /// Looks up an assignment. When the agent or the store is back, instances that lost their registration may not be:
+    /// a client that has instances keeps them until that must have happened.
+    fn assignment(&self, name: &str, origin: Origin) -> Lookup {
+        let Some(subscription) = self.subscriptions.get(name) else { return Lookup::Pending };
+        match subscription.assignment() {
+            Some(one) if one.endpoints == 0 && origin == Origin::Resumed && !subscription.is_settled() => {
+                Lookup::Pending
+            }
+            Some(assignment) => Lookup::Found(match &self.zone {
+                Some(zone) => subscription.preferring(zone, assignment),
+                None => assignment.resource,
+            }),
+            None => Lookup::Pending,
+        }
+    }
+}
+
+/// Reason for the end of a stream.
+#[derive(Debug)]
+enum End {
+    /// The client ended it, or is gone.
+    Client,
+    /// The agent stops.
+    Stopping,
+    /// A limit is exceeded.
+    Limit(&'static str),
+}
+
+impl ClientStream {
+    /// Creates the stream of a client that may subscribe to `max_names` names.
+    pub(super) fn new(
+        client: Connected,
+        assignments: Arc<SharedAssignments>,
+        envoy: Arc<EnvoyResources>,
+        max_names: usize,
+        zones: ZonePreference,
+    ) -> Self {
+        let resources = StreamResources { zone: None, subscriptions: BTreeMap::new(), envoy };
+        Self { state: StreamState::new(max_names), resources, assignments, inbox: Arc::default(), client, zones }
+    }
+
+    /// Serves the client until it ends the stream or `stop` completes.
+    pub(super) async fn run(
+        mut self,
+        requests: Streaming<DiscoveryRequest>,
+        responses: Responses,
+        stop: impl Future<Output = ()>,
+    ) {
+        let end = tokio::select! {
+            () = stop => End::Stopping,
+            () = responses.closed() => End::Client,
+            end = self.serve(requests, &responses) => end,
+        };
+        tracing::debug!(client = ?self.client, ?end, "stream ended");
+        // A client that has not taken the last response sees the end only.
+        let _ = match end {
+            End::Client => Ok(()),
+            End::Stopping => responses.try_send(Err(Status::unavailable("the agent stops"))),
+            End::Limit(limit) => responses.try_send(Err(Status::resource_exhausted(limit))),
+        };
+    }
+
+    async fn serve(&mut self, mut requests: Streaming<DiscoveryRequest>, responses: &Responses) -> End {
+        loop {
+            tokio::select! {
+                request = requests.message() => match request {
+                    Ok(Some(request)) => {
+                        if let Err(end) = self.receive(&request) {
+                            return end;
+                        }
+                    }
+                    Ok(None) | Err(_) => return End::Client,
+                },
+                changed = self.inbox.take() => self.mark(&changed),
+                slot = responses.reserve(), if self.state.is_due() => match slot {
+                    Ok(slot) => self.respond(slot),
+                    Err(_) => return End::Client,
+                },
+            }
+        }
+    }
+
+    fn receive(&mut self, request: &DiscoveryRequest) -> Result<(), End> {
+        if let Some(node) = &request.node {
+            self.client.describe(node);
+            self.resources.zone = self.zones.of(node);
+        }
+        let received = self.state.receive(request);
+        tracing::trace!(kind = request.type_url, nonce = request.response_nonce, ?received, "request received");
+        match received {
+            Received::TooManyNames => return Err(End::Limit("the stream subscribes to too many names")),
+            Received::UnknownType => tracing::debug!(kind = request.type_url, "type not served"),
+            Received::Subscribed | Received::Rejected(_) => self.follow_subscription()?,
+            Received::Accepted | Received::Crossed => {}
+        }
+        self.client.record(&received, self.state.assignments());
+        Ok(())
+    }
+
+    /// Subscribes to the assignments of the names that the client wants, and to no others.
+    fn follow_subscription(&mut self) -> Result<(), End> {
+        let wanted: BTreeSet<&str> = self.state.assignments().collect();
+        let subscriptions = &mut self.resources.subscriptions;
+        subscriptions.retain(|name, _| wanted.contains(name.as_str()));
+        for name in wanted {
+            if subscriptions.contains_key(name) || target::services(name).is_empty() {
+                continue;
+            }
+            let subscription = self.assignments.subscribe(name, &self.inbox).map_err(|refusal| match refusal {
+                Refusal::TooManyNames => End::Limit("the agent follows too many services"),
+                Refusal::Stopping => End::Stopping,
+            })?;
+            subscriptions.insert(name.to_owned(), subscription);
+        }
+        Ok(())
+    }
+
+    fn mark(&mut self, changed: &BTreeSet<Arc<str>>) {
+        for name in changed {
+            self.state.mark(name);
+        }
+    }
+
+    fn respond(&mut self, slot: mpsc::Permit<'_, Result<DiscoveryResponse, Status>>) {
+        if let Some(response) = self.state.next(&self.resources) {
+            if let Some(kind) = ResourceType::from_url(&response.type_url) {
+                self.client.count(kind);
+            }
+            slot.send(Ok(response));
+        }
+    }
+}

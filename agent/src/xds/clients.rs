@@ -1,0 +1,257 @@
+//! Connected clients of xDS, and counters. They are shown to operators.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use enlist::{Moment, backend::MutexExt as _};
+use envoy_types::pb::envoy::config::core::v3::Node;
+
+use super::{
+    assignment::Omission,
+    resource::ResourceType,
+    stream::{Received, Rejection},
+};
+
+/// Maximum bytes of a text of a client that are kept.
+const MAX_TEXT_BYTES: usize = 256;
+
+/// A client that has an open stream.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct XdsClient {
+    /// Id of the node in the client's configuration. Like all texts here it is foreign: show it
+    /// [escaped](enlist::escape).
+    pub node: String,
+    /// Name of the client's library, such as `gRPC C-core linux Python`.
+    pub user_agent: String,
+    /// Zone of the node; empty if it has none.
+    pub zone: String,
+    /// Address of the client.
+    pub peer: Option<SocketAddr>,
+    /// Time at which the stream was opened.
+    pub since: Moment,
+    /// Requested names of the assignments that it subscribes to.
+    pub services: Vec<String>,
+    /// Number of responses that it has rejected.
+    pub rejected: u64,
+    /// The latest rejection.
+    pub last_rejection: Option<XdsRejection>,
+}
+
+/// Rejection of a response by a client (NACK).
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct XdsRejection {
+    /// Type of the rejected resources.
+    pub kind: ResourceType,
+    /// The client's reason, at most its last kilobyte.
+    pub message: String,
+    /// Time at which it arrived.
+    pub at: Moment,
+}
+
+/// Numbers of the xDS server since its start.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct XdsTotals {
+    /// Streams that were opened.
+    pub opened: u64,
+    /// Streams that were refused, because there were as many as permitted.
+    pub refused: u64,
+    /// Responses that were sent, by type.
+    pub responses: BTreeMap<ResourceType, u64>,
+    /// Responses that clients rejected, by type.
+    pub rejections: BTreeMap<ResourceType, u64>,
+    /// Instances that current assignments do not contain, by reason.
+    pub omitted: BTreeMap<Omission, usize>,
+}
+
+/// All connected clients.
+#[derive(Debug)]
+pub(super) struct Clients {
+    max: usize,
+    last: AtomicU64,
+    opened: AtomicU64,
+    refused: AtomicU64,
+    connected: Mutex<BTreeMap<u64, Arc<Mutex<XdsClient>>>>,
+    sent: ByType,
+    rejected: ByType,
+}
+
+/// A counter per type.
+#[derive(Debug, Default)]
+struct ByType([AtomicU64; ResourceType::ALL.len()]);
+
+impl ByType {
+    fn count(&self, kind: ResourceType) {
+        for (one, counter) in ResourceType::ALL.into_iter().zip(&self.0) {
+            if one == kind {
+                counter.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn read(&self) -> BTreeMap<ResourceType, u64> {
+        ResourceType::ALL.into_iter().zip(&self.0).map(|(kind, count)| (kind, count.load(Ordering::Relaxed))).collect()
+    }
+}
+
+impl Clients {
+    /// Creates the list of at most `max` clients.
+    pub(super) fn new(max: usize) -> Self {
+        Self {
+            max,
+            last: AtomicU64::new(0),
+            opened: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            connected: Mutex::default(),
+            sent: ByType::default(),
+            rejected: ByType::default(),
+        }
+    }
+
+    /// Adds a client; `None` if there are as many as permitted.
+    pub(super) fn enter(self: &Arc<Self>, peer: Option<SocketAddr>) -> Option<Connected> {
+        let client = Arc::new(Mutex::new(XdsClient {
+            node: String::new(),
+            user_agent: String::new(),
+            zone: String::new(),
+            peer,
+            since: Moment::now(),
+            services: Vec::new(),
+            rejected: 0,
+            last_rejection: None,
+        }));
+        let mut connected = self.connected.locked();
+        if connected.len() >= self.max {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        self.opened.fetch_add(1, Ordering::Relaxed);
+        let number = self.last.fetch_add(1, Ordering::Relaxed);
+        connected.insert(number, Arc::clone(&client));
+        drop(connected);
+        Some(Connected { number, client, clients: Arc::clone(self) })
+    }
+
+    /// Returns the connected clients, in the order in which they came.
+    pub(super) fn list(&self) -> Vec<XdsClient> {
+        let connected: Vec<_> = self.connected.locked().values().cloned().collect();
+        connected.iter().map(|client| client.locked().clone()).collect()
+    }
+
+    /// Returns the counters.
+    pub(super) fn totals(&self) -> XdsTotals {
+        XdsTotals {
+            opened: self.opened.load(Ordering::Relaxed),
+            refused: self.refused.load(Ordering::Relaxed),
+            responses: self.sent.read(),
+            rejections: self.rejected.read(),
+            omitted: BTreeMap::new(),
+        }
+    }
+}
+
+/// A connected client. Dropping it removes the client from the list.
+pub(super) struct Connected {
+    number: u64,
+    client: Arc<Mutex<XdsClient>>,
+    clients: Arc<Clients>,
+}
+
+impl Connected {
+    /// Records the description of the client, which is in its first request.
+    pub(super) fn describe(&self, node: &Node) {
+        let mut client = self.client.locked();
+        client.node = head(&node.id);
+        client.user_agent = head(&node.user_agent_name);
+        client.zone = head(node.locality.as_ref().map_or("", |locality| &locality.zone));
+    }
+
+    /// Records the result of a request. `services`: names of the assignments that the client now subscribes to.
+    pub(super) fn record<'a>(&self, received: &Received, services: impl Iterator<Item = &'a str>) {
+        let mut client = self.client.locked();
+        match received {
+            Received::Subscribed => client.services = services.map(str::to_owned).collect(),
+            Received::Rejected(Rejection { kind, message }) => {
+                self.clients.rejected.count(*kind);
+                client.rejected += 1;
+                let (kind, message, at) = (*kind, message.clone(), Moment::now());
+                tracing::warn!(
+                    node = %enlist::escape::escaped(&client.node),
+                    kind = kind.url(),
+                    reason = %enlist::escape::escaped(&message),
+                    "response rejected"
+                );
+                client.last_rejection = Some(XdsRejection { kind, message, at });
+                client.services = services.map(str::to_owned).collect();
+            }
+            Received::Accepted | Received::Crossed | Received::UnknownType | Received::TooManyNames => {}
+        }
+    }
+
+    /// Counts a response.
+    pub(super) fn count(&self, kind: ResourceType) {
+        self.clients.sent.count(kind);
+    }
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.clients.connected.locked().remove(&self.number);
+    }
+}
+
+impl fmt::Debug for Connected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.client.locked().fmt(f)
+    }
+}
+
+/// Returns the beginning of a text.
+fn head(text: &str) -> String {
+    let end = (0..=text.len().min(MAX_TEXT_BYTES)).rev().find(|at| text.is_char_boundary(*at));
+    text[..end.unwrap_or(0)].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_are_limited_and_leave_the_list() {
+        let clients = Arc::new(Clients::new(1));
+        let one = clients.enter(None).unwrap();
+        assert!(clients.enter(None).is_none());
+        one.describe(&Node { id: "é".repeat(200), ..Node::default() });
+        assert_eq!(clients.list()[0].node, "é".repeat(128));
+        drop(one);
+        assert!(clients.list().is_empty() && clients.enter(None).is_some());
+        let totals = clients.totals();
+        assert_eq!((totals.opened, totals.refused), (2, 1));
+    }
+
+    #[test]
+    fn rejections_are_counted_and_the_latest_is_kept() {
+        let clients = Arc::new(Clients::new(1));
+        let one = clients.enter(None).unwrap();
+        one.record(&Received::Subscribed, ["a", "b"].into_iter());
+        for message in ["first", "second"] {
+            let rejection = Rejection { kind: ResourceType::Assignment, message: message.to_owned() };
+            one.record(&Received::Rejected(rejection), ["a"].into_iter());
+        }
+        one.record(&Received::Accepted, std::iter::empty());
+        let [client] = &clients.list()[..] else { panic!("one client") };
+        assert_eq!((client.rejected, client.services.as_slice()), (2, &["a".to_owned()][..]));
+        assert_eq!(client.last_rejection.as_ref().unwrap().message, "second");
+        assert_eq!(clients.totals().rejections[&ResourceType::Assignment], 2);
+        assert_eq!(clients.totals().responses[&ResourceType::Assignment], 0);
+    }
+}

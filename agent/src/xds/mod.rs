@@ -1,0 +1,26 @@
+//! xDS for gRPC clients and Envoy. Each stream has a task ([`client_stream`]), whose decisions are in its state
+//! ([`stream`]): what the client subscribes to, has, and is to receive. Listeners, routes and clusters depend on names
+//! only ([`resources`]); assignments follow the views of the services, are encoded once, and are shared between streams
+//! ([`shared`]). Begin with `resource.rs` and `stream.rs`.
+
+mod assignment;
+mod client_stream;
+mod clients;
+mod envoy;
+mod inbox;
+mod options;
+mod resource;
+mod resources;
+mod server;
+mod shared;
+mod stream;
+mod target;
+
+pub(crate) use self::server::{XdsServer, XdsStatus};
+pub use self::{
+    assignment::Omission,
+    clients::{XdsClient, XdsRejection, XdsTotals},
+    envoy::EnvoyListener,
+    options::{DEFAULT_XDS_NAMES, DEFAULT_XDS_PORT, DEFAULT_XDS_SERVICES, DEFAULT_XDS_STREAMS, XdsOptions},
+    resource::ResourceType,
+};

@@ -1,0 +1,194 @@
+//! Options of the server for xDS.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use envoy_types::pb::envoy::config::core::v3::Node;
+
+use super::envoy::EnvoyListener;
+#[cfg(feature = "tls")]
+use crate::security::TlsIdentity;
+use crate::security::{BearerToken, Protection};
+
+/// Default port of xDS.
+pub const DEFAULT_XDS_PORT: u16 = 18_000;
+
+/// Default maximum number of streams and of connections.
+pub const DEFAULT_XDS_STREAMS: usize = 10_000;
+
+/// Default maximum number of names that one stream subscribes to.
+pub const DEFAULT_XDS_NAMES: usize = 2_000;
+
+/// Default maximum number of services that are followed at a time.
+pub const DEFAULT_XDS_SERVICES: usize = 10_000;
+
+/// Zones to which a client's calls go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum ZonePreference {
+    /// All alike.
+    #[default]
+    None,
+    /// The client's own one, while an instance in it receives calls.
+    Own,
+}
+
+impl ZonePreference {
+    /// Returns the zone that a client prefers, if it prefers one.
+    pub(super) fn of(self, node: &Node) -> Option<String> {
+        let zone = node.locality.as_ref().map(|locality| locality.zone.clone()).filter(|zone| !zone.is_empty());
+        match self {
+            Self::None => None,
+            Self::Own => zone,
+        }
+    }
+}
+
+/// Options of the server for xDS.
+#[derive(Clone, Debug)]
+pub struct XdsOptions {
+    pub(super) address: SocketAddr,
+    pub(super) token: Option<BearerToken>,
+    #[cfg(feature = "tls")]
+    pub(super) tls: Option<TlsIdentity>,
+    protection: Protection,
+    pub(super) max_streams: usize,
+    pub(super) max_names: usize,
+    pub(super) max_services: usize,
+    pub(super) envoy: Vec<EnvoyListener>,
+    pub(super) zones: ZonePreference,
+}
+
+impl Default for XdsOptions {
+    fn default() -> Self {
+        Self {
+            address: (Ipv4Addr::LOCALHOST, DEFAULT_XDS_PORT).into(),
+            token: None,
+            #[cfg(feature = "tls")]
+            tls: None,
+            protection: Protection::None,
+            max_streams: DEFAULT_XDS_STREAMS,
+            max_names: DEFAULT_XDS_NAMES,
+            max_services: DEFAULT_XDS_SERVICES,
+            envoy: Vec::new(),
+            zones: ZonePreference::None,
+        }
+    }
+}
+
+impl XdsOptions {
+    /// Options with the defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets the address to listen on. Default: `127.0.0.1:18000`. Port 0 lets the system choose one. An address that
+    /// other hosts can reach needs TLS or a token, or [`insecure`](Self::insecure).
+    #[must_use]
+    pub fn address(mut self, address: SocketAddr) -> Self {
+        self.address = address;
+        self
+    }
+
+    /// Requires a token of clients, in the header `authorization`. Default: none.
+    #[must_use]
+    pub fn token(mut self, token: BearerToken) -> Self {
+        self.token = Some(token);
+        self
+    }
+
+    /// Serves over TLS only. Default: without TLS.
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn tls(mut self, identity: TlsIdentity) -> Self {
+        self.tls = Some(identity);
+        self
+    }
+
+    /// Permits an address that other hosts can reach, without TLS and without a token. Everything in the registry can
+    /// then be read by any program in the network.
+    #[must_use]
+    pub fn insecure(mut self) -> Self {
+        self.protection = Protection::Waived;
+        self
+    }
+
+    /// Sets the maximum number of open streams, and of connections. Further ones are refused. Default: 10,000. A
+    /// program has a stream per service (gRPC in Python and C++) or one in all (Envoy, Rust).
+    #[must_use]
+    pub fn max_streams(mut self, max_streams: usize) -> Self {
+        self.max_streams = max_streams;
+        self
+    }
+
+    /// Sets the maximum number of names that one stream subscribes to, in all types together. A stream with more is
+    /// ended. Default: 2,000, with 128 bytes on average.
+    #[must_use]
+    pub fn max_names(mut self, max_names: usize) -> Self {
+        self.max_names = max_names;
+        self
+    }
+
+    /// Sets the maximum number of services that are followed at a time, for all streams together. A stream that would
+    /// need another one is ended. A service counts until its watch ends, 5 s after its last stream
+    /// ([`DirectoryOptions::idle`](enlist::DirectoryOptions::idle)). Default: 10,000.
+    #[must_use]
+    pub fn max_services(mut self, max_services: usize) -> Self {
+        self.max_services = max_services;
+        self
+    }
+
+    /// Adds a listener for Envoy. Each Envoy gets all listeners. Default: none.
+    #[must_use]
+    pub fn envoy(mut self, listener: EnvoyListener) -> Self {
+        self.envoy.push(listener);
+        self
+    }
+
+    /// Prefers the zone of each client, which its node names as `locality.zone`: its calls go to other zones only if no
+    /// instance of its own can take them. Default: calls go to all zones alike.
+    #[must_use]
+    pub fn prefer_own_zone(mut self) -> Self {
+        self.zones = ZonePreference::Own;
+        self
+    }
+
+    /// Returns the restriction of the use of the server.
+    pub(super) fn protection(&self) -> Protection {
+        #[cfg(feature = "tls")]
+        let encrypts = self.tls.is_some();
+        #[cfg(not(feature = "tls"))]
+        let encrypts = false;
+        if encrypts || self.token.is_some() { Protection::Restricted } else { self.protection }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use envoy_types::pb::envoy::config::core::v3::Locality;
+
+    #[test]
+    fn a_client_without_a_zone_prefers_none() {
+        let node = |zone: &str| {
+            let locality = Some(Locality { zone: zone.to_owned(), ..Locality::default() });
+            Node { locality, ..Node::default() }
+        };
+        for (preference, node, zone) in [
+            (ZonePreference::Own, node("a"), Some("a")),
+            (ZonePreference::Own, node(""), None),
+            (ZonePreference::Own, Node::default(), None),
+            (ZonePreference::None, node("a"), None),
+        ] {
+            assert_eq!(preference.of(&node).as_deref(), zone, "{preference:?} {node:?}");
+        }
+    }
+
+    #[test]
+    fn a_token_restricts_the_use() {
+        let options = XdsOptions::new();
+        assert_eq!(options.protection(), Protection::None);
+        assert_eq!(options.clone().insecure().protection(), Protection::Waived);
+        assert_eq!(options.token(BearerToken::new("t").unwrap()).protection(), Protection::Restricted);
+        #[cfg(feature = "tls")]
+        assert_eq!(XdsOptions::new().tls(TlsIdentity::new("", "")).protection(), Protection::Restricted);
+    }
+}

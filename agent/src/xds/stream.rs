@@ -1,0 +1,668 @@
+//! State of the stream of one client: what it subscribes to, what it has received, and what it is to receive. There
+//! is no queue: each response is made from the latest resources at the moment at which the client can take it.
+//!
+//! - A request with a nonce that is not the latest of its type crossed a response and is ignored, except for its error:
+//!   the client answers the newer response as well.
+//! - A response contains resources that the client does not have in this version. One that it rejected is not sent
+//!   again until its content changes.
+//! - Listeners and clusters are sent as complete sets, because what is missing is deleted. Of routes and assignments
+//!   each response has one: a client may discard a whole response for one resource.
+//! - Nothing is sent for what is not known yet.
+//! - After a change of a cluster its assignment is sent again: Envoy waits for it, and does not always ask.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use envoy_types::pb::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
+
+use super::resource::{Resource, ResourceType, Version};
+
+/// Name that stands for all listeners or clusters.
+const WILDCARD: &str = "*";
+
+/// Maximum bytes of the text of an error that are kept. C-core's texts are short; in Envoy's, which contain the
+/// resource, the reason comes last.
+const MAX_ERROR_BYTES: usize = 1024;
+
+/// Bytes that a subscribed name has on average at most. The limit of names also limits their bytes together.
+const MEAN_NAME_BYTES: usize = 128;
+
+/// Resources from which responses are made.
+pub(super) trait Resources {
+    /// Looks up the resource that a client requested by this name.
+    fn named(&self, kind: ResourceType, name: &str, origin: Origin) -> Lookup;
+
+    /// Returns the resources for a client that requests all of them; `None` if there is no such set.
+    fn all(&self, kind: ResourceType) -> Option<Vec<Resource>>;
+}
+
+/// Result of a look-up.
+#[derive(Clone, Debug)]
+pub(super) enum Lookup {
+    /// The resource.
+    Found(Resource),
+    /// It is not known yet: nothing is sent, and the client keeps what it has.
+    Pending,
+    /// No resource can have this name.
+    Impossible,
+}
+
+/// Origin of the interest in a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// It is new: the client has no resource of this name.
+    Fresh,
+    /// An earlier stream, to this agent or to another one, from which the client may have a resource.
+    Resumed,
+}
+
+/// Result of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Received {
+    /// A subscription has begun, changed or ended.
+    Subscribed,
+    /// The client accepted the latest response of the type.
+    Accepted,
+    /// The client rejected a response.
+    Rejected(Rejection),
+    /// The request crossed a response.
+    Crossed,
+    /// The agent does not serve the type.
+    UnknownType,
+    /// The stream subscribes to more or longer names than permitted, and is to be ended.
+    TooManyNames,
+}
+
+/// Rejection of a response by a client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Rejection {
+    /// Type of the rejected resources.
+    pub(super) kind: ResourceType,
+    /// The client's text, at most its last kilobyte. It is foreign: show it [escaped](enlist::escape).
+    pub(super) message: String,
+}
+
+/// Names that a client subscribes to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+enum Subscription {
+    /// There was no request for the type.
+    #[default]
+    None,
+    /// These; none after the client has lost its interest.
+    Names(BTreeSet<String>),
+    /// All.
+    Wildcard,
+}
+
+impl Subscription {
+    /// Returns the subscription after a request. An empty list of names stands for all listeners and clusters, unless
+    /// names were given before. Routes and assignments have no wildcard: it counts as no name.
+    fn after(&self, kind: ResourceType, names: &[String]) -> Self {
+        let is_wildcard = |name: &String| name == WILDCARD;
+        let keeps_all = names.is_empty() && !matches!(self, Self::Names(_));
+        if kind.is_complete() && (keeps_all || names.iter().any(is_wildcard)) {
+            return Self::Wildcard;
+        }
+        Self::Names(names.iter().filter(|name| !is_wildcard(name)).cloned().collect())
+    }
+
+    fn names(&self) -> Option<&BTreeSet<String>> {
+        match self {
+            Self::Names(names) => Some(names),
+            Self::None | Self::Wildcard => None,
+        }
+    }
+
+    fn contains(&self, name: &str) -> bool {
+        self.names().is_some_and(|names| names.contains(name))
+    }
+}
+
+/// Responses that a client is to receive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Due {
+    /// The complete set, if it is new to the client or the client awaits it.
+    Set(Answer),
+    /// Those of these names that are known and new to the client.
+    Names(BTreeSet<String>),
+}
+
+/// Answer that a client expects to its latest request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    /// None: only changes are sent.
+    Given,
+    /// The subscription is new or has changed.
+    Awaited,
+}
+
+/// State of one type.
+#[derive(Debug)]
+struct TypeState {
+    subscription: Subscription,
+    /// Names of the first request that the client has from an earlier stream.
+    resumed: BTreeSet<String>,
+    due: Due,
+    /// Latest nonce; 0 before the first response.
+    nonce: u64,
+    /// Resources that the client has received, also those that it rejected.
+    sent: BTreeMap<String, Version>,
+}
+
+/// State of the stream of one client.
+#[derive(Debug)]
+pub(super) struct StreamState {
+    max_names: usize,
+    last_nonce: u64,
+    types: BTreeMap<ResourceType, TypeState>,
+}
+
+impl StreamState {
+    /// Creates the state of a new stream that may subscribe to this number of names in all types together.
+    pub(super) fn new(max_names: usize) -> Self {
+        let types = ResourceType::ALL.into_iter().map(|kind| (kind, TypeState::new(kind))).collect();
+        Self { max_names, last_nonce: 0, types }
+    }
+
+    /// Processes a request.
+    pub(super) fn receive(&mut self, request: &DiscoveryRequest) -> Received {
+        let Some(kind) = ResourceType::from_url(&request.type_url) else { return Received::UnknownType };
+        let state = self.state(kind);
+        let rejection = request.error_detail.as_ref().map(|error| Rejection { kind, message: tail(&error.message) });
+        let is_latest = request.response_nonce.is_empty() || request.response_nonce == state.nonce.to_string();
+        if !is_latest {
+            return rejection.map_or(Received::Crossed, Received::Rejected);
+        }
+        if state.subscription == Subscription::None && !request.version_info.is_empty() {
+            state.resumed.extend(request.resource_names.iter().cloned());
+        }
+        let subscription = state.subscription.after(kind, &request.resource_names);
+        let has_changed = subscription != state.subscription;
+        state.subscribe(subscription);
+        let names = || self.types.values().filter_map(|state| state.subscription.names()).flatten();
+        let bytes: usize = names().map(String::len).sum();
+        if names().count() > self.max_names || bytes > self.max_names.saturating_mul(MEAN_NAME_BYTES) {
+            return Received::TooManyNames;
+        }
+        match rejection {
+            Some(rejection) => Received::Rejected(rejection),
+            None if has_changed => Received::Subscribed,
+            None => Received::Accepted,
+        }
+    }
+
+    /// Returns the names of the assignments that the client subscribes to.
+    pub(super) fn assignments(&self) -> impl Iterator<Item = &str> {
+        let state = self.types.get(&ResourceType::Assignment);
+        state.and_then(|state| state.subscription.names()).into_iter().flatten().map(String::as_str)
+    }
+
+    /// Records that an assignment may have changed.
+    pub(super) fn mark(&mut self, assignment: &str) {
+        let state = self.state(ResourceType::Assignment);
+        if let (true, Due::Names(due)) = (state.subscription.contains(assignment), &mut state.due) {
+            due.insert(assignment.to_owned());
+        }
+    }
+
+    /// Returns `true` if [`next`](Self::next) may return a response.
+    pub(super) fn is_due(&self) -> bool {
+        self.types.values().any(|state| match &state.due {
+            Due::Set(answer) => *answer == Answer::Awaited,
+            Due::Names(names) => !names.is_empty(),
+        })
+    }
+
+    /// Returns the next response, which counts as sent; `None` if the client is up to date.
+    pub(super) fn next(&mut self, resources: &impl Resources) -> Option<DiscoveryResponse> {
+        ResourceType::ALL.into_iter().find_map(|kind| {
+            if kind.is_complete() { self.complete_set(kind, resources) } else { self.changed_one(kind, resources) }
+        })
+    }
+
+    /// Returns the response with all listeners or clusters, if one is due.
+    fn complete_set(&mut self, kind: ResourceType, resources: &impl Resources) -> Option<DiscoveryResponse> {
+        let state = self.state(kind);
+        if std::mem::replace(&mut state.due, Due::Set(Answer::Given)) == Due::Set(Answer::Given) {
+            return None;
+        }
+        let found = state.wanted(kind, resources)?;
+        let versions: BTreeMap<_, _> = found.iter().map(|one| (one.name().to_owned(), one.version())).collect();
+        let before = std::mem::replace(&mut state.sent, versions);
+        // Names that cannot exist are answered, so that the client need not wait for them. The end of an interest is
+        // not.
+        if found.is_empty() && state.subscription.names().is_none_or(BTreeSet::is_empty) {
+            return None;
+        }
+        if kind == ResourceType::Cluster {
+            let changed = found.iter().filter(|one| before.get(one.name()) != Some(&one.version()));
+            self.repeat_assignments(changed.map(Resource::name));
+        }
+        let version = Version::of_set(&found);
+        Some(self.response(kind, version, &found))
+    }
+
+    /// Returns the response with the first route or assignment that is due and new to the client.
+    fn changed_one(&mut self, kind: ResourceType, resources: &impl Resources) -> Option<DiscoveryResponse> {
+        let TypeState { due: Due::Names(due), sent, resumed, .. } = self.state(kind) else { return None };
+        while let Some(name) = due.pop_first() {
+            let Lookup::Found(resource) = resources.named(kind, &name, origin(resumed, &name)) else { continue };
+            let version = resource.version();
+            if sent.insert(name, version) != Some(version) {
+                return Some(self.response(kind, version, &[resource]));
+            }
+        }
+        None
+    }
+
+    /// Causes the assignments of these clusters to be sent again.
+    fn repeat_assignments<'a>(&mut self, clusters: impl Iterator<Item = &'a str>) {
+        let state = self.state(ResourceType::Assignment);
+        for cluster in clusters {
+            if let (Some(_), Due::Names(due)) = (state.sent.remove(cluster), &mut state.due) {
+                due.insert(cluster.to_owned());
+            }
+        }
+    }
+
+    fn response(&mut self, kind: ResourceType, version: Version, resources: &[Resource]) -> DiscoveryResponse {
+        self.last_nonce += 1;
+        let nonce = self.last_nonce;
+        self.state(kind).nonce = nonce;
+        DiscoveryResponse {
+            version_info: version.to_string(),
+            resources: resources.iter().map(|resource| resource.any().clone()).collect(),
+            type_url: kind.url().to_owned(),
+            nonce: nonce.to_string(),
+            ..DiscoveryResponse::default()
+        }
+    }
+
+    fn state(&mut self, kind: ResourceType) -> &mut TypeState {
+        self.types.entry(kind).or_insert_with(|| TypeState::new(kind))
+    }
+}
+
+impl TypeState {
+    fn new(kind: ResourceType) -> Self {
+        let due = if kind.is_complete() { Due::Set(Answer::Given) } else { Due::Names(BTreeSet::new()) };
+        let (resumed, sent) = (BTreeSet::new(), BTreeMap::new());
+        Self { subscription: Subscription::None, resumed, due, nonce: 0, sent }
+    }
+
+    /// Replaces the subscription. What the client no longer wants counts as not sent.
+    fn subscribe(&mut self, subscription: Subscription) {
+        if subscription == self.subscription {
+            return;
+        }
+        if let Some(names) = subscription.names() {
+            self.resumed.retain(|name| names.contains(name));
+            // A missing listener or cluster is deleted by the next set, which differs from what was sent.
+            if let Due::Names(due) = &mut self.due {
+                self.sent.retain(|name, _| names.contains(name));
+                due.retain(|name| names.contains(name));
+                due.extend(names.iter().filter(|name| !self.subscription.contains(name)).cloned());
+            }
+        }
+        if let Due::Set(answer) = &mut self.due {
+            *answer = Answer::Awaited;
+        }
+        self.subscription = subscription;
+    }
+
+    /// Returns the set that the client is to have; `None` if there was no request, or there is no such set.
+    fn wanted(&self, kind: ResourceType, resources: &impl Resources) -> Option<Vec<Resource>> {
+        match &self.subscription {
+            Subscription::None => None,
+            Subscription::Wildcard => resources.all(kind),
+            Subscription::Names(names) => {
+                let found =
+                    names.iter().filter_map(|name| match resources.named(kind, name, origin(&self.resumed, name)) {
+                        Lookup::Found(resource) => Some(resource),
+                        Lookup::Pending | Lookup::Impossible => None,
+                    });
+                Some(found.collect())
+            }
+        }
+    }
+}
+
+fn origin(resumed: &BTreeSet<String>, name: &str) -> Origin {
+    if resumed.contains(name) { Origin::Resumed } else { Origin::Fresh }
+}
+
+/// Returns the end of a text.
+fn tail(text: &str) -> String {
+    let start = (text.len().saturating_sub(MAX_ERROR_BYTES)..=text.len()).find(|at| text.is_char_boundary(*at));
+    text[start.unwrap_or(0)..].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::xds::{assignment::assignment, resources};
+    use enlist::{
+        Endpoint, Entry, Epoch, Instance, InstanceId, Revision, ServiceRef, Snapshot, backend::SnapshotBuilder,
+    };
+    use envoy_types::pb::google::rpc::Status;
+    use std::sync::Arc;
+
+    use ResourceType::{Assignment, Cluster, Listener, Route};
+
+    /// Services with the ports of their instances; `None` is not known yet.
+    #[derive(Default)]
+    struct Registry {
+        known: BTreeMap<String, Option<Vec<u16>>>,
+        /// Content of clusters, which changes with this number.
+        generation: u32,
+        wildcard: Option<Vec<String>>,
+    }
+
+    impl Registry {
+        fn with(services: &[(&str, Option<&[u16]>)]) -> Self {
+            let known = services.iter().map(|(name, ports)| ((*name).to_owned(), ports.map(<[u16]>::to_vec)));
+            Self { known: known.collect(), ..Self::default() }
+        }
+
+        fn set(&mut self, name: &str, ports: &[u16]) {
+            self.known.insert(name.to_owned(), Some(ports.to_vec()));
+        }
+
+        fn cluster(&self, name: &str) -> Resource {
+            if self.generation == 0 { resources::cluster(name) } else { resources::routes(name) }
+        }
+    }
+
+    fn snapshot(ports: &[u16]) -> Snapshot {
+        let service = ServiceRef::parse("s").unwrap();
+        let mut snapshot = SnapshotBuilder::new(service, Revision::new(1), Epoch::default());
+        for port in ports {
+            let endpoint = Endpoint::new("10.0.0.1", *port).unwrap();
+            let instance = Instance::new(InstanceId::parse(port.to_string()).unwrap(), [endpoint]).unwrap();
+            snapshot.insert(Arc::new(Entry::new(instance, Revision::new(1), Revision::new(1))));
+        }
+        snapshot.build()
+    }
+
+    impl Resources for Registry {
+        fn named(&self, kind: ResourceType, name: &str, origin: Origin) -> Lookup {
+            if name.is_empty() || name.starts_with('/') {
+                return Lookup::Impossible;
+            }
+            match kind {
+                Listener => Lookup::Found(resources::api_listener(name)),
+                Route => Lookup::Found(resources::routes(name)),
+                Cluster => Lookup::Found(self.cluster(name)),
+                Assignment => match self.known.get(name) {
+                    Some(Some(ports)) if ports.is_empty() && origin == Origin::Resumed => Lookup::Pending,
+                    Some(Some(ports)) => Lookup::Found(assignment(name, &snapshot(ports)).unwrap().resource),
+                    Some(None) | None => Lookup::Pending,
+                },
+            }
+        }
+
+        fn all(&self, kind: ResourceType) -> Option<Vec<Resource>> {
+            let names = self.wildcard.as_ref()?;
+            let make = |name: &String| if kind == Cluster { self.cluster(name) } else { resources::api_listener(name) };
+            Some(names.iter().map(make).collect())
+        }
+    }
+
+    fn request(kind: ResourceType, names: &[&str], nonce: &str) -> DiscoveryRequest {
+        DiscoveryRequest {
+            type_url: kind.url().to_owned(),
+            resource_names: names.iter().map(|name| (*name).to_owned()).collect(),
+            response_nonce: nonce.to_owned(),
+            ..DiscoveryRequest::default()
+        }
+    }
+
+    fn rejecting(mut request: DiscoveryRequest, message: &str) -> DiscoveryRequest {
+        request.error_detail = Some(Status { message: message.to_owned(), ..Status::default() });
+        request
+    }
+
+    /// Returns the types of responses, with their numbers of resources.
+    fn kinds(responses: &[DiscoveryResponse]) -> Vec<(ResourceType, usize)> {
+        let kind = |one: &DiscoveryResponse| (ResourceType::from_url(&one.type_url).unwrap(), one.resources.len());
+        responses.iter().map(kind).collect()
+    }
+
+    /// Returns all responses that are due after any assignment may have changed.
+    fn respond(stream: &mut StreamState, registry: &Registry) -> Vec<DiscoveryResponse> {
+        let names: Vec<_> = stream.assignments().map(str::to_owned).collect();
+        for name in names {
+            stream.mark(&name);
+        }
+        let responses = std::iter::from_fn(|| stream.next(registry)).collect();
+        assert!(!stream.is_due(), "nothing remains");
+        responses
+    }
+
+    fn stream() -> StreamState {
+        StreamState::new(100)
+    }
+
+    #[test]
+    fn a_grpc_client_gets_each_type_once_and_then_changes_only() {
+        let (mut stream, mut registry) = (stream(), Registry::with(&[("s", Some(&[1]))]));
+        for kind in [Listener, Route, Cluster, Assignment] {
+            assert_eq!(stream.receive(&request(kind, &["s"], "")), Received::Subscribed);
+            let responses = respond(&mut stream, &registry);
+            assert_eq!(kinds(&responses), [(kind, 1)]);
+            assert!(!responses[0].version_info.is_empty() && !responses[0].nonce.is_empty());
+            assert_eq!(stream.receive(&request(kind, &["s"], &responses[0].nonce)), Received::Accepted);
+            assert_eq!(kinds(&respond(&mut stream, &registry)), [], "an acknowledgement is not answered");
+        }
+        registry.set("s", &[1, 2]);
+        let responses = respond(&mut stream, &registry);
+        assert_eq!(kinds(&responses), [(Assignment, 1)]);
+        assert_eq!(kinds(&respond(&mut stream, &registry)), []);
+        registry.set("s", &[]);
+        assert_eq!(kinds(&respond(&mut stream, &registry)), [(Assignment, 1)], "known to be empty");
+    }
+
+    #[test]
+    fn nothing_is_sent_for_what_is_not_known_yet() {
+        let (mut stream, mut registry) = (stream(), Registry::with(&[("a", Some(&[1])), ("b", None)]));
+        stream.receive(&request(Assignment, &["a", "b", "c"], ""));
+        assert_eq!(kinds(&respond(&mut stream, &registry)), [(Assignment, 1)]);
+        assert_eq!(kinds(&respond(&mut stream, &registry)), []);
+        registry.set("b", &[2]);
+        assert_eq!(kinds(&respond(&mut stream, &registry)), [(Assignment, 1)]);
+        // A view that is lost again changes nothing.
+        registry.known.insert("a".to_owned(), None);
+        assert_eq!(kinds(&respond(&mut stream, &registry)), []);
+        // All clusters, of which there are none.
+        stream.receive(&request(Cluster, &[], ""));
+        assert_eq!(kinds(&respond(&mut stream, &registry)), []);
+    }
+
+    #[test]
+    fn each_assignment_has_a_response_of_its_own() {
+        let (mut stream, registry) = (stream(), Registry::with(&[("a", Some(&[1])), ("b", Some(&[2]))]));
+        stream.receive(&request(Assignment, &["a", "b"], ""));
+        let responses = respond(&mut stream, &registry);
+        assert_eq!(kinds(&responses), [(Assignment, 1), (Assignment, 1)]);
+        assert_ne!(responses[0].nonce, responses[1].nonce);
+        // The acknowledgement of the first one is no longer the latest.
+        assert_eq!(stream.receive(&request(Assignment, &["a", "b"], &responses[0].nonce)), Received::Crossed);
+        assert_eq!(stream.receive(&request(Assignment, &["a", "b"], &responses[1].nonce)), Received::Accepted);
+        assert_eq!(kinds(&respond(&mut stream, &registry)), []);
+    }
+
+    #[test]
+    fn a_request_that_crossed_a_response_is_ignored() {
+        let (mut stream, mut registry) = (stream(), Registry::with(&[("a", Some(&[1])), ("b", Some(&[2]))]));
+        stream.receive(&request(Assignment, &["a"], ""));
+        let first = respond(&mut stream, &registry);
+        registry.set("a", &[1, 3]);
+        let second = respond(&mut stream, &registry);
+        assert_eq!(stream.receive(&request(Assignment, &["a", "b"], &first[0].nonce)), Received::Crossed);
+        assert_eq!(kinds(&respond(&mut stream, &registry)), []);
+        // The answer to the newer response has the same names.
+        assert_eq!(stream.receive(&request(Assignment, &["a", "b"], &second[0].nonce)), Received::Subscribed);
+        assert_eq!(kinds(&respond(&mut stream, &registry)), [(Assignment, 1)], "only the new one");
+    }
+
+    #[test]
+    fn a_rejected_resource_is_sent_again_when_it_has_changed() {
+        let (mut stream, mut registry) = (stream(), Registry::with(&[("a", Some(&[1]))]));
+        stream.receive(&request(Assignment, &["a"], ""));
+        let first = respond(&mut stream, &registry);
+        let rejected = stream.receive(&rejecting(request(Assignment, &["a"], &first[0].nonce), "a: bad\u{1b}"));
+        let Received::Rejected(rejection) = rejected else { panic!("{rejected:?}") };
+        assert_eq!((rejection.kind, rejection.message.as_str()), (Assignment, "a: bad\u{1b}"));
+        assert_eq!(kinds(&respond(&mut stream, &registry)), []);
+        registry.set("a", &[2]);
+        let second = respond(&mut stream, &registry);
+        assert_eq!(kinds(&second), [(Assignment, 1)]);
+        // A late rejection is counted, although it crossed a response.
+        let late = stream.receive(&rejecting(request(Assignment, &["a"], &first[0].nonce), "late"));
+        assert!(matches!(late, Received::Rejected(_)), "{late:?}");
+        assert_eq!(stream.receive(&request(Assignment, &["a"], &second[0].nonce)), Received::Accepted);
+        let long = "é".repeat(MAX_ERROR_BYTES) + "the reason";
+        let Received::Rejected(rejection) = stream.receive(&rejecting(request(Assignment, &["a"], ""), &long)) else {
+            panic!("a rejection")
+        };
+        assert!(rejection.message.ends_with("the reason") && rejection.message.len() <= MAX_ERROR_BYTES);
+    }
+
+    #[test]
+    fn an_assignment_follows_a_change_of_its_cluster() {
+        let (mut stream, mut registry) = (stream(), Registry::with(&[("a", Some(&[1])), ("b", Some(&[2]))]));
+        stream.receive(&request(Cluster, &["a"], ""));
+        assert_eq!(kinds(&respond(&mut stream, &registry)), [(Cluster, 1)]);
+        stream.receive(&request(Assignment, &["a", "b"], ""));
+        assert_eq!(respond(&mut stream, &registry).len(), 2);
+        registry.generation = 1;
+        stream.receive(&request(Cluster, &["a", "c"], ""));
+        let changed = respond(&mut stream, &registry);
+        assert_eq!(kinds(&changed), [(Cluster, 2), (Assignment, 1)], "in this order");
+        // Envoy repeats its request, which is an acknowledgement.
+        let repeated = request(Assignment, &["a", "b"], &changed[1].nonce);
+        assert_eq!(stream.receive(&repeated), Received::Accepted);
+        assert_eq!(kinds(&respond(&mut stream, &registry)), []);
+    }
+
+    #[test]
+    fn a_client_of_all_clusters_gets_the_configured_ones() {
+        let (mut stream, mut registry) = (stream(), Registry::with(&[("a", Some(&[1]))]));
+        registry.wildcard = Some(vec!["a".to_owned(), "b".to_owned()]);
+        stream.receive(&request(Cluster, &[], ""));
+        let clusters = respond(&mut stream, &registry);
+        assert_eq!(kinds(&clusters), [(Cluster, 2)]);
+        assert_eq!(stream.receive(&request(Cluster, &[], &clusters[0].nonce)), Received::Accepted);
+        assert_eq!(kinds(&respond(&mut stream, &registry)), []);
+        stream.receive(&request(Cluster, &["*"], &clusters[0].nonce));
+        assert_eq!(kinds(&respond(&mut stream, &registry)), [], "a wildcard in words is the same one");
+    }
+
+    #[test]
+    fn an_empty_assignment_can_wait_for_a_client_that_has_another() {
+        let (mut stream, registry) = (stream(), Registry::with(&[("a", Some(&[]))]));
+        let mut resumed = request(Assignment, &["a"], "");
+        resumed.version_info = "of an earlier stream".to_owned();
+        stream.receive(&resumed);
+        assert_eq!(kinds(&respond(&mut stream, &registry)), []);
+    }
+
+    #[test]
+    fn a_name_that_comes_later_is_a_fresh_one() {
+        let (mut stream, registry) = (stream(), Registry::with(&[("a", Some(&[])), ("b", Some(&[]))]));
+        let mut resumed = request(Assignment, &["a"], "");
+        resumed.version_info = "of an earlier stream".to_owned();
+        stream.receive(&resumed);
+        assert_eq!(kinds(&respond(&mut stream, &registry)), []);
+        stream.receive(&request(Assignment, &["a", "b"], ""));
+        assert_eq!(kinds(&respond(&mut stream, &registry)), [(Assignment, 1)], "the new one");
+        stream.receive(&request(Assignment, &["b"], "1"));
+        stream.receive(&request(Assignment, &["a", "b"], "1"));
+        assert_eq!(kinds(&respond(&mut stream, &registry)), [(Assignment, 1)], "the client has lost it meanwhile");
+    }
+
+    #[test]
+    fn a_set_of_clusters_is_sent_as_a_whole() {
+        let (mut stream, registry) = (stream(), Registry::with(&[]));
+        stream.receive(&request(Cluster, &["a"], ""));
+        let one = respond(&mut stream, &registry);
+        stream.receive(&request(Cluster, &["b", "a"], &one[0].nonce));
+        let both = respond(&mut stream, &registry);
+        assert_eq!(kinds(&both), [(Cluster, 2)], "what is missing would be deleted");
+        stream.receive(&request(Cluster, &["b"], &both[0].nonce));
+        assert_eq!(kinds(&respond(&mut stream, &registry)), [(Cluster, 1)]);
+    }
+
+    #[test]
+    fn no_names_after_names_end_the_interest() {
+        let (mut stream, mut registry) = (stream(), Registry::with(&[("a", Some(&[1]))]));
+        registry.wildcard = Some(vec!["a".to_owned()]);
+        for kind in ResourceType::ALL {
+            stream.receive(&request(kind, &["a"], ""));
+        }
+        let nonces: BTreeMap<_, _> =
+            respond(&mut stream, &registry).into_iter().map(|one| (one.type_url, one.nonce)).collect();
+        for kind in ResourceType::ALL {
+            assert_eq!(stream.receive(&request(kind, &[], &nonces[kind.url()])), Received::Subscribed);
+        }
+        registry.set("a", &[2]);
+        assert_eq!(
+            kinds(&respond(&mut stream, &registry)),
+            [],
+            "also of listeners and clusters, where it is no wildcard"
+        );
+        stream.receive(&request(Assignment, &["a"], &nonces[Assignment.url()]));
+        assert_eq!(kinds(&respond(&mut stream, &registry)), [(Assignment, 1)], "interest that returns is a new one");
+    }
+
+    #[test]
+    fn a_wildcard_for_assignments_or_routes_is_no_name() {
+        let (mut stream, registry) = (stream(), Registry::with(&[("a", Some(&[1]))]));
+        for kind in [Assignment, Route] {
+            stream.receive(&request(kind, &["*", "a"], ""));
+            let responses = respond(&mut stream, &registry);
+            assert_eq!(kinds(&responses), [(kind, 1)], "only the name");
+            let repeated = request(kind, &["a"], &responses[0].nonce);
+            assert_eq!(stream.receive(&repeated), Received::Accepted);
+        }
+    }
+
+    #[test]
+    fn a_name_that_no_service_can_have_is_answered_at_once() {
+        let (mut stream, registry) = (stream(), Registry::with(&[]));
+        stream.receive(&request(Listener, &["/bad"], ""));
+        assert_eq!(kinds(&respond(&mut stream, &registry)), [(Listener, 0)], "the client need not wait");
+        assert_eq!(kinds(&respond(&mut stream, &registry)), []);
+        stream.receive(&request(Assignment, &["/bad"], ""));
+        assert_eq!(kinds(&respond(&mut stream, &registry)), []);
+    }
+
+    #[test]
+    fn a_new_stream_gets_everything_whatever_versions_it_names() {
+        let registry = Registry::with(&[("a", Some(&[1]))]);
+        let versions = |mut stream: StreamState| {
+            let mut responses = Vec::new();
+            for kind in ResourceType::ALL {
+                let mut first = request(kind, &["a"], "");
+                first.version_info = "of another agent".to_owned();
+                stream.receive(&first);
+                responses.extend(respond(&mut stream, &registry));
+            }
+            responses.into_iter().map(|one| (one.type_url, one.version_info)).collect::<Vec<_>>()
+        };
+        let first = versions(stream());
+        assert_eq!(first.len(), 4);
+        assert_eq!(first, versions(stream()), "two agents agree on the versions");
+    }
+
+    #[test]
+    fn names_are_limited_and_other_types_not_served() {
+        let mut stream = StreamState::new(3);
+        assert_eq!(stream.receive(&request(Assignment, &["a", "b"], "")), Received::Subscribed);
+        assert_eq!(stream.receive(&request(Cluster, &["a"], "")), Received::Subscribed);
+        assert_eq!(stream.receive(&request(Listener, &["a"], "")), Received::TooManyNames);
+        let long = "a".repeat(3 * MEAN_NAME_BYTES + 1);
+        assert_eq!(StreamState::new(3).receive(&request(Listener, &[&long], "")), Received::TooManyNames);
+        let other = DiscoveryRequest { type_url: "x".to_owned(), ..DiscoveryRequest::default() };
+        assert_eq!(stream.receive(&other), Received::UnknownType);
+    }
+}

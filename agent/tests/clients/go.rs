@@ -1,0 +1,49 @@
+//! gRPC in Go.
+
+use std::{fs, net::SocketAddr, path::Path};
+
+use tokio::process::Command;
+
+use crate::{
+    caller::Caller,
+    page, python,
+    scenarios::{Client, tests},
+    supplied,
+};
+
+/// Returns a program of the folder `go`.
+fn program(name: &str) -> Command {
+    Command::new(Path::new(&supplied("ENLIST_CLIENT_GO")).join(name))
+}
+
+struct Go;
+
+impl Client for Go {
+    const USER_AGENT: &'static str = "gRPC Go";
+    const UNAVAILABLE: &'static str = "Unavailable";
+
+    async fn start(&self, agent: SocketAddr, service: &str) -> Caller {
+        let mut command = program("calls");
+        command.arg(format!("xds:///{service}")).env("GRPC_XDS_BOOTSTRAP_CONFIG", python::bootstrap(agent));
+        Caller::start(command)
+    }
+}
+
+tests! {
+    Go,
+    calls_follow_the_instances_without_a_failure,
+    calls_work_again_once_an_empty_service_has_an_instance,
+    an_outage_of_the_store_fails_no_call,
+    an_outage_of_the_agent_fails_no_call,
+    restarts_of_servers_and_agent_fail_no_call,
+    calls_leave_the_zone_only_without_an_instance_in_it,
+    calls_of_an_unknown_service_fail_at_once,
+}
+
+#[tokio::test]
+#[ignore = "needs the client's library: cargo xtask clients"]
+async fn the_documented_client_works_as_printed() {
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/go/greeter/main.go");
+    assert_eq!(page::block("agent-clients.md", "## Go", "go"), fs::read_to_string(source).unwrap());
+    page::greets(program("greeter"), &page::block("agent-clients.md", "## Bootstrap", "json")).await;
+}

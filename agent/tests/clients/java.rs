@@ -1,0 +1,53 @@
+//! gRPC in Java.
+
+use std::{fs, net::SocketAddr};
+
+use tokio::process::Command;
+
+use crate::{
+    caller::Caller,
+    page, python,
+    scenarios::{Client, tests},
+    supplied,
+};
+
+/// Returns a program of the folder `java`.
+fn program(class: &str) -> Command {
+    let mut command = Command::new("java");
+    // They live for seconds.
+    command.args(["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-classpath", &supplied("ENLIST_CLIENT_JAVA"), class]);
+    command
+}
+
+struct Java;
+
+impl Client for Java {
+    const USER_AGENT: &'static str = "gRPC Java";
+    /// The virtual machine loads its classes.
+    const FIRST_CALL_MS: u64 = 5_000;
+
+    async fn start(&self, agent: SocketAddr, service: &str) -> Caller {
+        let mut command = program("Calls");
+        command.arg(format!("xds:///{service}")).env("GRPC_XDS_BOOTSTRAP_CONFIG", python::bootstrap(agent));
+        Caller::start(command)
+    }
+}
+
+tests! {
+    Java,
+    calls_follow_the_instances_without_a_failure,
+    calls_work_again_once_an_empty_service_has_an_instance,
+    an_outage_of_the_store_fails_no_call,
+    an_outage_of_the_agent_fails_no_call,
+    restarts_of_servers_and_agent_fail_no_call,
+    calls_leave_the_zone_only_without_an_instance_in_it,
+    calls_of_an_unknown_service_fail_at_once,
+}
+
+#[tokio::test]
+#[ignore = "needs the client's library: cargo xtask clients"]
+async fn the_documented_client_works_as_printed() {
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/java/src/main/java/GreeterClient.java");
+    assert_eq!(page::block("agent-clients.md", "## Java", "java"), fs::read_to_string(source).unwrap());
+    page::greets(program("GreeterClient"), &page::block("agent-clients.md", "## Bootstrap", "json")).await;
+}

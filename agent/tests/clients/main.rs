@@ -1,0 +1,28 @@
+//! Clients in other languages, with the real libraries. `cargo xtask clients` installs them and runs these tests.
+//!
+//! Each module has the tests of one client. Most are the [`scenarios`], which are the same for all of them. A client is
+//! a program that calls without pause and reports its calls ([`caller`]).
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+mod caller;
+mod envoy;
+mod go;
+mod java;
+mod page;
+mod python;
+mod scenarios;
+mod server;
+#[path = "../support/mod.rs"]
+mod support;
+mod tonic_xds;
+
+#[path = "../../examples/demo/greeter.rs"]
+mod greeter;
+
+use std::env;
+
+/// Returns a path that `cargo xtask clients` sets.
+fn supplied(variable: &str) -> String {
+    env::var(variable).unwrap_or_else(|_| panic!("{variable} is not set: run `cargo xtask clients`"))
+}

@@ -1,0 +1,42 @@
+//! The page of documentation whose programs and configurations are run as printed.
+
+use std::fs;
+
+use enlist_testkit::soon;
+use tokio::process::Command;
+
+use crate::{
+    server::Running,
+    support::{Store, TestAgent, local},
+};
+
+/// Address of the agent on the page. Tests replace it by that of a free port.
+const DOCUMENTED: &str = "127.0.0.1:18000";
+
+/// Returns the first block of this language below this heading of a page.
+pub(crate) fn block(page: &str, heading: &str, language: &str) -> String {
+    let path = format!("{}/../docs/{page}", env!("CARGO_MANIFEST_DIR"));
+    let text = fs::read_to_string(path).unwrap();
+    let (_, section) = text.split_once(&format!("\n{heading}\n")).expect("the page has the section");
+    let (_, rest) = section.split_once(&format!("```{language}\n")).expect("the section has a block");
+    rest.split_once("```").unwrap().0.to_owned()
+}
+
+/// Runs a printed program with a printed bootstrap and two servers. Returns the answers that it printed.
+pub(crate) async fn greets(mut program: Command, bootstrap: &str) -> String {
+    let store = Store::new();
+    let agent = TestAgent::start(&store.agents, local()).await;
+    let _one = Running::start(&store, "greeter-1").await;
+    let _two = Running::start(&store, "greeter-2").await;
+    assert!(bootstrap.contains(DOCUMENTED), "{bootstrap}");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("bootstrap.json");
+    fs::write(&file, bootstrap.replace(DOCUMENTED, &agent.address.to_string())).unwrap();
+    let program = program.env("GRPC_XDS_BOOTSTRAP", file).kill_on_drop(true);
+    let output = soon("the client ends", program.output()).await.unwrap();
+    let (printed, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{errors}");
+    assert_eq!(printed.lines().count(), 10, "{printed}");
+    assert!(printed.lines().all(|line| line.contains("this is greeter-")), "{printed}");
+    printed.into_owned()
+}

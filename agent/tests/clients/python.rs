@@ -1,0 +1,69 @@
+//! gRPC in Python, which is the client of C++, Ruby and PHP as well.
+
+use std::{fs, net::SocketAddr};
+
+use tokio::process::Command;
+
+use crate::{
+    caller::Caller,
+    page,
+    scenarios::{Client, NODE, ZONE, tests},
+    supplied,
+};
+
+/// Returns the interpreter that has the libraries.
+pub(crate) fn python() -> Command {
+    let mut command = Command::new(supplied("ENLIST_CLIENT_PYTHON"));
+    command.kill_on_drop(true);
+    command
+}
+
+/// Returns a program that calls this target.
+pub(crate) fn calls(target: &str) -> Command {
+    let mut command = python();
+    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/python/calls.py")).arg(target);
+    command
+}
+
+/// Returns the configuration of gRPC clients.
+pub(crate) fn bootstrap(agent: SocketAddr) -> String {
+    format!(
+        r#"{{"xds_servers":[{{"server_uri":"{agent}","channel_creds":[{{"type":"insecure"}}],
+        "server_features":["xds_v3","ignore_resource_deletion"]}}],
+         "node":{{"id":"{NODE}","locality":{{"zone":"{ZONE}"}}}}}}"#
+    )
+}
+
+struct Python;
+
+impl Client for Python {
+    const USER_AGENT: &'static str = "gRPC C-core";
+
+    async fn start(&self, agent: SocketAddr, service: &str) -> Caller {
+        let mut command = calls(&format!("xds:///{service}"));
+        command.env("GRPC_XDS_BOOTSTRAP_CONFIG", bootstrap(agent));
+        Caller::start(command)
+    }
+}
+
+tests! {
+    Python,
+    calls_follow_the_instances_without_a_failure,
+    calls_work_again_once_an_empty_service_has_an_instance,
+    an_outage_of_the_store_fails_no_call,
+    an_outage_of_the_agent_fails_no_call,
+    restarts_of_servers_and_agent_fail_no_call,
+    calls_leave_the_zone_only_without_an_instance_in_it,
+    calls_of_an_unknown_service_fail_at_once,
+}
+
+#[tokio::test]
+#[ignore = "needs Python: cargo xtask clients"]
+async fn the_documented_client_works_as_printed() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("greeter_client.py"), page::block("agent.md", "## Try it", "python")).unwrap();
+    let mut command = python();
+    command.arg("greeter_client.py").current_dir(&folder);
+    let printed = page::greets(command, &page::block("agent.md", "## Try it", "json")).await;
+    assert!(printed.contains("greeter-1") && printed.contains("greeter-2"), "{printed}");
+}

@@ -1,0 +1,257 @@
+//! Input of clients that are broken or hostile: other clients are served meanwhile, and the memory is bounded.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+mod support;
+
+use std::{fs, net::SocketAddr, time::Duration};
+
+use enlist::DirectoryOptions;
+use enlist_testkit::{eventually, soon};
+use support::{ASSIGNMENT, AdsClient, CLUSTER, LISTENER, ROUTE, Store, TestAgent, instance, local, ports};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    sync::Mutex,
+};
+use tonic::transport::Channel;
+
+/// Beginning of a connection of HTTP/2 (RFC 9113, section 3.4), with empty settings.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+/// Bytes of the header of a frame.
+const FRAME_HEADER: usize = 9;
+
+/// Held by each test: the memory is that of the whole process.
+static ALONE: Mutex<()> = Mutex::const_new(());
+
+/// `HEALTHY` of xDS.
+const HEALTHY: i32 = 1;
+
+/// Numbers that are the same in each run (`SplitMix64`).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        usize::try_from(self.next() % u64::try_from(limit).unwrap()).unwrap()
+    }
+
+    fn bytes(&mut self, count: usize) -> Vec<u8> {
+        (0..count).map(|_| self.next().to_le_bytes()[0]).collect()
+    }
+
+    /// Returns a frame of any type, flags and stream, whose length is right or nearly right.
+    fn frame(&mut self) -> Vec<u8> {
+        let payload = self.below(64);
+        let length = if self.below(4) == 0 { self.below(1 << 24) } else { payload };
+        let mut frame = u32::try_from(length).unwrap().to_be_bytes()[1..].to_vec();
+        frame.extend([u8::try_from(self.below(12)).unwrap(), self.next().to_le_bytes()[0]]);
+        frame.extend(u32::try_from(self.below(6)).unwrap().to_be_bytes());
+        assert_eq!(frame.len(), FRAME_HEADER);
+        frame.extend(self.bytes(payload));
+        frame
+    }
+}
+
+/// Returns the memory of this process, the agent included, in bytes.
+fn memory() -> usize {
+    let text = fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: usize = text.split(' ').nth(1).unwrap().parse().unwrap();
+    pages * 4096
+}
+
+/// Asserts that the memory has grown by at most this number of bytes.
+fn assert_growth(before: usize, limit: usize, what: &str) {
+    let growth = memory().saturating_sub(before);
+    assert!(growth <= limit, "{growth} bytes for {what}");
+}
+
+/// Sends bytes over a connection of their own, and reads what comes until the end.
+async fn send(agent: SocketAddr, bytes: &[u8]) {
+    let mut stream = TcpStream::connect(agent).await.unwrap();
+    // The agent may close it at any time.
+    if stream.write_all(bytes).await.is_ok() && stream.shutdown().await.is_ok() {
+        let _ = soon("the connection ends", stream.read_to_end(&mut Vec::new())).await;
+    }
+}
+
+/// Awaits the end of all streams.
+async fn no_client(agent: &TestAgent) {
+    eventually("no client is left", || async {
+        let clients = agent.status.xds_clients();
+        if clients.is_empty() { Ok(()) } else { Err(clients) }
+    })
+    .await;
+}
+
+/// Checks that a client is served, and learns of a change.
+async fn serves(store: &Store, agent: SocketAddr) {
+    let mut client = AdsClient::connect(agent).await;
+    assert_eq!(client.assignment("sound").await, []);
+    let one = store.register("sound", instance("one", 1001)).await;
+    assert_eq!(client.changed("sound").await, [(1001, HEALTHY)]);
+    one.deregister().await.unwrap();
+    assert_eq!(client.changed("sound").await, []);
+}
+
+#[tokio::test]
+async fn random_bytes_are_survived() {
+    const CONNECTIONS: usize = 300;
+    let _alone = ALONE.lock().await;
+    let store = Store::new();
+    // Slots of connections that are over are free again.
+    let agent = TestAgent::start(&store.agents, local().max_streams(8)).await;
+    let mut random = Random(1);
+    for _ in 0..CONNECTIONS {
+        let count = random.below(4096);
+        send(agent.address, &random.bytes(count)).await;
+    }
+    no_client(&agent).await;
+    serves(&store, agent.address).await;
+}
+
+#[tokio::test]
+async fn random_frames_are_survived() {
+    const CONNECTIONS: usize = 300;
+    let _alone = ALONE.lock().await;
+    let store = Store::new();
+    let agent = TestAgent::start(&store.agents, local().max_streams(8)).await;
+    let mut random = Random(2);
+    let before = memory();
+    for _ in 0..CONNECTIONS {
+        let mut bytes = PREFACE.to_vec();
+        for _ in 0..random.below(64) {
+            bytes.extend(random.frame());
+        }
+        send(agent.address, &bytes).await;
+    }
+    assert_growth(before, 16 << 20, "random frames");
+    no_client(&agent).await;
+    serves(&store, agent.address).await;
+}
+
+#[tokio::test]
+async fn a_corrupted_conversation_is_survived() {
+    const CONNECTIONS: usize = 200;
+    let _alone = ALONE.lock().await;
+    let store = Store::new();
+    let agent = TestAgent::start(&store.agents, local().max_streams(8)).await;
+    let recorded = conversation().await;
+    let mut random = Random(3);
+    for _ in 0..CONNECTIONS {
+        let mut bytes = recorded.clone();
+        for _ in 0..=random.below(4) {
+            // The preface stays, so that what follows is parsed.
+            let place = PREFACE.len() + random.below(bytes.len() - PREFACE.len());
+            bytes[place] = random.next().to_le_bytes()[0];
+        }
+        send(agent.address, &bytes).await;
+    }
+    no_client(&agent).await;
+    serves(&store, agent.address).await;
+}
+
+/// Records the bytes that a client sends which requests each type.
+async fn conversation() -> Vec<u8> {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let record = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        // Empty settings, and the acknowledgement of those of the client.
+        stream.write_all(b"\0\0\0\x04\0\0\0\0\0\0\0\0\x04\x01\0\0\0\0").await.unwrap();
+        let mut bytes = Vec::new();
+        // The messages are not compressed.
+        while !bytes.windows(ROUTE.len()).any(|window| window == ROUTE.as_bytes()) {
+            assert_ne!(stream.read_buf(&mut bytes).await.unwrap(), 0);
+        }
+        bytes
+    };
+    let talk = async {
+        let endpoint = Channel::from_shared(format!("http://{address}")).unwrap();
+        let channel = endpoint.connect().await.unwrap();
+        // It waits for headers, which never come.
+        AdsClient::sending(channel, &[LISTENER, CLUSTER, ASSIGNMENT, ROUTE], &["greeter"]).await;
+    };
+    tokio::select! {
+        bytes = record => bytes,
+        () = talk => panic!("nothing answers"),
+    }
+}
+
+#[tokio::test]
+async fn idle_connections_cost_little() {
+    const CONNECTIONS: usize = 2_000;
+    const BYTES_EACH: usize = 64 << 10;
+    let _alone = ALONE.lock().await;
+    let store = Store::new();
+    let agent = TestAgent::start(&store.agents, local()).await;
+    serves(&store, agent.address).await;
+    let before = memory();
+    let mut idle = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let mut stream = TcpStream::connect(agent.address).await.unwrap();
+        stream.write_all(PREFACE).await.unwrap();
+        // The agent has begun with this one.
+        stream.read_exact(&mut [0; FRAME_HEADER]).await.unwrap();
+        idle.push(stream);
+    }
+    assert_growth(before, CONNECTIONS * BYTES_EACH, "idle connections");
+    serves(&store, agent.address).await;
+}
+
+#[tokio::test]
+async fn clients_that_do_not_read_cost_one_response() {
+    const CLIENTS: usize = 20;
+    const CHANGES: u32 = 100;
+    const RESPONSE: usize = 500_000;
+    let _alone = ALONE.lock().await;
+    let store = Store::new();
+    let one = store.register("large", instance("one", 1001).with_zone("z".repeat(RESPONSE))).await;
+    let directory = DirectoryOptions::new().debounce(Duration::ZERO);
+    let agent = TestAgent::with_directory(&store.agents, local(), directory).await;
+    let mut sound = AdsClient::connect(agent.address).await;
+    sound.assignment("large").await;
+    let mut slow = Vec::new();
+    for _ in 0..CLIENTS {
+        let client = AdsClient::connect(agent.address).await;
+        client.request(ASSIGNMENT, &["large"]).await;
+        slow.push(client);
+    }
+    let before = memory();
+    for weight in 1..=CHANGES {
+        one.update(|update| _ = update.weight(weight)).await.unwrap();
+        sound.changed("large").await;
+    }
+    // Per client: one response that is being sent, one that waits, and what the allocator keeps of them.
+    assert_growth(before, 6 * CLIENTS * RESPONSE, "clients that do not read");
+    serves(&store, agent.address).await;
+}
+
+#[tokio::test]
+async fn a_client_without_acknowledgements_gets_the_latest_state() {
+    const CHANGES: u32 = 200;
+    let _alone = ALONE.lock().await;
+    let store = Store::new();
+    let one = store.register("greeter", instance("one", 1001)).await;
+    let directory = DirectoryOptions::new().debounce(Duration::ZERO);
+    let agent = TestAgent::with_directory(&store.agents, local(), directory).await;
+    let (mut mute, mut sound) = (AdsClient::connect(agent.address).await, AdsClient::connect(agent.address).await);
+    mute.request(ASSIGNMENT, &["greeter"]).await;
+    sound.assignment("greeter").await;
+    for weight in 1..=CHANGES {
+        one.update(|update| _ = update.weight(weight)).await.unwrap();
+        sound.changed("greeter").await;
+    }
+    let _two = store.register("greeter", instance("two", 1002)).await;
+    assert_eq!(sound.changed("greeter").await.len(), 2);
+    while ports(&mute.next(ASSIGNMENT).await).1.len() < 2 {}
+    let [one, two] = &agent.status.xds_clients()[..] else { panic!("two clients") };
+    assert_eq!((one.rejected, two.rejected), (0, 0));
+}

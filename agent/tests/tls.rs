@@ -1,0 +1,202 @@
+//! xDS and HTTP over TLS, with and without certificates of clients.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+mod support;
+
+use std::{io, net::SocketAddr, sync::Arc};
+
+use enlist_agent::{Agent, AgentError, HttpOptions, TlsIdentity, XdsOptions};
+use enlist_testkit::soon;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use support::{AdsClient, Store, TestAgent, local};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+use tokio_rustls::{
+    TlsConnector,
+    rustls::{
+        ClientConfig, RootCertStore,
+        crypto::ring,
+        pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _},
+    },
+};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Identity};
+
+const HOST: &str = "agent.test";
+
+struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+    }
+
+    fn pem(&self) -> String {
+        self.0.pem()
+    }
+
+    /// Issues a certificate. Returns it with its key.
+    fn issue(&self, host: &str) -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let certificate = CertificateParams::new(vec![host.to_owned()]).unwrap().signed_by(&key, &self.0).unwrap();
+        (certificate.pem(), key.serialize_pem())
+    }
+}
+
+async fn connect(address: SocketAddr, config: ClientTlsConfig) -> Result<Channel, tonic::transport::Error> {
+    let endpoint = Channel::from_shared(format!("https://{address}")).unwrap();
+    endpoint.tls_config(config.domain_name(HOST))?.connect().await
+}
+
+#[tokio::test]
+async fn plain_text_is_refused_beside_tls() {
+    let (store, authority) = (Store::new(), Authority::new());
+    let (certificate, key) = authority.issue(HOST);
+    let agent = TestAgent::start(&store.agents, local().tls(TlsIdentity::new(certificate, key))).await;
+    let trusting = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authority.pem()));
+    let mut client = AdsClient::over(connect(agent.address, trusting).await.unwrap()).await.unwrap();
+    assert_eq!(client.assignment("greeter").await, []);
+    let plain = Channel::from_shared(format!("http://{}", agent.address)).unwrap().connect().await;
+    let refused = match plain {
+        Ok(channel) => AdsClient::over(channel).await.is_err(),
+        Err(_) => true,
+    };
+    assert!(refused);
+}
+
+#[tokio::test]
+async fn clients_need_a_certificate_of_the_authority() {
+    let (store, authority, other) = (Store::new(), Authority::new(), Authority::new());
+    let (certificate, key) = authority.issue(HOST);
+    let identity = TlsIdentity::new(certificate, key).client_authority(authority.pem());
+    let agent = TestAgent::start(&store.agents, local().tls(identity)).await;
+    let trusting = || ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authority.pem()));
+    let of = |authority: &Authority| {
+        let (certificate, key) = authority.issue("client.test");
+        trusting().identity(Identity::from_pem(certificate, key))
+    };
+    let mut client = AdsClient::over(connect(agent.address, of(&authority)).await.unwrap()).await.unwrap();
+    assert_eq!(client.assignment("greeter").await, []);
+    for config in [trusting(), of(&other)] {
+        // In TLS 1.3 the client learns of the refusal with its first request.
+        let refused = match connect(agent.address, config).await {
+            Ok(channel) => AdsClient::over(channel).await.is_err(),
+            Err(_) => true,
+        };
+        assert!(refused);
+    }
+}
+
+#[tokio::test]
+async fn silence_after_the_handshake_costs_the_slot() {
+    let (store, authority) = (Store::new(), Authority::new());
+    let (certificate, key) = authority.issue(HOST);
+    let options = local().tls(TlsIdentity::new(certificate, key)).max_streams(1);
+    let agent = TestAgent::start(&store.agents, options).await;
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(authority.pem().as_bytes()).unwrap()).unwrap();
+    let provider = Arc::new(ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let mut config = config.with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let stream = TcpStream::connect(agent.address).await.unwrap();
+    let host = ServerName::try_from(HOST).unwrap();
+    let mut silent = TlsConnector::from(Arc::new(config)).connect(host, stream).await.unwrap();
+    // The settings of the agent: the handshake has ended on both sides.
+    silent.read_exact(&mut [0; 9]).await.unwrap();
+    tokio::time::pause();
+    let _ = soon("the connection ends", silent.read_to_end(&mut Vec::new())).await;
+    tokio::time::resume();
+    let trusting = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authority.pem()));
+    let mut client = AdsClient::over(connect(agent.address, trusting).await.unwrap()).await.unwrap();
+    assert_eq!(client.assignment("greeter").await, []);
+}
+
+#[tokio::test]
+async fn an_unusable_certificate_is_an_error() {
+    let store = Store::new();
+    let identity = TlsIdentity::new("no certificate", "no key");
+    let options: XdsOptions = local().tls(identity);
+    let error = Agent::builder(Arc::new(store.agents.clone())).xds(options).bind().await.unwrap_err();
+    assert!(matches!(error, AgentError::Tls(_)), "{error:?}");
+}
+
+/// Requests the health of an agent over TLS, with the certificate and key of a client. Returns the response.
+async fn health(address: SocketAddr, authority: &Authority, own: Option<(String, String)>) -> io::Result<String> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(authority.pem().as_bytes()).unwrap()).unwrap();
+    let provider = Arc::new(ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = config.with_root_certificates(roots);
+    let config = match own {
+        Some((certificate, key)) => {
+            let certificate = CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap();
+            let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
+            config.with_client_auth_cert(vec![certificate], key).unwrap()
+        }
+        None => config.with_no_client_auth(),
+    };
+    let name = ServerName::try_from(HOST).unwrap();
+    let stream = TcpStream::connect(address).await?;
+    let mut stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
+    stream.write_all(b"GET /healthz HTTP/1.0\r\nhost: localhost\r\n\r\n").await?;
+    let mut response = String::new();
+    stream.read_to_string(&mut response).await?;
+    Ok(response)
+}
+
+/// Starts an agent with HTTP over TLS.
+async fn start_http(store: &Store, identity: TlsIdentity) -> (TestAgent, SocketAddr) {
+    let http = HttpOptions::new().address(([127, 0, 0, 1], 0).into()).tls(identity);
+    let agent = TestAgent::of(Agent::builder(Arc::new(store.agents.clone())).xds(local()).http(http)).await;
+    let address = agent.http.unwrap();
+    (agent, address)
+}
+
+#[tokio::test]
+async fn http_is_encrypted() {
+    let (store, authority) = (Store::new(), Authority::new());
+    let (certificate, key) = authority.issue(HOST);
+    let (_agent, http) = start_http(&store, TlsIdentity::new(certificate, key)).await;
+    let response = health(http, &authority, None).await.unwrap();
+    assert!(response.starts_with("HTTP/1.0 200"), "{response}");
+    let mut plain = TcpStream::connect(http).await.unwrap();
+    plain.write_all(b"GET /healthz HTTP/1.0\r\nhost: localhost\r\n\r\n").await.unwrap();
+    let mut read = Vec::new();
+    let _ = plain.read_to_end(&mut read).await;
+    assert!(!read.starts_with(b"HTTP"), "{read:?}");
+}
+
+#[tokio::test]
+async fn http_clients_need_a_certificate() {
+    let (store, authority, other) = (Store::new(), Authority::new(), Authority::new());
+    let (certificate, key) = authority.issue(HOST);
+    let identity = TlsIdentity::new(certificate, key).client_authority(authority.pem());
+    let (_agent, http) = start_http(&store, identity).await;
+    let response = health(http, &authority, Some(authority.issue("client.test"))).await.unwrap();
+    assert!(response.starts_with("HTTP/1.0 200"), "{response}");
+    for own in [None, Some(other.issue("client.test"))] {
+        assert!(health(http, &authority, own).await.is_err());
+    }
+}
+
+#[tokio::test]
+async fn an_unusable_http_certificate_is_an_error() {
+    let store = Store::new();
+    let (certificate, key) = Authority::new().issue(HOST);
+    for identity in [
+        TlsIdentity::new("no certificate", "no key"),
+        TlsIdentity::new("", key.clone()),
+        TlsIdentity::new(certificate.clone(), ""),
+        TlsIdentity::new(certificate, key).client_authority("no authority"),
+    ] {
+        let http = HttpOptions::new().address(([127, 0, 0, 1], 0).into()).tls(identity);
+        let builder = Agent::builder(Arc::new(store.agents.clone())).xds(local()).http(http);
+        let error = builder.bind().await.unwrap_err();
+        assert!(matches!(error, AgentError::Tls(_)), "{error:?}");
+    }
+}

@@ -1,0 +1,117 @@
+//! Deliberate defects, at most one at a time, which the simulation has to find. Without the feature `defects` there are
+//! none, and the compiler removes the checks for them.
+
+/// The defect that is turned on, counted from 1.
+#[cfg(feature = "defects")]
+static PRESENT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+
+/// Deliberate defect that the simulation has to find.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+#[cfg_attr(not(feature = "defects"), expect(unreachable_pub, reason = "public with the feature only"))]
+pub enum DeliberateDefect {
+    /// A watch resumes one revision later than where it ended.
+    WatchFromTooLate,
+    /// A watch continues without a list after its history was compacted.
+    NoListAfterCompaction,
+    /// A list does not remove keys that are gone.
+    ListKeepsTheGone,
+    /// A list is published with the revision of the state that it replaces.
+    ListWithoutRevision,
+    /// Every message of a watch counts as a proof of freshness.
+    MessagesProve,
+    /// A probe counts as a proof of freshness although the view has not reached it.
+    ProbesProveAtOnce,
+    /// Deletions that a watch reports are ignored.
+    DeletionsIgnored,
+    /// A broken watch is not opened again.
+    BrokenWatchForgotten,
+    /// A silent watch is not detected.
+    SilenceTolerated,
+    /// A waiting contender takes its turn without proof that its entry exists.
+    TurnUnconfirmed,
+    /// A contender ignores the entries before its own.
+    QueueIgnored,
+    /// A shared contender does not wait for exclusive ones before it.
+    ReadersIgnoreWriters,
+    /// A contender stays in the queue after its caller has gone.
+    CallerGoneStays,
+    /// The lock validity is twice the TTL of the lease.
+    ValidTwiceAsLong,
+    /// A holder does not notice that its entry was deleted.
+    HolderDeaf,
+    /// A release that etcd does not answer counts as done.
+    ReleaseUnconfirmed,
+    /// A shared holder hands its lock over although there are other shared holders.
+    ReaderHandsOver,
+    /// An entry that may still be created is not swept.
+    LateEntryForgotten,
+    /// All entries of a session in a queue have the same suffix.
+    SuffixesShared,
+    /// A lease is renewed only when it has run out.
+    RenewedTooLate,
+    /// An unused lease is not revoked.
+    LeasesLeaked,
+    /// A registration does not notice that its key is gone.
+    RegistrationDeaf,
+    /// A change of a registered instance is not written.
+    UpdatesIgnored,
+    /// A removal counts as done once it was tried.
+    RemovalUnconfirmed,
+    /// A creation without an answer counts as not applied once its key was found absent.
+    LateCreationForgotten,
+    /// A write that a transaction refused counts as done.
+    RefusalsIgnored,
+}
+
+#[cfg(feature = "defects")]
+impl DeliberateDefect {
+    /// All of them.
+    pub const ALL: &[Self] = &[
+        Self::WatchFromTooLate,
+        Self::NoListAfterCompaction,
+        Self::ListKeepsTheGone,
+        Self::ListWithoutRevision,
+        Self::MessagesProve,
+        Self::ProbesProveAtOnce,
+        Self::DeletionsIgnored,
+        Self::BrokenWatchForgotten,
+        Self::SilenceTolerated,
+        Self::TurnUnconfirmed,
+        Self::QueueIgnored,
+        Self::ReadersIgnoreWriters,
+        Self::CallerGoneStays,
+        Self::ValidTwiceAsLong,
+        Self::HolderDeaf,
+        Self::ReleaseUnconfirmed,
+        Self::ReaderHandsOver,
+        Self::LateEntryForgotten,
+        Self::SuffixesShared,
+        Self::RenewedTooLate,
+        Self::LeasesLeaked,
+        Self::RegistrationDeaf,
+        Self::UpdatesIgnored,
+        Self::RemovalUnconfirmed,
+        Self::LateCreationForgotten,
+        Self::RefusalsIgnored,
+    ];
+
+    /// Turns this defect on for the whole process, and all others off.
+    pub fn turn_on(self) {
+        PRESENT.store(self as usize + 1, std::sync::atomic::Ordering::SeqCst);
+    }
+
+    /// Returns `true` if this defect is turned on.
+    pub(crate) fn is_on(self) -> bool {
+        PRESENT.load(std::sync::atomic::Ordering::Relaxed) == self as usize + 1
+    }
+}
+
+#[cfg(not(feature = "defects"))]
+impl DeliberateDefect {
+    /// Returns `false`.
+    #[expect(clippy::unused_self, reason = "as with the feature")]
+    pub(crate) const fn is_on(self) -> bool {
+        false
+    }
+}

@@ -1,0 +1,3 @@
+//! Configuration: values by path, written in guarded transactions. Begin with `values.rs`.
+
+mod values;

@@ -1,0 +1,139 @@
+//! `enlist agent` beside a real etcd. Clients of the agent are tested in its crate.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+mod support;
+
+use std::{fs, net::SocketAddr};
+
+use http_body_util::Empty;
+use hyper::{Request, body::Bytes};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use support::{Running, bare, certificate, enlist, run, server};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+/// Begin of a client's connection, see RFC 9113, section 3.4, with empty settings.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+/// Type of the frame with which an HTTP/2 server begins.
+const SETTINGS: u8 = 4;
+
+/// Starts the agent with these additional arguments. Returns it with its address for xDS.
+async fn agent(server: &enlist_testkit::EtcdServer, arguments: &[&str]) -> (Running, SocketAddr) {
+    let (agent, printed) = started(server, arguments).await;
+    (agent, printed["xds"].as_str().unwrap().parse().unwrap())
+}
+
+/// Starts the agent with these additional arguments. Returns it with the object that it prints.
+async fn started(server: &enlist_testkit::EtcdServer, arguments: &[&str]) -> (Running, serde_json::Value) {
+    let mut command = enlist(server, ["agent", "--xds", "127.0.0.1:0", "--output", "json"]);
+    command.args(arguments).env("RUST_LOG", "enlist_agent=debug");
+    let mut agent = Running::start(command);
+    let printed = serde_json::from_str(&agent.says("xds").await).unwrap();
+    (agent, printed)
+}
+
+/// Opens a stream for discovery. Returns the `grpc-status` of a response that consists of headers only.
+async fn status(address: SocketAddr, token: Option<&str>) -> Option<String> {
+    let stream = TokioIo::new(TcpStream::connect(address).await.unwrap());
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+    let mut request = Request::post(format!(
+        "http://{address}/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"
+    ))
+    .header("content-type", "application/grpc")
+    .header("te", "trailers");
+    if let Some(token) = token {
+        request = request.header("authorization", format!("Bearer {token}"));
+    }
+    let response = tokio::select! {
+        response = sender.send_request(request.body(Empty::<Bytes>::new()).unwrap()) => response.unwrap(),
+        ended = connection => panic!("the connection ended: {ended:?}"),
+    };
+    response.headers().get("grpc-status").map(|status| status.to_str().unwrap().to_owned())
+}
+
+#[tokio::test]
+async fn the_agent_ends_in_order_on_a_signal() {
+    let server = server().await;
+    let (mut agent, address) = agent(&server, &[]).await;
+    assert_eq!(status(address, None).await, None);
+    agent.warns("stream ended").await;
+    agent.signal("-TERM");
+    assert_eq!(agent.code().await, Some(0));
+}
+
+#[tokio::test]
+async fn only_clients_with_the_token_are_served() {
+    let server = server().await;
+    let folder = tempfile::tempdir().unwrap();
+    let token = folder.path().join("token");
+    fs::write(&token, "secret\n").unwrap();
+    let (_agent, address) = agent(&server, &["--token-file", token.to_str().unwrap()]).await;
+    // 16 is UNAUTHENTICATED.
+    assert_eq!(status(address, None).await.as_deref(), Some("16"));
+    assert_eq!(status(address, Some("wrong")).await.as_deref(), Some("16"));
+    assert_eq!(status(address, Some("secret")).await, None);
+}
+
+#[tokio::test]
+async fn a_certificate_excludes_plain_text() {
+    let server = server().await;
+    let folder = tempfile::tempdir().unwrap();
+    let [certificate, key] = certificate(folder.path());
+    let first_frame = async |address| {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(PREFACE).await.unwrap();
+        let mut head = [0; 4];
+        let read = enlist_testkit::soon("an answer, or the end", stream.read_exact(&mut head)).await;
+        read.ok().map(|_| head[3])
+    };
+    let (_plain, address) = agent(&server, &[]).await;
+    assert_eq!(first_frame(address).await, Some(SETTINGS));
+    let (_tls, address) = agent(&server, &["--tls-cert", &certificate, "--tls-key", &key]).await;
+    assert_ne!(first_frame(address).await, Some(SETTINGS));
+}
+
+#[tokio::test]
+async fn the_registry_is_served_over_http() {
+    let server = server().await;
+    let folder = tempfile::tempdir().unwrap();
+    let token = folder.path().join("token");
+    fs::write(&token, "secret\n").unwrap();
+    let arguments = ["--http", "127.0.0.1:0", "--http-host", "agent.test", "--token-file", token.to_str().unwrap()];
+    let (_agent, printed) = started(&server, &arguments).await;
+    let address: SocketAddr = printed["http"].as_str().unwrap().parse().unwrap();
+    for (path, host, token, status) in [
+        ("/v1/services", "agent.test", "secret", 200),
+        ("/v1/locks", "localhost", "secret", 200),
+        ("/v1/services", "agent.test", "wrong", 401),
+        ("/v1/services", "other.test", "secret", 421),
+    ] {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let head = format!("GET {path} HTTP/1.0\r\nhost: {host}\r\nauthorization: Bearer {token}\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut response = String::new();
+        enlist_testkit::soon("a response", stream.read_to_string(&mut response)).await.unwrap();
+        assert!(response.starts_with(&format!("HTTP/1.0 {status}")), "{path} {host} {token}: {response}");
+    }
+}
+
+#[tokio::test]
+async fn unsafe_and_faulty_options_are_refused() {
+    for (arguments, code, expected) in [
+        (vec!["--xds", "0.0.0.0:0"], 1, "can be reached from other hosts"),
+        (vec!["--xds", "127.0.0.1:0", "--http", "0.0.0.0:0"], 1, "can be reached from other hosts"),
+        (vec!["--http-host", "agent.test"], 2, "--http"),
+        (vec!["--envoy", "greeter"], 2, "write ADDRESS=SERVICE"),
+        (vec!["--envoy", "127.0.0.1:80="], 1, "a name that no service can have"),
+        (vec!["--token-file", "/nonexistent"], 1, "cannot read /nonexistent"),
+        (vec!["--tls-cert", "cert.pem"], 2, "--tls-key"),
+    ] {
+        let mut command = bare();
+        command.arg("agent").args(&arguments);
+        let done = run(command).await;
+        assert!(done.code == Some(code) && done.stderr.contains(expected), "{arguments:?}: {done:?}");
+    }
+}
