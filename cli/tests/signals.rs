@@ -57,8 +57,8 @@ async fn a_hangup_ends_nothing_under_nohup() {
     let server = server().await;
     let mut command = Command::new("nohup");
     let script = "trap 'echo usr1; exit 5' USR1; echo begun; while :; do sleep 0.05; done";
-    let inner = enlist(&server, ["lock", "l", "--", "sh", "-c", script]);
-    command.arg(inner.get_program()).args(inner.get_args()).env("ENLIST_ENDPOINTS", server.url());
+    command.arg(env!("CARGO_BIN_EXE_enlist")).args(["lock", "l", "--", "sh", "-c", script]);
+    command.env("ENLIST_ENDPOINTS", server.url());
     let mut running = Running::start(command);
     running.says("begun").await;
     running.signal("-HUP");

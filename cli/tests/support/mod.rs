@@ -26,9 +26,17 @@ pub(crate) async fn raw(server: &EtcdServer) -> etcd_client::Client {
     etcd_client::Client::connect([server.url()], None).await.unwrap()
 }
 
+/// Returns a command that runs a program with the default handling of the keyboard's signals. A shell without job control
+/// starts a background process with SIGINT and SIGQUIT ignored, which the tests would inherit and pass on.
+pub(crate) fn with_default_signals(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new("env");
+    command.arg("--default-signal=INT,QUIT,HUP").arg(program);
+    command
+}
+
 /// Returns the command without options from the environment of the test.
 pub(crate) fn bare() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_enlist"));
+    let mut command = with_default_signals(env!("CARGO_BIN_EXE_enlist"));
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("ENLIST_") {
             command.env_remove(name);

@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{Read, Write},
-    process::{Child, Command, Stdio},
+    process::{Child, Stdio},
     sync::{Arc, Mutex},
 };
 
@@ -13,6 +13,8 @@ use rustix::{
     pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
     termios::{Winsize, tcsetwinsize},
 };
+
+use super::with_default_signals;
 
 /// Width of the terminal.
 pub(crate) const COLUMNS: u16 = 100;
@@ -36,7 +38,7 @@ impl Shell {
         let name = ptsname(&master, Vec::new()).unwrap();
         let end = File::from(rustix::fs::open(name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).unwrap());
         // `setsid --ctty` makes the terminal the controlling one, which job control requires.
-        let mut command = Command::new("setsid");
+        let mut command = with_default_signals("setsid");
         command.args(["--ctty", "bash", "--noprofile", "--norc", "--noediting", "-i"]);
         for (variable, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("ENLIST_")) {
             command.env_remove(variable);
