@@ -2,6 +2,7 @@
 
 pub(crate) mod build;
 pub(crate) mod go;
+mod supply;
 pub(crate) mod upgrade;
 mod version;
 
@@ -11,20 +12,14 @@ use std::{
     process::{Command, Stdio},
 };
 
-pub(crate) use self::version::Version;
+pub(crate) use self::{
+    supply::{Override, supply},
+    version::Version,
+};
 use crate::command::{Result, run};
 
 /// Release line that is built where no version is asked for.
 const DEFAULT_LINE: (u32, u32) = (3, 6);
-
-/// Effect of `ENLIST_ETCD_BIN` on a request for a version.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Override {
-    /// It is used, whatever its version.
-    Always,
-    /// It is a source like the others.
-    IfItMatches,
-}
 
 /// An etcd that the tests can use.
 pub(crate) enum Etcd {
@@ -80,47 +75,6 @@ pub(crate) fn find() -> Result<Etcd> {
         Some(etcd) => Ok(Etcd::Binary(etcd)),
         None => supply(None, Override::Always).map(Etcd::Binary),
     }
-}
-
-/// Supplies the etcd of a version, or of any if none is asked for. A source of another version is passed over.
-pub(crate) fn supply(wanted: Option<Version>, given: Override) -> Result<PathBuf> {
-    let matches = |etcd: &PathBuf| wanted.is_none() || Version::of(etcd) == wanted;
-    if let Some(etcd) = env::var_os("ENLIST_ETCD_BIN").map(PathBuf::from)
-        && (given == Override::Always || matches(&etcd))
-    {
-        return Ok(etcd);
-    }
-    let build_of = wanted.map_or_else(|| build::newest_of(DEFAULT_LINE.0, DEFAULT_LINE.1), Ok)?;
-    let mut reason = format!("Go {} or newer is not installed", go::OLDEST);
-    if build::versions()?.contains(&build_of) {
-        match build::build(build_of) {
-            Ok(Some(etcd)) => return Ok(etcd),
-            Ok(None) => {}
-            Err(error) => {
-                reason = error.to_string();
-                eprintln!("etcd {build_of} was not built: {reason}");
-            }
-        }
-    } else {
-        reason = format!("testkit/etcd-build has no {build_of}.mod");
-    }
-    if let Some(etcd) = on_path("etcd").filter(matches) {
-        return Ok(etcd);
-    }
-    if may_install() && on_path("etcd").is_none() {
-        install("etcd-server")?;
-        if let Some(etcd) = on_path("etcd").filter(matches) {
-            return Ok(etcd);
-        }
-    }
-    let named = wanted.map_or("an etcd".to_owned(), |version| format!("etcd {version}"));
-    Err(format!(
-        "{named} could not be had (not built: {reason}; not the version on the PATH or in Debian's package). Install \
-         Go, or an etcd (Debian and Ubuntu: `sudo apt-get install etcd-server`), or set ENLIST_ETCD_BIN to an `etcd` \
-         binary, ENLIST_TEST_IMAGE to an image for Docker, or ENLIST_TEST_ETCD to the host:port of an etcd that may be \
-         filled and emptied"
-    )
-    .into())
 }
 
 pub(crate) fn on_path(program: &str) -> Option<PathBuf> {
