@@ -16,10 +16,10 @@ cargo xtask <command>
           run the tests of the backend, of the command line and of interop on each supported release line of etcd, then
           upgrade a cluster from 3.5 to 3.6 and 3.7 under traffic, and the etcd of a fleet in Go and Rust from 3.5 to
           3.6; with versions, test on these and upgrade nothing; --conformance runs the conformance suite only,
-          --upgrade the upgrade of the cluster only
+          --upgrade the upgrade of the cluster only; writes target/matrix.md
   interop [dubbo|etcd|gokit|gomicro|gozero|kitex|kratos|viper|fleet …]
           build programs on Go libraries, all or those named, and run both sides together; fleet restarts each of six
-          servers in both languages, and upgrades their etcd from 3.5 to 3.6, under calls
+          servers in both languages, and upgrades their etcd from 3.5 to 3.6, under calls; writes target/interop.md
   clients [python|envoy|go|tonic-xds|java|layouts …]
           run clients of the agent in other languages, all or those named, with their real libraries, which are
           installed below the build folder; layouts runs the one in Go with servers that kitex, go-zero and kratos
@@ -34,7 +34,8 @@ cargo xtask <command>
           mutants of `cargo-mutants` in the code that makes decisions: each has to fail a test, or have a reason in
           xtask/survivors.txt; --rest measures the rest of core
   soak    [SECONDS] random faults for that long (default 600), 100,000 simulated runs and the deliberate defects, five
-          minutes of `enlist lock` with frozen holders, then the fault tests twenty times in a row
+          minutes of `enlist lock` with frozen holders, then the fault tests twenty times in a row; writes
+          target/soak.md
   bench   [SCENARIO …] [--json]
           measure beside other clients; `bench/README.md` explains the scenarios, `bench --help` lists them
   env     print the exports for a plain shell: eval \"$(cargo xtask env)\"

@@ -8,8 +8,9 @@ use std::{
 
 use crate::{
     command::{FEATURES, HELP, Result, cargo, run as run_command},
-    counted::{self, Counts},
+    counted::{self, ByModule, Counts},
     etcd::{self, Etcd, upgrade},
+    record::Record,
 };
 
 /// Folder of the programs. Each is a module of its own, so that every library has the versions that it asks for.
@@ -17,6 +18,9 @@ const SOURCES: &str = "testkit/interop-go";
 
 /// The programs, and the modules of the tests that drive them.
 const PROGRAMS: [&str; 8] = ["dubbo", "etcd", "gokit", "gomicro", "gozero", "kitex", "kratos", "viper"];
+
+/// Path of the table of the last run.
+const RECORD: &str = "target/interop.md";
 
 /// The module of the test that runs several programs together, while etcd is upgraded.
 const FLEET: &str = "fleet";
@@ -37,22 +41,35 @@ pub(crate) fn run(named: impl Iterator<Item = String>) -> Result {
     let all = PROGRAMS.into_iter().chain([FLEET]);
     let wanted: Vec<_> = all.filter(|one| named.is_empty() || named.iter().any(|name| name == one)).collect();
     let folder = build(&needed(&wanted))?;
-    let mut counts = Counts::default();
+    let mut record = Record::new(RECORD, "program");
     let programs: Vec<_> = wanted.iter().copied().filter(|one| *one != FLEET).collect();
     if !programs.is_empty() {
         let etcd = etcd::find()?;
         println!("etcd for the tests: {etcd}");
-        counts += test(&programs, &folder, &etcd)?;
+        let mut modules = ByModule::new();
+        let all = test(&programs, &folder, &etcd, &mut modules);
+        for program in &programs {
+            record.add(*program, of_program(program, &modules))?;
+        }
+        record.add(format!("these, on {etcd}"), all)?;
     }
     if wanted.contains(&FLEET) {
-        let releases = upgrade::supply_all(&upgrade::newest(&FLEET_LINES)?)?;
-        counts += test_fleet(&folder, &releases)?;
+        let releases = upgrade::newest(&FLEET_LINES)?;
+        let supplied = upgrade::supply_all(&releases)?;
+        record.add(format!("{FLEET}, on {}", upgrade::shown(&releases)), test_fleet(&folder, &supplied))?;
     }
-    if counts.failed > 0 {
-        return Err(format!("{} of {} tests failed", counts.failed, counts.passed + counts.failed).into());
-    }
+    record.finish()?;
     println!("\nboth sides understand each other: {}", wanted.join(", "));
     Ok(())
+}
+
+/// Returns the numbers of the tests of one program.
+///
+/// # Errors
+///
+/// If none ran.
+fn of_program(program: &str, modules: &ByModule) -> Result<Counts> {
+    modules.get(program).copied().ok_or_else(|| format!("no test of {program} ran").into())
 }
 
 /// Returns the programs to build. The tests of each of them have that of etcd revoke leases.
@@ -82,7 +99,10 @@ pub(crate) fn build_all() -> Result<PathBuf> {
 
 /// Runs the tests of all programs.
 pub(crate) fn test_all(folder: &Path, etcd: &Etcd) -> Result<Counts> {
-    test(&PROGRAMS, folder, etcd)
+    let mut modules = ByModule::new();
+    let counts = test(&PROGRAMS, folder, etcd, &mut modules)?;
+    PROGRAMS.iter().try_for_each(|program| of_program(program, &modules).map(drop))?;
+    Ok(counts)
 }
 
 /// Builds programs. Returns their folder.
@@ -115,15 +135,22 @@ fn test_command() -> Result<Command> {
     Ok(command)
 }
 
-fn test(programs: &[&str], folder: &Path, etcd: &Etcd) -> Result<Counts> {
+fn test(programs: &[&str], folder: &Path, etcd: &Etcd, modules: &mut ByModule) -> Result<Counts> {
     let mut command = test_command()?;
     command.args(programs.iter().map(|program| format!("{program}::")));
-    counted::run(command.env("ENLIST_INTEROP_BIN", folder).envs(etcd.variables()))
+    counted::run_by_module(command.env("ENLIST_INTEROP_BIN", folder).envs(etcd.variables()), modules)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_program_without_a_test_fails() {
+        let modules = ByModule::from([("kitex".to_owned(), Counts { passed: 3, ..Counts::default() })]);
+        assert_eq!(of_program("kitex", &modules).unwrap().passed, 3);
+        assert!(of_program("kratos", &modules).is_err());
+    }
 
     #[test]
     fn the_programs_of_the_fleet_and_of_revocations_are_built() {

@@ -9,15 +9,18 @@ mod etcd;
 mod interop;
 mod matrix;
 mod mutants;
+mod record;
 mod rules;
+mod soak;
 
 use std::{
     env,
-    process::{ExitCode, Stdio},
+    process::{Command, ExitCode, Stdio},
 };
 
 use self::{
     command::{FEATURES, HELP, Result, cargo, protoc, run},
+    counted::Counts,
     etcd::{Etcd, Override, Version},
 };
 
@@ -44,9 +47,6 @@ const FAULTS: [&str; 14] = [
 
 /// Number of seeds of the daily simulation.
 const SEEDS: &str = "2000";
-
-/// Number of seeds of a soak of the simulation.
-const SOAK_SEEDS: &str = "100000";
 
 /// The examples, with their arguments.
 const EXAMPLES: &[&[&str]] = &[
@@ -77,7 +77,7 @@ fn main() -> ExitCode {
         "nemesis" => nemesis(env::args().skip(2)),
         "simulate" => simulate(env::args().skip(2)),
         "mutants" => mutants::run(env::args().skip(2)),
-        "soak" => soak(env::args().nth(2).as_deref().unwrap_or("600")),
+        "soak" => soak::run(env::args().nth(2).as_deref().unwrap_or("600")),
         "bench" => bench(env::args().skip(2)),
         "env" => print_env(),
         "rules" => rules::check_or_bless(env::args().skip(2)),
@@ -141,7 +141,7 @@ fn nemesis(mut args: impl Iterator<Item = String>) -> Result {
             _ => return Err(format!("{flag} is no option of nemesis\n\n{HELP}").into()),
         }
     }
-    random_faults(&format!("{:.0}", minutes * 60.0), seed, members)
+    counted::passed(random_faults(&format!("{:.0}", minutes * 60.0), seed, members)?)
 }
 
 /// Target of random faults.
@@ -151,18 +151,23 @@ enum Members {
     Three,
 }
 
-fn random_faults(seconds: &str, seed: Option<u64>, members: Members) -> Result {
+fn random_faults(seconds: &str, seed: Option<u64>, members: Members) -> Result<Counts> {
     let mut command = cargo()?;
     command.args(["test", "--package", "enlist-etcd", "--test", "nemesis", "--", "--nocapture"]);
     if let Members::Three = members {
         command.arg("--ignored");
     }
     command.env("ENLIST_SOAK_SECS", seconds).envs(seed.map(|seed| ("ENLIST_SEED", seed.to_string())));
-    run(command.envs(etcd::find()?.variables()))
+    counted::run(command.envs(etcd::find()?.variables()))
 }
 
-/// Executes simulated runs. They are built with a profile of their own, so that thousands take a minute.
+/// Executes simulated runs.
 fn simulate(args: impl Iterator<Item = String>) -> Result {
+    run(&mut simulation_command(args)?)
+}
+
+/// Returns the command for simulated runs. They are built with a profile of their own, so that thousands take a minute.
+fn simulation_command(args: impl Iterator<Item = String>) -> Result<Command> {
     let (teeth, mut options): (Vec<_>, Vec<_>) = args.partition(|flag| flag == "--teeth");
     let shows = options.iter().any(|flag| flag == "--log" || flag == "--trace");
     let mut command = cargo()?;
@@ -180,33 +185,12 @@ fn simulate(args: impl Iterator<Item = String>) -> Result {
     } else {
         "many"
     };
-    run(command.args(["--", kind]).args(options))
+    command.args(["--", kind]).args(options);
+    Ok(command)
 }
 
 fn simulate_many(seeds: &str) -> Result {
     simulate(["--seeds".to_owned(), seeds.to_owned()].into_iter())
-}
-
-/// Runs the tests that take too long for every day.
-fn soak(seconds: &str) -> Result {
-    let etcd = etcd::find()?;
-    etcd::need_etcdctl(&etcd)?;
-    random_faults(seconds, None, Members::One)?;
-    simulate_many(SOAK_SEEDS)?;
-    simulate(std::iter::once("--teeth".to_owned()))?;
-    let locks = ["test", "--package", "enlist-cli", "--test", "soak", "--", "--nocapture"];
-    run(cargo()?.args(locks).env("ENLIST_SOAK_SECS", "300").envs(etcd.variables()))?;
-    for round in 1..=20 {
-        println!("\n==> round {round} of 20");
-        let mut command = cargo()?;
-        command.args(["test", "--package", "enlist-etcd"]);
-        for program in FAULTS {
-            command.args(["--test", program]);
-        }
-        run(command.env("RUST_TEST_THREADS", SIDE_BY_SIDE).envs(etcd.variables()))?;
-    }
-    println!("\nthe soak passed");
-    Ok(())
 }
 
 /// Runs the benchmarks in a release build. Only their own lines go to the standard output.

@@ -1,13 +1,14 @@
 //! The tests that talk to etcd, on each of its release lines that are supported, and upgrades from one line to the
 //! next.
 
-use std::{fmt::Write as _, fs, path::PathBuf};
+use std::path::PathBuf;
 
 use crate::{
     command::{FEATURES, HELP, Result, cargo},
     counted::{self, Counts},
     etcd::{self, Etcd, Override, Version, upgrade},
     interop,
+    record::Record,
 };
 
 /// Version of Debian 12's package, which is not built.
@@ -30,13 +31,6 @@ enum Extent {
     Upgrade,
 }
 
-/// One line of the table.
-struct Row {
-    /// A version, or the versions of an upgrade.
-    etcd: String,
-    outcome: Result<Counts>,
-}
-
 /// Runs the tests on each version that is asked for, or on all, and prints and records the table.
 pub(crate) fn run(args: impl Iterator<Item = String>) -> Result {
     let (extent, asked) = options(args)?;
@@ -52,32 +46,23 @@ pub(crate) fn run(args: impl Iterator<Item = String>) -> Result {
     };
     // All of them first: a version that cannot be had is better known at once.
     let (supplied, releases) = (supply_all(&versions)?, upgrade::supply_all(&upgrades)?);
-    let mut rows = Vec::new();
+    let mut record = Record::new(RECORD, "etcd");
     for (version, etcd) in versions.into_iter().zip(supplied) {
         println!("\n==== etcd {version}");
-        let outcome = test(extent, &Etcd::Binary(etcd), programs.as_ref());
-        rows.push(Row { etcd: version.to_string(), outcome });
-        record(&rows)?;
+        record.add(version.to_string(), test(extent, &Etcd::Binary(etcd), programs.as_ref()))?;
     }
     if !upgrades.is_empty() {
         let shown = upgrade::shown(&upgrades);
         println!("\n==== etcd {shown}");
-        rows.push(Row { etcd: shown, outcome: test_upgrade(&releases) });
-        record(&rows)?;
+        record.add(shown, test_upgrade(&releases))?;
     }
     if let (Some(programs), false) = (&programs, upgrades.is_empty()) {
         let used = interop::FLEET_LINES.len();
         let shown = format!("{}, a fleet in Go and Rust", upgrade::shown(&upgrades[..used]));
         println!("\n==== etcd {shown}");
-        rows.push(Row { etcd: shown, outcome: interop::test_fleet(programs, &releases[..used]) });
-        record(&rows)?;
+        record.add(shown, interop::test_fleet(programs, &releases[..used]))?;
     }
-    let failed = rows.iter().filter(|row| !row.outcome.as_ref().is_ok_and(|counts| counts.failed == 0)).count();
-    if failed > 0 {
-        return Err(format!("{failed} of {} rows failed", rows.len()).into());
-    }
-    println!("recorded in {RECORD}");
-    Ok(())
+    record.finish()
 }
 
 /// Reads the extent and the versions that are asked for.
@@ -113,13 +98,6 @@ fn supply_all(versions: &[Version]) -> Result<Vec<PathBuf>> {
     versions.iter().map(|version| etcd::supply(Some(*version), Override::IfItMatches)).collect()
 }
 
-/// Prints and records the table.
-fn record(rows: &[Row]) -> Result {
-    let table = table(rows);
-    println!("\n{table}");
-    Ok(fs::write(RECORD, &table)?)
-}
-
 /// Upgrades a cluster under traffic.
 fn test_upgrade(releases: &[(&'static str, PathBuf)]) -> Result<Counts> {
     let mut command = cargo()?;
@@ -128,14 +106,21 @@ fn test_upgrade(releases: &[(&'static str, PathBuf)]) -> Result<Counts> {
     counted::run(command.envs(releases.iter().map(|(variable, etcd)| (variable, etcd))))
 }
 
+/// Arguments of cargo that select the tests without Go.
+fn selection(extent: Extent) -> &'static [&'static str] {
+    match extent {
+        Extent::Conformance => &["--package", "enlist-etcd", "--test", "conformance"],
+        // The feature is that of `enlist agent`; the tests of the command are left out without it.
+        Extent::Everything | Extent::Upgrade => {
+            &["--package", "enlist-etcd", "--package", "enlist-cli", "--features", "enlist-cli/agent"]
+        }
+    }
+}
+
 fn test(extent: Extent, etcd: &Etcd, programs: Option<&PathBuf>) -> Result<Counts> {
     etcd::need_etcdctl(etcd)?;
     let mut command = cargo()?;
-    command.args(["test", "--no-fail-fast", "--package", "enlist-etcd"]);
-    match extent {
-        Extent::Conformance => command.args(["--test", "conformance"]),
-        Extent::Everything | Extent::Upgrade => command.args(["--package", "enlist-cli"]),
-    };
+    command.args(["test", "--no-fail-fast"]).args(selection(extent));
     // These variables name another etcd, or the `etcdctl` of another one.
     for variable in ["ENLIST_TEST_ETCD", "ENLIST_TEST_PROVIDER", "ENLIST_ETCDCTL_BIN"] {
         command.env_remove(variable);
@@ -147,36 +132,11 @@ fn test(extent: Extent, etcd: &Etcd, programs: Option<&PathBuf>) -> Result<Count
     Ok(counts)
 }
 
-fn table(rows: &[Row]) -> String {
-    let mut table = "| etcd | passed | failed | minutes |\n|---|---|---|---|\n".to_owned();
-    for Row { etcd, outcome } in rows {
-        let line = match outcome {
-            Ok(Counts { passed, failed, time }) => {
-                format!("| {etcd} | {passed} | {failed} | {:.1} |", time.as_secs_f64() / 60.0)
-            }
-            Err(error) => format!("| {etcd} | | not run: {error} | |"),
-        };
-        // Writing to a string cannot fail.
-        let _ = writeln!(table, "{line}");
-    }
-    table
-}
-
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::path::Path;
 
     use super::*;
-
-    #[test]
-    fn the_table_has_one_line_for_each_row() {
-        let counts = Counts { passed: 7, failed: 1, time: Duration::from_secs(90) };
-        let row = |etcd: &str, outcome| Row { etcd: etcd.to_owned(), outcome };
-        let rows = [row("3.4.23", Ok(counts)), row("3.7.3", Err("no compiler".into()))];
-        let table = table(&rows);
-        let lines: Vec<_> = table.lines().skip(2).collect();
-        assert_eq!(lines, ["| 3.4.23 | 7 | 1 | 1.5 |", "| 3.7.3 | | not run: no compiler | |"]);
-    }
 
     fn read(words: &[&str]) -> Result<(Extent, Vec<Version>)> {
         options(words.iter().map(|word| (*word).to_owned()))
@@ -191,6 +151,39 @@ mod tests {
         for wrong in [&["--version"][..], &["--version", "new"], &["3.7.3"]] {
             assert!(read(wrong).is_err(), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn all_tests_of_the_command_line_are_selected() {
+        let manifest = include_str!("../../cli/Cargo.toml");
+        let needed = manifest.lines().filter_map(|line| line.strip_prefix("required-features = "));
+        let needed: Vec<_> = needed.map(|list| list.trim_matches(['[', ']', '"'])).collect();
+        assert!(!needed.is_empty());
+        let selected = selection(Extent::Everything);
+        for feature in needed {
+            assert!(selected.contains(&format!("enlist-cli/{feature}").as_str()), "{feature}: {selected:?}");
+        }
+    }
+
+    #[test]
+    fn the_readme_names_the_versions_of_the_matrix() {
+        let readme = include_str!("../../README.md");
+        let (_, section) = readme.split_once("\n## Versions\n").unwrap();
+        let (section, _) = section.split_once("\n## ").unwrap();
+        let rows = section.lines().filter_map(|line| line.strip_prefix("| ")?.split_once(" | "));
+        let named: Vec<_> = rows.map(|(first, _)| first).filter(|first| *first != "etcd").collect();
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+        let versions = etcd::build::versions_in(Path::new(folder)).unwrap();
+        let shown = |versions: &[Version]| versions.iter().map(ToString::to_string).collect::<Vec<_>>().join(" → ");
+        let newest: Vec<_> = upgrade::LINES
+            .iter()
+            .map(|((major, minor), _)| *versions.iter().rfind(|one| one.is_of_line(*major, *minor)).unwrap())
+            .collect();
+        let mut expected = vec![PACKAGED.to_owned()];
+        expected.extend(versions.iter().map(ToString::to_string));
+        let fleet = shown(&newest[..interop::FLEET_LINES.len()]);
+        expected.extend([shown(&newest), format!("{fleet}, a fleet in Go and Rust")]);
+        assert_eq!(named, expected);
     }
 
     #[test]

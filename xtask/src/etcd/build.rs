@@ -16,8 +16,13 @@ const SOURCES: &str = "testkit/etcd-build";
 
 /// Versions that can be built, oldest first.
 pub(crate) fn versions() -> Result<Vec<Version>> {
+    versions_in(Path::new(""))
+}
+
+/// Versions that can be built from the checkout in `folder`.
+pub(crate) fn versions_in(folder: &Path) -> Result<Vec<Version>> {
     let mut versions = Vec::new();
-    for entry in fs::read_dir(SOURCES)? {
+    for entry in fs::read_dir(folder.join(SOURCES))? {
         let path = entry?.path();
         if path.extension().is_some_and(|extension| extension == "mod") {
             versions

@@ -1,0 +1,67 @@
+//! The tests that take too long for every day, with a record.
+
+use crate::{
+    FAULTS, Members, SIDE_BY_SIDE,
+    command::{Result, cargo},
+    counted::{self, Counts},
+    etcd::{self, Etcd},
+    random_faults,
+    record::Record,
+    simulation_command,
+};
+
+/// Path of the table of the last run.
+const RECORD: &str = "target/soak.md";
+
+/// Number of seeds of the simulation.
+const SEEDS: &str = "100000";
+
+/// Duration of the test of locks, in seconds.
+const LOCKS: &str = "300";
+
+/// Number of times that the fault tests run.
+const ROUNDS: usize = 20;
+
+/// Runs all parts. One that fails does not end the others.
+pub(crate) fn run(seconds: &str) -> Result {
+    let etcd = etcd::find()?;
+    etcd::need_etcdctl(&etcd)?;
+    let mut record = Record::new(RECORD, "part");
+    record.add(format!("random faults for {seconds} s, {etcd}"), random_faults(seconds, None, Members::One))?;
+    record.add(format!("{SEEDS} simulated runs"), simulate(&["--seeds", SEEDS]))?;
+    record.add("deliberate defects, each found by a simulated run", simulate(&["--teeth"]))?;
+    record.add(format!("locks of commands for {LOCKS} s, {etcd}"), locks(&etcd))?;
+    record.add(format!("fault tests, {ROUNDS} times, {etcd}"), rounds(&etcd))?;
+    record.finish()?;
+    println!("\nthe soak passed");
+    Ok(())
+}
+
+/// Executes simulated runs, which count as one test.
+fn simulate(options: &[&str]) -> Result<Counts> {
+    counted::time(&mut simulation_command(options.iter().map(|&option| option.to_owned()))?)
+}
+
+fn locks(etcd: &Etcd) -> Result<Counts> {
+    let mut command = cargo()?;
+    command.args(["test", "--package", "enlist-cli", "--test", "soak", "--", "--nocapture"]);
+    counted::run(command.env("ENLIST_SOAK_SECS", LOCKS).envs(etcd.variables()))
+}
+
+/// Runs the fault tests again and again, until a round fails.
+fn rounds(etcd: &Etcd) -> Result<Counts> {
+    let mut counts = Counts::default();
+    for round in 1..=ROUNDS {
+        println!("\n==> round {round} of {ROUNDS}");
+        let mut command = cargo()?;
+        command.args(["test", "--package", "enlist-etcd"]);
+        for program in FAULTS {
+            command.args(["--test", program]);
+        }
+        counts += counted::run(command.env("RUST_TEST_THREADS", SIDE_BY_SIDE).envs(etcd.variables()))?;
+        if counts.failed > 0 {
+            break;
+        }
+    }
+    Ok(counts)
+}
