@@ -18,6 +18,13 @@
 //! Building this crate needs `protoc` and the well-known protos, because `etcd-client` does: on Debian
 //! `apt-get install protobuf-compiler libprotobuf-dev`.
 //!
+//! # Features
+//!
+//! | feature | effect |
+//! |---|---|
+//! | `tls-ring` (default), `tls-aws-lc` | TLS, with one of two providers. Without them `https` endpoints are refused |
+//! | `defects` | deliberate defects, for the simulation |
+//!
 //! # Structure
 //!
 //! | module | contents |

@@ -214,6 +214,8 @@ fn test() -> Result {
     let features = format!("{FEATURES},enlist-agent/tls");
     let everything = ["test", "--workspace", "--features", &features];
     run(cargo()?.args(everything).env("RUST_TEST_THREADS", SIDE_BY_SIDE).envs(etcd.variables()))?;
+    let without_tls = ["test", "--package", "enlist-etcd", "--no-default-features", "--lib", "--", "without_a_feature"];
+    run(cargo()?.args(without_tls))?;
     let agent = ["test", "--package", "enlist-cli", "--features", "agent", "--test", "agent"];
     run(cargo()?.args(agent).envs(etcd.variables()))?;
     simulate_many(SEEDS)?;

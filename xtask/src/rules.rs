@@ -37,6 +37,12 @@ const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
     ("xtask", &["enlist", "enlist-memory", "enlist-etcd", "enlist-grpc", "enlist-testkit"]),
 ];
 
+/// Options of cargo for a build without default features.
+const NO_FEATURES: [&str; 1] = ["--no-default-features"];
+
+/// A package, and packages that must not be in its dependency tree without its default features.
+const WITHOUT_FEATURES: &[(&str, &[&str])] = &[("enlist-etcd", &["ring", "rustls", "tokio-rustls"])];
+
 /// Runs `cargo xtask rules`; with `--bless` it only writes the listings of the public API.
 pub(crate) fn check_or_bless(mut args: impl Iterator<Item = String>) -> Result {
     match (args.next().as_deref(), args.next()) {
@@ -88,23 +94,27 @@ fn cycles(sources: &[Source]) -> Vec<Finding> {
 }
 
 fn check_dependencies() -> Result {
-    for (package, forbidden) in MUST_NOT_KNOW {
-        let known = dependencies(package)?;
+    let whole = MUST_NOT_KNOW.iter().map(|(package, forbidden)| (*package, *forbidden, &[][..]));
+    let bare = WITHOUT_FEATURES.iter().map(|(package, forbidden)| (*package, *forbidden, &NO_FEATURES[..]));
+    for (package, forbidden, options) in whole.clone().chain(bare.clone()) {
+        let shown = [&[package], options].concat().join(" ");
+        let known = dependencies(package, options)?;
         if let Some(known) = forbidden.iter().find(|name| known.contains(**name)) {
-            return Err(format!("{package} must not depend on {known}").into());
+            return Err(format!("{shown} must not depend on {known}").into());
         }
-        println!("{package} has {} dependencies, none of {}", known.len(), forbidden.join(", "));
+        println!("{shown} has {} dependencies, none of {}", known.len(), forbidden.join(", "));
     }
-    for (package, _) in MUST_NOT_KNOW {
-        run(cargo()?.args(["check", "--quiet", "--package", package]))?;
+    for (package, _, options) in whole.chain(bare) {
+        run(cargo()?.args(["check", "--quiet", "--package", package]).args(options))?;
     }
     Ok(())
 }
 
-/// Returns the names of all dependencies of a package with default features, apart from development dependencies.
-fn dependencies(package: &str) -> Result<BTreeSet<String>> {
+/// Returns the names of all dependencies of a package, built with these options, apart from development dependencies.
+fn dependencies(package: &str, options: &[&str]) -> Result<BTreeSet<String>> {
     let mut tree = cargo()?;
     tree.args(["tree", "--package", package, "--edges", "normal,build", "--prefix", "none", "--format", "{p}"]);
+    tree.args(options);
     let output = tree.output()?;
     if !output.status.success() {
         return Err(String::from_utf8_lossy(&output.stderr).into());

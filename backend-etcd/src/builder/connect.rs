@@ -12,8 +12,9 @@ use crate::{
         endpoint_url::{Tls, endpoint_url},
         failover::Failover,
         member_sync,
-        members::{Members, TlsFiles},
+        members::Members,
         store_client::StoreClient,
+        tls::{self, TlsFiles},
     },
     error::Failure,
     etcd::Etcd,
@@ -36,7 +37,8 @@ impl EtcdBuilder {
     /// # Errors
     ///
     /// [`Error::InvalidConfig`] for endpoints that [`endpoint_url`] refuses, for a mixture of `http` and `https`
-    /// endpoints, for an empty prefix, for timeouts, intervals or limits of zero, and for pings that are too frequent.
+    /// endpoints, for `https` endpoints in a build without TLS, for an empty prefix, for timeouts, intervals or limits
+    /// of zero, and for pings that are too frequent.
     pub fn build(self) -> Result<Etcd, Error> {
         self.check()?;
         let Self { endpoints, channel, credentials, tls, settings, layers, prefix, .. } = self;
@@ -162,7 +164,7 @@ fn members(
     if secure != 0 && secure != endpoints.len() {
         return Err(Error::invalid_config("endpoints", "http and https do not mix"));
     }
-    let tls = if secure > 0 { Some(tls.unwrap_or_default()) } else { None };
+    let tls = if secure > 0 { Some(tls::for_https(tls)?) } else { None };
     Ok(Members::Urls { urls, tls, settings, connect_timeout })
 }
 
@@ -184,7 +186,6 @@ mod tests {
             (Etcd::builder(["http://"]), "http://host:port"),
             (Etcd::builder(["ftp://h:1"]), "http://host:port"),
             (Etcd::builder(["http://h:1", "https://h:2"]), "do not mix"),
-            (Etcd::builder(["http://h:1"]).ca_certificate("ca.pem"), "https"),
             (Etcd::builder(["http://h:1"]).prefix("/"), "prefix"),
             (Etcd::builder(["http://h:1"]).request_timeout(Duration::ZERO), "request_timeout"),
             (Etcd::builder(["http://h:1"]).keep_alive_interval(Duration::from_secs(5)), "keep_alive_interval"),
@@ -204,12 +205,15 @@ mod tests {
 
     #[test]
     fn an_endpoint_needs_no_scheme() {
-        for builder in [
-            Etcd::builder(["127.0.0.1:2379", "etcd", "http://h:1"]),
-            Etcd::builder(["127.0.0.1:2379", "::1", "https://h:1"]).ca_certificate("ca.pem"),
-        ] {
-            builder.build().unwrap();
-        }
+        Etcd::builder(["127.0.0.1:2379", "etcd", "http://h:1"]).build().unwrap();
+    }
+
+    #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))]
+    #[test]
+    fn tls_options_mean_https_endpoints() {
+        let with_authority = |endpoints: &[&str]| Etcd::builder(endpoints.iter().copied()).ca_certificate("ca.pem");
+        with_authority(&["127.0.0.1:2379", "::1", "https://h:1"]).build().unwrap();
+        assert!(refused(with_authority(&["http://h:1"])).contains("https"));
     }
 
     #[test]

@@ -1,8 +1,9 @@
-//! Options of a client. `connect.rs` checks them and makes the client.
+//! Options of a client. `connect.rs` checks them and makes the client; `tls.rs` has those of TLS.
 
 mod connect;
+mod tls;
 
-use std::{env, path::PathBuf, sync::Arc, time::Duration};
+use std::{env, sync::Arc, time::Duration};
 
 use enlist::{DEFAULT_AUDIT, Error, backend::LONGEST};
 use secrecy::SecretString;
@@ -18,8 +19,8 @@ use crate::{
         endpoint_url::{Tls, endpoint_url},
         layers::{Layers, Requests},
         limits::RangeLimits,
-        members::TlsFiles,
         request_channel::Credentials,
+        tls::TlsFiles,
     },
     etcd::Etcd,
     layout::{
@@ -71,7 +72,8 @@ impl Etcd {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidConfig`] if only one of a pair is set or the password file cannot be read.
+    /// [`Error::InvalidConfig`] if only one of a pair is set, the password file cannot be read, or a variable needs TLS
+    /// and this build has none.
     pub fn from_env() -> Result<EtcdBuilder, Error> {
         EtcdBuilder::from_variables(|name| env::var(name).ok().filter(|value| !value.is_empty()))
     }
@@ -153,14 +155,7 @@ impl EtcdBuilder {
             (None, None) => {}
             _ => return pair("ENLIST_USER", "it and a password belong together"),
         }
-        if let Some(ca) = get("ENLIST_CACERT") {
-            builder = builder.ca_certificate(ca);
-        }
-        match (get("ENLIST_CERT"), get("ENLIST_KEY")) {
-            (Some(certificate), Some(key)) => builder = builder.client_certificate(certificate, key),
-            (None, None) => {}
-            _ => return pair("ENLIST_CERT", "it and ENLIST_KEY belong together"),
-        }
+        builder = builder.with_tls_variables(&get)?;
         if let Some(prefix) = get("ENLIST_PREFIX") {
             builder = builder.prefix(prefix);
         }
@@ -170,24 +165,6 @@ impl EtcdBuilder {
     /// Authenticates as `user`. Tokens are renewed when they expire.
     pub fn user(mut self, user: impl Into<String>, password: impl Into<SecretString>) -> Self {
         self.credentials = Some(Credentials { user: user.into(), password: password.into() });
-        self
-    }
-
-    /// Trusts only certificates of this authority (PEM file, read again at every dial). Needs `https` endpoints.
-    pub fn ca_certificate(mut self, file: impl Into<PathBuf>) -> Self {
-        self.tls.get_or_insert_default().ca = Some(file.into());
-        self
-    }
-
-    /// Presents this certificate to etcd (PEM files, read again at every dial). Needs `https` endpoints.
-    pub fn client_certificate(mut self, certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
-        self.tls.get_or_insert_default().identity = Some((certificate.into(), key.into()));
-        self
-    }
-
-    /// Expects this name in the server's certificate instead of the endpoint's host.
-    pub fn server_name(mut self, domain: impl Into<String>) -> Self {
-        self.tls.get_or_insert_default().domain = Some(domain.into());
         self
     }
 

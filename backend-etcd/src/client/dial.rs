@@ -1,7 +1,6 @@
 //! Dialling: opens one connection, to the first member that answers.
 
 use std::{
-    path::PathBuf,
     task::{Context, Poll},
     time::Duration,
 };
@@ -10,14 +9,11 @@ use enlist::{backend::rounded, with_causes};
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
 use tokio::{net::TcpStream, time::Instant};
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::transport::{Channel, Endpoint};
 use tower::{BoxError, Service};
 
 use crate::{
-    client::{
-        dial_settings::DialSettings,
-        members::{Members, TlsFiles},
-    },
+    client::{dial_settings::DialSettings, members::Members, tls::TlsFiles},
     error::text_cause,
 };
 
@@ -61,7 +57,10 @@ async fn dial_one(
     limit: Duration,
 ) -> Result<Channel, enlist::Cause> {
     let connect = async {
-        let endpoint = with_tls(url, tls).await?;
+        let endpoint = match tls {
+            Some(files) => files.apply(url.clone()).await?,
+            None => url.clone(),
+        };
         let endpoint = match settings {
             Some(settings) => settings.apply(endpoint)?,
             None => endpoint,
@@ -110,27 +109,4 @@ impl Service<http::Uri> for SingleUse {
         };
         Box::pin(async move { connector.call(url).await.map_err(Into::into) })
     }
-}
-
-/// Applies TLS with the present content of the files, if TLS is configured.
-async fn with_tls(url: &Endpoint, files: Option<&TlsFiles>) -> Result<Endpoint, enlist::Cause> {
-    let endpoint = url.clone();
-    let Some(TlsFiles { ca, identity, domain }) = files else {
-        return Ok(endpoint);
-    };
-    let mut config = ClientTlsConfig::new();
-    if let Some(path) = ca {
-        config = config.ca_certificate(Certificate::from_pem(read(path).await?));
-    }
-    if let Some((certificate, key)) = identity {
-        config = config.identity(Identity::from_pem(read(certificate).await?, read(key).await?));
-    }
-    if let Some(domain) = domain {
-        config = config.domain_name(domain);
-    }
-    endpoint.tls_config(config).map_err(|error| text_cause(with_causes(&error).to_string()))
-}
-
-async fn read(path: &PathBuf) -> Result<Vec<u8>, enlist::Cause> {
-    tokio::fs::read(path).await.map_err(|error| text_cause(format!("{}: {error}", path.display())))
 }

@@ -43,31 +43,31 @@ impl DialSettings {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tonic::transport::ClientTlsConfig;
 
     fn applied(
-        url: &'static str,
+        endpoint: Endpoint,
         change: impl Fn(Endpoint) -> Result<Endpoint, BoxError> + Send + Sync + 'static,
     ) -> Result<String, String> {
-        let endpoint = Endpoint::from_static(url);
-        let endpoint =
-            if url.starts_with("https") { endpoint.tls_config(ClientTlsConfig::new()).unwrap() } else { endpoint };
         let changed = DialSettings::new(change).apply(endpoint);
         changed.map(|endpoint| endpoint.uri().to_string()).map_err(|cause| cause.to_string())
     }
 
     #[test]
     fn settings_that_fail_say_so_of_their_endpoint() {
-        assert_eq!(applied("http://h:1", Ok), Ok("http://h:1/".to_owned()));
-        assert_eq!(applied("http://h:1", |_| Err("not this one".into())), Err("http://h:1/: not this one".to_owned()));
-        let panicked = applied("http://h:1", |_| panic!("on purpose"));
+        let plain = || Endpoint::from_static("http://h:1");
+        assert_eq!(applied(plain(), Ok), Ok("http://h:1/".to_owned()));
+        assert_eq!(applied(plain(), |_| Err("not this one".into())), Err("http://h:1/: not this one".to_owned()));
+        let panicked = applied(plain(), |_| panic!("on purpose"));
         assert_eq!(panicked, Err("http://h:1/: the settings panicked: on purpose".to_owned()));
     }
 
+    #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))]
     #[test]
     fn settings_do_not_take_tls_away() {
+        let tls = tonic::transport::ClientTlsConfig::new;
+        let secure = || Endpoint::from_static("https://h:1").tls_config(tls()).unwrap();
         let plain = |_| Ok(Endpoint::from_static("http://h:1"));
-        assert!(applied("https://h:1", plain).unwrap_err().contains("without TLS"));
-        assert_eq!(applied("https://h:1", Ok), Ok("https://h:1/".to_owned()));
+        assert!(applied(secure(), plain).unwrap_err().contains("without TLS"));
+        assert_eq!(applied(secure(), Ok), Ok("https://h:1/".to_owned()));
     }
 }

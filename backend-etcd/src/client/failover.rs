@@ -31,7 +31,7 @@ use crate::{
     client::{
         dial::dial,
         dialled::{Dialled, Used},
-        members::{Members, TlsFiles},
+        members::Members,
     },
     error::{
         text_cause,
@@ -207,7 +207,7 @@ impl Failover {
     }
 
     fn shows_no_identity(&self) -> bool {
-        matches!(&*self.inner.members, Members::Urls { tls: Some(TlsFiles { identity: None, .. }), .. })
+        matches!(&*self.inner.members, Members::Urls { tls: Some(files), .. } if !files.has_identity())
     }
 
     /// Returns the present connection.

@@ -1,18 +1,10 @@
-//! The dialled members of the cluster, and the paths of their TLS material.
+//! The dialled members of the cluster.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use tonic::transport::{Channel, Endpoint};
 
-use crate::client::dial_settings::DialSettings;
-
-/// Paths of TLS material. Files are read at every dial, so a renewed certificate is used without a restart.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct TlsFiles {
-    pub(crate) ca: Option<PathBuf>,
-    pub(crate) identity: Option<(PathBuf, PathBuf)>,
-    pub(crate) domain: Option<String>,
-}
+use crate::client::{dial_settings::DialSettings, tls::TlsFiles};
 
 /// Dialled members.
 #[derive(Clone, Debug)]

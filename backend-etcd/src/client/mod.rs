@@ -19,5 +19,6 @@ pub(crate) mod request_channel;
 pub(crate) mod response;
 pub(crate) mod store_client;
 pub(crate) mod store_revision;
+pub(crate) mod tls;
 pub(crate) mod write_batcher;
 pub(crate) mod write_proofs;

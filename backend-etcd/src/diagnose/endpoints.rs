@@ -1,15 +1,18 @@
 //! Examination of each endpoint by itself: connection, and answer of etcd.
 
-use std::{path::Path, time::Duration};
+use std::time::Duration;
 
 use enlist::Error;
-use etcd_client::{Certificate, Client, ConnectOptions, GetOptions, Identity, TlsOptions};
+use etcd_client::{Client, ConnectOptions, GetOptions};
 use secrecy::ExposeSecret;
 use tokio::net::TcpStream;
 
-use super::{finding::EndpointFault, reply::Reply};
+use super::{finding::EndpointFault, reply::Reply, tls_options::TlsOptions};
 use crate::{
-    client::{members::TlsFiles, request_channel::Credentials},
+    client::{
+        request_channel::Credentials,
+        tls::{self, TlsFiles},
+    },
     error::answers::{self, Answer, answer},
 };
 
@@ -61,18 +64,7 @@ impl Asking {
         credentials: Option<Credentials>,
         limit: Duration,
     ) -> Result<Self, Error> {
-        let TlsFiles { ca, identity, domain } = files.unwrap_or_default();
-        let mut tls = TlsOptions::new();
-        if let Some(path) = ca {
-            tls = tls.ca_certificate(Certificate::from_pem(pem("ca_certificate", &path).await?));
-        }
-        if let Some((certificate, key)) = identity {
-            let option = "client_certificate";
-            tls = tls.identity(Identity::from_pem(pem(option, &certificate).await?, pem(option, &key).await?));
-        }
-        if let Some(domain) = domain {
-            tls = tls.domain_name(domain);
-        }
+        let tls = TlsOptions::read(files).await?;
         Ok(Self { limit, tls, credentials })
     }
 
@@ -98,6 +90,10 @@ impl Asking {
         };
         if url.starts_with("https://") {
             return Err(Unanswered { fault: self.tls_fault(&address, &cause).await, cause });
+        }
+        if !tls::AVAILABLE {
+            let cause = format!("{cause}; the other end may speak TLS: {}", tls::NEEDS_FEATURE);
+            return Err(Unanswered { fault: EndpointFault::NotEtcd, cause });
         }
         let over_tls = match self.ask(&format!("https://{address}"), self.credentials.as_ref()).await {
             Reply::Success(_) => Ok(()),
@@ -143,7 +139,7 @@ impl Asking {
     async fn ask(&self, url: &str, credentials: Option<&Credentials>) -> Reply<Client> {
         let mut options = ConnectOptions::new().with_connect_timeout(self.limit).with_timeout(self.limit);
         if url.starts_with("https://") {
-            options = options.with_tls(self.tls.clone());
+            options = self.tls.apply(options);
         }
         if let Some(Credentials { user, password }) = credentials {
             options = options.with_user(user, password.expose_secret());
@@ -158,11 +154,6 @@ impl Asking {
         };
         Reply::within(self.limit, asking).await
     }
-}
-
-async fn pem(option: &'static str, path: &Path) -> Result<Vec<u8>, Error> {
-    let refused = |error| Error::invalid_config(option, format!("{} cannot be read: {error}", path.display()));
-    tokio::fs::read(path).await.map_err(refused)
 }
 
 /// Returns `host:port` of a URL.

@@ -107,7 +107,7 @@ pub enum EndpointFault {
     ClosedAfterHandshake,
     /// Another failure of TLS.
     Tls,
-    /// The other end speaks neither TLS nor etcd's protocol.
+    /// The other end speaks neither TLS nor etcd's protocol. In a build without TLS it may speak TLS.
     NotEtcd,
     /// etcd answers from its own data only: the member has no leader, is a learner, or has too much to do.
     NotServing,

@@ -21,6 +21,7 @@
 mod endpoints;
 pub(crate) mod finding;
 mod reply;
+mod tls_options;
 mod versions;
 
 use std::time::Duration;
