@@ -8,7 +8,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -16,13 +16,23 @@ use std::{
 use enlist::{Endpoint, Instance, RegisterOptions, Registration, Registry, TaskOwner};
 use enlist_grpc::{Channel, ChannelBuilder, InstanceState};
 use enlist_testkit::soon;
+use futures::{StreamExt as _, stream::BoxStream};
 use support::{World, id, say, until, until_ready};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
     net::{TcpListener, TcpStream},
 };
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::transport::{Certificate, ClientTlsConfig, Identity, ServerTlsConfig};
+use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    Request, Response, Status,
+    transport::{Certificate, ClientTlsConfig, Identity, ServerTlsConfig},
+};
+use tonic_health::pb::{
+    HealthCheckRequest, HealthCheckResponse,
+    health_check_response::ServingStatus,
+    health_server::{Health, HealthServer},
+};
 
 /// A server with a certificate for `host`, and its authority.
 async fn secure(tasks: &TaskOwner, name: &'static str, host: &str) -> (SocketAddr, Certificate) {
@@ -35,8 +45,7 @@ async fn secure_with(
     name: &'static str,
     host: &str,
 ) -> (SocketAddr, Certificate) {
-    let own = rcgen::generate_simple_self_signed(vec![host.to_owned()]).unwrap();
-    let identity = Identity::from_pem(own.cert.pem(), own.signing_key.serialize_pem());
+    let (identity, ca) = certified(host);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let stop = tasks.stop_signal();
@@ -47,7 +56,22 @@ async fn secure_with(
         .add_service(support::echo(name))
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled_owned());
     tasks.spawn("server", async move { server.await.unwrap() }).unwrap();
-    (address, Certificate::from_pem(own.cert.pem()))
+    (address, ca)
+}
+
+/// Returns a certificate for `host` with its key, and its authority.
+fn certified(host: &str) -> (Identity, Certificate) {
+    let own = rcgen::generate_simple_self_signed(vec![host.to_owned()]).unwrap();
+    let identity = Identity::from_pem(own.cert.pem(), own.signing_key.serialize_pem());
+    (identity, Certificate::from_pem(own.cert.pem()))
+}
+
+/// Returns the options of a channel that trusts `ca` for `greeter.test`.
+fn trusting(ca: Certificate) -> ChannelBuilder {
+    Channel::builder().settings(move |_, settings| {
+        let tls = ClientTlsConfig::new().ca_certificate(ca.clone()).domain_name("greeter.test");
+        Ok(settings.tls_config(tls)?)
+    })
 }
 
 /// Starts a server with a new certificate.
@@ -70,11 +94,7 @@ impl Secure {
 
     /// Returns the options of a channel that trusts it.
     fn trusted(&self) -> ChannelBuilder {
-        let ca = self.ca.clone();
-        Channel::builder().settings(move |_, settings| {
-            let tls = ClientTlsConfig::new().ca_certificate(ca.clone()).domain_name("greeter.test");
-            Ok(settings.tls_config(tls)?)
-        })
+        trusting(self.ca.clone())
     }
 }
 
@@ -165,6 +185,65 @@ async fn an_idle_channel_obeys_goaway_over_tls() {
     let channel = world.channel(server.trusted().health_check(""), 1).await;
     server.tasks.stop(Duration::from_secs(20)).await.unwrap();
     until(&channel, "a", InstanceState::Failing).await;
+}
+
+/// A health service whose server goes away during any check but the first, which belongs to the dial.
+#[derive(Debug)]
+struct LeavesWhileChecked {
+    checks: Arc<AtomicUsize>,
+    leave: CancellationToken,
+}
+
+#[async_trait::async_trait]
+impl Health for LeavesWhileChecked {
+    async fn check(&self, _: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
+        if self.checks.fetch_add(1, Ordering::SeqCst) > 0 {
+            self.leave.cancel();
+            // On a paused clock: until the client has received the GOAWAY.
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        Ok(Response::new(HealthCheckResponse { status: ServingStatus::Serving.into() }))
+    }
+
+    type WatchStream = BoxStream<'static, Result<HealthCheckResponse, Status>>;
+
+    async fn watch(&self, _: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let serving = Ok(HealthCheckResponse { status: ServingStatus::Serving.into() });
+        Ok(Response::new(futures::stream::iter([serving]).chain(futures::stream::pending()).boxed()))
+    }
+}
+
+/// In memory, so that the clock can be paused.
+#[tokio::test(start_paused = true)]
+async fn a_goaway_beside_a_response_is_noticed() {
+    let (tasks, checks) = (TaskOwner::new(), Arc::new(AtomicUsize::new(0)));
+    let (identity, ca) = certified("greeter.test");
+    let (dial, dials) = tokio::sync::mpsc::unbounded_channel();
+    let stop = tasks.stop_signal();
+    let health = LeavesWhileChecked { checks: Arc::clone(&checks), leave: stop.clone() };
+    let server = tonic::transport::Server::builder()
+        .tls_config(ServerTlsConfig::new().identity(identity))
+        .unwrap()
+        .add_service(HealthServer::new(health))
+        .add_service(support::echo("a"))
+        .serve_with_incoming_shutdown(
+            UnboundedReceiverStream::new(dials).map(Ok::<DuplexStream, std::io::Error>),
+            stop.cancelled_owned(),
+        );
+    tasks.spawn("server", async move { server.await.unwrap() }).unwrap();
+    let world = secure_world(1).await;
+    let builder = trusting(ca).health_check("").connector(move |_, _| {
+        let (client, server) = tokio::io::duplex(64 << 10);
+        let dialled = dial.send(server).map_err(|_| "the server has ended".into());
+        std::future::ready(dialled.map(|()| client))
+    });
+    let channel = world.channel(builder, 1).await;
+    say(&channel, String::new()).await.unwrap();
+    // The response of the call was received on a connection that is idle since, and might have been a GOAWAY.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    tasks.stop(Duration::from_secs(20)).await.unwrap();
+    until(&channel, "a", InstanceState::Failing).await;
+    assert_eq!(checks.load(Ordering::SeqCst), 1, "an idle connection is checked without traffic");
 }
 
 #[tokio::test]

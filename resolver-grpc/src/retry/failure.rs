@@ -83,6 +83,11 @@ pub(crate) fn broken_off(status: Status, instance: &str) -> Status {
     status
 }
 
+/// Returns `true` if hyper refused the request itself: nothing was sent, and the connection takes other requests.
+pub(crate) fn is_invalid_request(error: &(dyn StdError + 'static)) -> bool {
+    chain(error).any(|error| error.downcast_ref().is_some_and(hyper::Error::is_user))
+}
+
 /// The status of a call to `instance` whose deadline passed.
 pub(crate) fn late(instance: &str) -> Status {
     Status::deadline_exceeded(format!("instance {instance} did not answer in time"))

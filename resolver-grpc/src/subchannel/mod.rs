@@ -21,6 +21,7 @@ mod ejection;
 mod frames;
 mod head_write;
 mod health;
+mod local_check;
 mod monitored_stream;
 mod probe;
 mod probe_request;

@@ -23,6 +23,7 @@ use crate::{
         connectivity::{Event, Health},
         dial_limit::DialTurn,
         health,
+        local_check::{Acceptance, takes_calls},
         probe::{ProbeOutcome, probe},
         subchannel::Subchannel,
     },
@@ -194,25 +195,28 @@ impl Subchannel {
     }
 
     /// Returns once an idle connection is found to take no more calls. Over TLS a GOAWAY is not visible, and the health
-    /// stream would delay the stop of the server. Data received on an idle connection may have been a GOAWAY, so a
-    /// probe follows.
+    /// stream would delay the stop of the server. Data received on an idle connection may have been a GOAWAY, so hyper
+    /// is asked. Nothing is sent: a response would be received in turn, and could hide a GOAWAY beside it.
     async fn hidden_goaway(&self, config: &SubchannelConfig, connection: &Connection) {
         if !connection.is_opaque() {
             return pending().await;
         }
         let started = || self.started.load(Ordering::Relaxed);
-        let (mut explained, mut begun) = (connection.reads(), started());
+        let (mut explained, mut before, mut begun) = (None, connection.reads(), started());
         loop {
             sleep(GOAWAY_CHECK_INTERVAL).await;
             // A call that was begun since would have failed.
             let idle = begun == started() && connection.calls() == 0;
             begun = started();
-            if idle && connection.reads() != explained {
-                if probe(connection, config.connections.probe_timeout).await == ProbeOutcome::Refused {
-                    return;
+            if idle && explained != Some(connection.reads()) {
+                match takes_calls(connection, config.connections.probe_timeout).await {
+                    Acceptance::No => return,
+                    // Later data may have been read and not yet been understood.
+                    Acceptance::Yes => explained = Some(before),
+                    Acceptance::Unknown => {}
                 }
-                explained = connection.reads();
             }
+            before = connection.reads();
         }
     }
 
