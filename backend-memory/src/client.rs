@@ -9,7 +9,7 @@ use std::{
 };
 
 use enlist::{
-    Entry, Error, InstanceId, LeaseId, LockName, Revision, ServiceRef, TaskOwner,
+    Entry, Error, Incarnation, InstanceId, LeaseId, LockName, Revision, ServiceRef, TaskOwner,
     backend::{Departures, KeyClaims, Observations, OwnerHandle},
 };
 
@@ -264,7 +264,10 @@ impl Record {
     /// Returns the entry in a view, if the value is an instance.
     pub(crate) fn entry(&self) -> Option<Entry> {
         match &self.value {
-            Value::Instance { instance, .. } => Some(Entry::new((**instance).clone(), self.created, self.modified)),
+            Value::Instance { instance, term, .. } => {
+                let entry = Entry::new((**instance).clone(), self.created, self.modified);
+                Some(entry.with_incarnation(Incarnation::new(*term)))
+            }
             _ => None,
         }
     }

@@ -123,7 +123,7 @@ pub use self::{
         name::{
             DEFAULT_NAMESPACE, InstanceId, LockName, MAX_NAME_BYTES, NameFault, Namespace, ServiceName, ServiceRef,
         },
-        revision::{Epoch, FencingToken, LeaseId, Revision},
+        revision::{Epoch, FencingToken, Incarnation, LeaseId, Revision},
     },
     raw::{MAX_RAW_BYTES, RawChange, RawEntry, RawEvent, RawRegistration, RawSnapshot, RawValues, RawWatcher},
     registration::{

@@ -286,6 +286,24 @@ async fn an_instance_that_was_restarted_is_not_ejected() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_successor_by_owner_is_not_ejected() {
+    let case = Case::new(&["b"]).await;
+    let owned = async || {
+        let options = RegisterOptions::new().owner("me");
+        case.store.client().register(&service(), instance("a"), options).await.unwrap()
+    };
+    let _first = owned().await;
+    case.until_listed(2).await;
+    case.fail(&["a"], 30).await;
+    assert_eq!(case.shares(PickPolicy::Random).await.get("a"), None);
+    let mut changes = case.pool.view().changes();
+    let before = changes.next().await.unwrap().snapshot;
+    let _second = owned().await;
+    while changes.next().await.unwrap().snapshot.diff(&before).is_empty() {}
+    assert!(case.shares(PickPolicy::Random).await.contains_key("a"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_client_ends_after_its_last_call() {
     let mut case = Case::new(&["a"]).await;
     let never = Retry::<&str>::never();

@@ -7,8 +7,9 @@ mod support;
 
 use std::{collections::BTreeSet, sync::atomic::Ordering, time::Duration};
 
-use enlist::{Directory, DirectoryOptions, Ejection, Moment};
+use enlist::{Directory, DirectoryOptions, Ejection, Moment, RegisterOptions, Registry as _};
 use enlist_grpc::{Channel, InstanceState, RetryPolicy, balance_channel};
+use enlist_memory::MemoryClient;
 use enlist_testkit::{Direction, Mode, eventually, soon};
 use support::{Server, World, begun, calls_side_by_side, id, say, say_within, shares, stream, until, until_ready};
 use tonic::{Code, Request, Status};
@@ -407,6 +408,32 @@ async fn a_restarted_instance_is_not_ejected() {
     world.register(&servers[0], servers[0].instance()).await;
     until_ready(&channel, 3).await;
     assert!(shares(&channel, 60).await.contains_key("a"));
+}
+
+#[tokio::test]
+async fn a_successor_by_owner_is_not_ejected() {
+    let servers = three().await;
+    let world = World::new();
+    let register = async |client: &MemoryClient, server: &Server| {
+        let options = RegisterOptions::new().owner(server.name);
+        soon("registered", client.register(&world.service, server.instance(), options)).await.unwrap()
+    };
+    let mut registrations = Vec::new();
+    for server in &servers {
+        registrations.push(register(&world.servers, server).await);
+    }
+    let time = Duration::from_secs(300);
+    let ejection = Ejection::new().failures(5).time(time, time).unwrap();
+    let channel = world.channel(Channel::builder().ejection(Some(ejection)), 3).await;
+    // The key is taken over while the former registration is alive, by the same and by another process.
+    for client in [world.servers.clone(), world.store.client()] {
+        servers[0].echo.failing.store(5, Ordering::SeqCst);
+        assert_eq!(calls_side_by_side(1, 60, || say(&channel, String::new())).await.len(), 5);
+        until(&channel, "a", InstanceState::Ejected).await;
+        registrations.push(register(&client, &servers[0]).await);
+        until_ready(&channel, 3).await;
+        assert!(shares(&channel, 60).await.contains_key("a"));
+    }
 }
 
 #[tokio::test]

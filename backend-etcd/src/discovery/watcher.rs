@@ -287,7 +287,7 @@ impl Projection {
         match decoded {
             Ok(mut decoded) => {
                 self.interner.share(&mut decoded.instance);
-                let entry = Arc::new(Entry::new(decoded.instance, record.created, record.modified));
+                let entry = Arc::new(record.entry(decoded.instance));
                 self.last = Some(Arc::clone(&entry));
                 Some(entry)
             }

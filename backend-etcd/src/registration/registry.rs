@@ -95,7 +95,7 @@ impl Registry for Etcd {
                 }
             }
             match client.delete(&key, guard).await.map_err(failed)? {
-                WriteOutcome::Done(_) => return Ok(Entry::new(instance, record.created, record.modified)),
+                WriteOutcome::Done(_) => return Ok(record.entry(instance)),
                 WriteOutcome::Refused(found) if attempts < MAX_ATTEMPTS && attachment.may_change(found.as_ref()) => {}
                 WriteOutcome::Refused(found) => return Err(Self::changed(service, id, found.as_ref())),
             }
@@ -123,7 +123,7 @@ impl Registry for Etcd {
             match client.delete(&key, Guard::Modified(at)).await.map_err(failed)? {
                 WriteOutcome::Done(removed) => {
                     let decoded = layout.decode(service, &key, &record.value).ok();
-                    let entry = decoded.map(|decoded| Entry::new(decoded.instance, record.created, record.modified));
+                    let entry = decoded.map(|decoded| record.entry(decoded.instance));
                     let lease = record.lease.map(LeaseId::get);
                     tracing::info!(%service, instance = %id, lease, "instance evicted");
                     return Ok(evicted(entry, record.lease, removed));

@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use enlist::{LeaseId, Revision};
+use enlist::{Entry, Incarnation, Instance, LeaseId, Revision};
 use etcd_client::proto::PbKeyValue;
 
 /// One key with its value.
@@ -26,6 +26,15 @@ impl fmt::Debug for Record {
             .field("modified", modified)
             .field("lease", lease)
             .finish()
+    }
+}
+
+impl Record {
+    /// Returns the entry of the instance in it. Its incarnation is the lease, which every layout has, and which costs no
+    /// decoding. Two processes share a lease only if it was given to both.
+    pub(crate) fn entry(&self, instance: Instance) -> Entry {
+        let incarnation = Incarnation::new(self.lease.map_or(0, |lease| lease.get().cast_unsigned()));
+        Entry::new(instance, self.created, self.modified).with_incarnation(incarnation)
     }
 }
 

@@ -68,5 +68,5 @@ fn in_proportion(entry: &Arc<Entry>, from: u32, to: u32) -> Arc<Entry> {
     if scaled == weight || entry.presence() == Presence::Held {
         return Arc::clone(entry);
     }
-    Arc::new(Entry::new(entry.instance().clone().with_weight(scaled), entry.created(), entry.modified()))
+    Arc::new(entry.with_instance(entry.instance().clone().with_weight(scaled)))
 }

@@ -4,7 +4,11 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
     error::Error,
-    model::{endpoint::Endpoint, name::InstanceId, revision::Revision},
+    model::{
+        endpoint::Endpoint,
+        name::InstanceId,
+        revision::{Incarnation, Revision},
+    },
 };
 
 mod json;
@@ -376,13 +380,26 @@ pub struct Entry {
     instance: Instance,
     created: Revision,
     modified: Revision,
+    incarnation: Incarnation,
     presence: Presence,
 }
 
 impl Entry {
-    /// A live entry, created and last changed at these revisions.
+    /// A live entry, created and last changed at these revisions. Its incarnation is unknown.
     pub fn new(instance: Instance, created: Revision, modified: Revision) -> Self {
-        Self { instance, created, modified, presence: Presence::Live }
+        Self { instance, created, modified, incarnation: Incarnation::default(), presence: Presence::Live }
+    }
+
+    /// Sets the number of the registration that wrote it.
+    #[must_use]
+    pub fn with_incarnation(self, incarnation: Incarnation) -> Self {
+        Self { incarnation, ..self }
+    }
+
+    /// Returns the same entry with another description of its instance.
+    pub(crate) fn with_instance(&self, instance: Instance) -> Self {
+        let &Self { created, modified, incarnation, presence, .. } = self;
+        Self { instance, created, modified, incarnation, presence }
     }
 
     /// Returns the same entry as one that the store no longer lists.
@@ -395,9 +412,19 @@ impl Entry {
         &self.instance
     }
 
-    /// Revision at which it was created. Another one under the same id means that the instance was registered again.
+    /// Revision at which it was created. Another one under the same id means that the instance was registered again;
+    /// [`is_restart_of`](Self::is_restart_of) also notices a registration that took the key over.
     pub fn created(&self) -> Revision {
         self.created
+    }
+
+    /// Returns `true` if the instance was registered again since `older`, an earlier entry of the same id: by another
+    /// process, or after a loss. A change in place is none. A registration that takes over the key of its predecessor
+    /// keeps [`created`](Self::created), so the number of the registration counts as well, where both are known.
+    pub fn is_restart_of(&self, older: &Self) -> bool {
+        let unknown = Incarnation::default();
+        let is_known = self.incarnation != unknown && older.incarnation != unknown;
+        self.created != older.created || is_known && self.incarnation != older.incarnation
     }
 
     /// Revision at which it was last changed.
@@ -417,6 +444,26 @@ mod tests {
 
     fn instance() -> Instance {
         Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("h:1").unwrap()]).unwrap()
+    }
+
+    #[test]
+    fn a_restart_has_another_creation_or_incarnation() {
+        let entry = |created, modified, incarnation| {
+            Entry::new(instance(), Revision::new(created), Revision::new(modified))
+                .with_incarnation(Incarnation::new(incarnation))
+        };
+        let first = entry(1, 1, 7);
+        for (later, is_restart) in [
+            (first.held(), false),
+            (entry(1, 2, 7), false),
+            (entry(1, 2, 8), true),
+            (entry(2, 2, 7), true),
+            (entry(1, 2, 0), false),
+            (entry(2, 2, 0), true),
+        ] {
+            assert_eq!(later.is_restart_of(&first), is_restart, "{later:?}");
+        }
+        assert!(!first.is_restart_of(&entry(1, 1, 0)), "the first of the two is unknown");
     }
 
     #[test]

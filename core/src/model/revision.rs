@@ -37,6 +37,11 @@ number!(
     LeaseId(i64)
 );
 number!(
+    /// Number of the registration that wrote an instance. The registration after it under the same id has another one:
+    /// a backend uses the term or, in a layout without terms, the lease. 0 is unknown, or that of a fixed instance.
+    Incarnation(u64)
+);
+number!(
     /// A number that increases with each acquisition of a lock. The guarded resource refuses a smaller one than it has
     /// seen.
     FencingToken(u64)

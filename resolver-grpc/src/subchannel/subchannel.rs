@@ -86,7 +86,7 @@ impl Subchannel {
     pub(crate) fn describe(&self, entry: Arc<Entry>) {
         let returned = self.is_draining();
         self.status.apply(Event::Listed);
-        let restarted = self.entry.load().created() != entry.created();
+        let restarted = entry.is_restart_of(&self.entry.load());
         if returned || restarted {
             self.dial_now.notify_one();
         }

@@ -29,6 +29,7 @@ macro_rules! each_case {
             register::a_live_id_is_refused_to_another_process [Id Owner]
             register::a_live_id_is_refused_within_the_process [Id]
             register::a_take_over_shows_in_later_refusals [Id Weight]
+            register::a_take_over_counts_as_a_restart [Id Owner Weight]
             register::a_leftover_is_taken_over [Id]
             register::an_observation_outlives_the_call_that_began_it [Id]
             register::an_equal_owner_takes_over_at_once [Id Owner]

@@ -4,14 +4,14 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use enlist::{
-    Entry, Epoch, Error, Moment, Namespace, Resolver, Revision, ServiceList, ServiceName, ServiceRef, ServicesWatcher,
+    Epoch, Error, Moment, Namespace, Resolver, Revision, ServiceList, ServiceName, ServiceRef, ServicesWatcher,
     Snapshot, TaskOwner, Watcher,
     backend::{Publisher, ServiceListBuilder, ServiceWatcher, SnapshotBuilder, Subscriber, services_watcher},
 };
 
 use crate::{
     client::{Link, MapClient},
-    store::{Data, Record},
+    store::Data,
 };
 
 /// Interval of lists without a change. Each proves that the view is still right.
@@ -23,9 +23,7 @@ fn list(data: &Data, service: &ServiceRef, snapshot: &mut SnapshotBuilder) {
     for (_, id) in data.departed.iter().filter(|(of, id)| of == service && before.get(id).is_some()) {
         snapshot.depart(id);
     }
-    let entry =
-        |(_, record): (_, &Record)| Entry::new((*record.value.instance).clone(), record.created, record.modified);
-    snapshot.patch(data.of(service).map(entry).map(Arc::new));
+    snapshot.patch(data.of(service).map(|(_, record)| Arc::new(record.entry())));
     let went_back = snapshot.snapshot().epoch() != Epoch::new(data.epoch);
     // A change of another service advances nothing, so that it wakes no reader.
     if went_back || !snapshot.snapshot().diff(&before).is_empty() {

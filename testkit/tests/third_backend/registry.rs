@@ -65,7 +65,7 @@ impl Registry for MapClient {
             None => Err(Error::NotRegistered { service: service.clone(), id: id.clone() }),
             Some(record) if record.lease.is_some() => Err(not_owner(&key, record)),
             Some(record) => {
-                let entry = Entry::new((*record.value.instance).clone(), record.created, record.modified);
+                let entry = record.entry();
                 data.delete(&key, Cause::Deregistration, |_| true);
                 Ok(entry)
             }
@@ -81,10 +81,8 @@ impl Registry for MapClient {
             }
             Some(_) => {
                 let record = data.delete(&key, Cause::Eviction, |_| true);
-                let entry =
-                    |record: &Record| Entry::new((*record.value.instance).clone(), record.created, record.modified);
                 let lease = record.as_ref().and_then(|record| record.lease);
-                Ok(evicted(record.as_ref().map(entry), lease, Revision::new(data.revision)))
+                Ok(evicted(record.as_ref().map(Record::entry), lease, Revision::new(data.revision)))
             }
         })?
     }

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use enlist::{Instance, InstanceId, LeaseId, Revision, ServiceRef};
+use enlist::{Entry, Incarnation, Instance, InstanceId, LeaseId, Revision, ServiceRef};
 use tokio::{sync::watch, time::Instant};
 
 /// Key of an instance.
@@ -28,6 +28,14 @@ pub(crate) struct Record {
     pub(crate) lease: Option<LeaseId>,
     pub(crate) created: Revision,
     pub(crate) modified: Revision,
+}
+
+impl Record {
+    /// The entry in a view. The term distinguishes a successor that took the key over from a change in place.
+    pub(crate) fn entry(&self) -> Entry {
+        let entry = Entry::new((*self.value.instance).clone(), self.created, self.modified);
+        entry.with_incarnation(Incarnation::new(self.value.term))
+    }
 }
 
 /// A lease.

@@ -66,7 +66,7 @@ impl<T> Member<T> {
 
     /// Returns `true` if `entry` is the same registration at the same endpoints, with at most in-place changes.
     fn is(&self, entry: &Entry) -> bool {
-        self.is_at(entry) && self.entry.created() == entry.created()
+        self.is_at(entry) && !entry.is_restart_of(&self.entry)
     }
 
     /// Begins an ejection, if there is none now. Returns its length.

@@ -1,10 +1,10 @@
 //! Several registrations of one id, by one process or by several.
 
-use std::{pin::pin, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use enlist::{
-    Deregistered, Error, LeaseChoice, Moment, OnConflict, Owner, RegisterOptions, Registration, RegistrationState,
-    ServiceName, ServiceRef, Snapshot, Start,
+    Change, Deregistered, Error, LeaseChoice, Moment, OnConflict, Owner, RegisterOptions, Registration,
+    RegistrationState, ServiceName, ServiceRef, Snapshot, Start,
 };
 
 use super::super::support::*;
@@ -57,6 +57,26 @@ pub async fn a_take_over_shows_in_later_refusals(h: &impl Harness) {
         }
         other => panic!("expected AlreadyRegistered: {other:?}"),
     }
+}
+
+pub async fn a_take_over_counts_as_a_restart(h: &impl Harness) {
+    let (one, two, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let first = one.register(&service, instance("a"), options(h).owner("me")).await.unwrap();
+    let mut watcher = watch(&one, &service).await;
+    let before = next(&mut watcher).await.snapshot;
+    let mut entry = async |weight: u32| {
+        let is_written =
+            |change: &Change| change.snapshot.entries().next().is_some_and(|entry| entry.instance().weight() == weight);
+        let change = until(&mut watcher, "written", is_written).await;
+        Arc::clone(change.snapshot.entries().next().unwrap())
+    };
+    soon("updated", first.update(|update| _ = update.weight(2))).await.unwrap();
+    let updated = entry(2).await;
+    assert!(!updated.is_restart_of(before.get(&id("a")).unwrap()), "{updated:?}");
+    let _second = two.register(&service, instance("a").with_weight(3), options(h).owner("me")).await.unwrap();
+    let successor = entry(3).await;
+    assert!(successor.is_restart_of(&updated), "{updated:?} {successor:?}");
+    assert_eq!(successor.created(), updated.created(), "the key is taken over");
 }
 
 pub async fn a_leftover_is_taken_over(h: &impl Harness) {
