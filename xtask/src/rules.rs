@@ -1,11 +1,17 @@
 //! Rules for the whole repository: dependencies between crates (the table is that of CONTRIBUTING.md), openings of
-//! documentation comments, lengths of files, functions and lines, names, imports between files, and the public API.
+//! documentation comments, lengths of files, functions and lines, names and words, imports between files, the public
+//! API, and the pages in Markdown: their links, the tests that they name, and a row for each option.
 
+mod architecture;
 mod doc_openings;
 mod import_cycles;
 mod known;
+mod layouts;
 mod limits;
+mod markdown;
 mod names;
+mod options;
+mod prose;
 mod public_api;
 mod sources;
 mod test_names;
@@ -59,6 +65,12 @@ fn bless() -> Result {
 }
 
 fn check() -> Result {
+    check_files()?;
+    check_dependencies()
+}
+
+/// Checks the sources and the pages, which needs no build.
+fn check_files() -> Result {
     let root = sources::root();
     let sources = sources::read(&root, &root)?;
     Openings::of(&sources).report()?;
@@ -67,8 +79,13 @@ fn check() -> Result {
     findings.extend(test_names::findings(&sources));
     findings.extend(cycles(&sources));
     findings.extend(public_api::findings(&root, &sources, Listings::Check)?);
-    Known::read(&root)?.judge(&findings)?;
-    check_dependencies()
+    let pages = sources::pages(&root)?;
+    findings.extend(markdown::findings(&root, &pages, &sources));
+    findings.extend(prose::findings(&pages, &sources));
+    findings.extend(options::findings(&root, &sources)?);
+    findings.extend(layouts::findings(&root, &sources)?);
+    findings.extend(architecture::findings(&root, &sources)?);
+    Known::read(&root)?.judge(&findings)
 }
 
 /// Returns the number of cycles of imports between the files of each crate, and prints them.
@@ -123,4 +140,12 @@ fn dependencies(package: &str, options: &[&str]) -> Result<BTreeSet<String>> {
     // The first line is the package itself.
     let names = lines.lines().skip(1).filter_map(|line| line.split_whitespace().next());
     Ok(names.map(str::to_owned).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_repository_keeps_its_rules() {
+        super::check_files().expect("no file breaks a rule");
+    }
 }

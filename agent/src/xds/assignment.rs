@@ -279,7 +279,7 @@ fn lb_endpoint(Usable { address, entry }: &Usable<'_>, weight: u32) -> LbEndpoin
     }
 }
 
-/// Returns the health that clients are told. Draining and unhealthy endpoints get no new calls. An instance that is
+/// Returns the health that clients receive. Draining and unhealthy endpoints get no new calls. An instance that is
 /// held after its loss may be dead: its state is unknown, and clients may try it.
 fn health(entry: &Entry) -> HealthStatus {
     match (entry.instance().health(), entry.presence()) {

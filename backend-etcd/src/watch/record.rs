@@ -30,8 +30,8 @@ impl fmt::Debug for Record {
 }
 
 impl Record {
-    /// Returns the entry of the instance in it. Its incarnation is the lease, which every layout has, and which costs no
-    /// decoding. Two processes share a lease only if it was given to both.
+    /// Returns the entry of the instance in it. Its incarnation is the lease, which every layout has, and which costs
+    /// no decoding. Two processes share a lease only if it was given to both.
     pub(crate) fn entry(&self, instance: Instance) -> Entry {
         let incarnation = Incarnation::new(self.lease.map_or(0, |lease| lease.get().cast_unsigned()));
         Entry::new(instance, self.created, self.modified).with_incarnation(incarnation)

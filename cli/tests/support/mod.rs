@@ -26,8 +26,8 @@ pub(crate) async fn raw(server: &EtcdServer) -> etcd_client::Client {
     etcd_client::Client::connect([server.url()], None).await.unwrap()
 }
 
-/// Returns a command that runs a program with the default handling of the keyboard's signals. A shell without job control
-/// starts a background process with SIGINT and SIGQUIT ignored, which the tests would inherit and pass on.
+/// Returns a command that runs a program with the default handling of the keyboard's signals. A shell without job
+/// control starts a background process with SIGINT and SIGQUIT ignored, which the tests would inherit and pass on.
 pub(crate) fn with_default_signals(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new("env");
     command.arg("--default-signal=INT,QUIT,HUP").arg(program);

@@ -9,7 +9,7 @@ use super::{
 };
 
 /// Maximum number of characters in a line.
-const MAX_LINE: usize = 120;
+pub(super) const MAX_LINE: usize = 120;
 
 /// Maximum number of lines in a function, from its `fn` to its last brace.
 const MAX_FUNCTION: usize = 50;

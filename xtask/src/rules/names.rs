@@ -5,7 +5,7 @@ use std::path::Path;
 use super::{known::Finding, sources::Source, tokens::tokens};
 
 /// Identifiers that no longer exist. Words that are common in English are not among them.
-const OLD: [&str; 64] = [
+pub(super) const OLD: [&str; 64] = [
     "Batcher",
     "Beside",
     "Blind",

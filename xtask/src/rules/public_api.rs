@@ -23,7 +23,7 @@ use super::{known::Finding, sources::Source};
 use crate::command::Result;
 
 /// Library crates: the name by which users import the crate, and its folder.
-const CRATES: [(&str, &str); 7] = [
+pub(super) const CRATES: [(&str, &str); 7] = [
     ("enlist", "core"),
     ("enlist_agent", "agent"),
     ("enlist_config", "config"),
@@ -34,7 +34,7 @@ const CRATES: [(&str, &str); 7] = [
 ];
 
 /// Folder of the committed listings.
-const LISTINGS: &str = "xtask/public-api";
+pub(super) const LISTINGS: &str = "xtask/public-api";
 
 /// Maximum number of public modules of `enlist`: users should find an item at the root.
 const MAX_MODULES: usize = 4;

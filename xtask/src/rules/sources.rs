@@ -1,4 +1,4 @@
-//! Files with Rust source text in the tree of this repository.
+//! Files with Rust source text, and pages in Markdown, in the tree of this repository.
 
 use std::{
     fs, io,
@@ -20,6 +20,15 @@ pub(super) fn root() -> PathBuf {
 
 /// Reads all Rust files below `directory`, sorted by path. Build output and hidden folders are left out.
 pub(super) fn read(root: &Path, directory: &Path) -> io::Result<Vec<Source>> {
+    files(root, directory, "rs")
+}
+
+/// Reads all Markdown files of the repository, sorted by path.
+pub(super) fn pages(root: &Path) -> io::Result<Vec<Source>> {
+    files(root, root, "md")
+}
+
+fn files(root: &Path, directory: &Path, extension: &str) -> io::Result<Vec<Source>> {
     let (mut found, mut folders) = (Vec::new(), vec![directory.to_path_buf()]);
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder)? {
@@ -31,7 +40,7 @@ pub(super) fn read(root: &Path, directory: &Path) -> io::Result<Vec<Source>> {
             }
             if entry.file_type()?.is_dir() {
                 folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
+            } else if path.extension().is_some_and(|found| found == extension) {
                 let text = fs::read_to_string(&path)?;
                 found.push(Source { path: path.strip_prefix(root).unwrap_or(&path).to_path_buf(), text });
             }

@@ -24,7 +24,8 @@ pub(super) fn tokens(text: &str) -> Vec<&str> {
     found
 }
 
-fn is_word(c: char) -> bool {
+/// Returns `true` for a character of an identifier.
+pub(super) fn is_word(c: char) -> bool {
     c.is_alphanumeric() || c == '_'
 }
 
@@ -87,6 +88,21 @@ pub(super) fn without_tests<'a>(tokens: &[&'a str]) -> (Vec<&'a str>, Vec<&'a st
     }
     kept.extend(without_attributes(&tokens[at..]));
     (kept, test_modules(tokens))
+}
+
+/// Returns the text without the items that are only there for tests, with its literals.
+pub(super) fn without_test_text(text: &str) -> String {
+    let all = tokens(text);
+    let start = |token: &str| token.as_ptr().addr() - text.as_ptr().addr();
+    let (mut kept, mut at) = (String::new(), 0);
+    for item in items_of_tests(&all) {
+        if let [first, .., last] = &all[item] {
+            kept.push_str(&text[at..start(first)]);
+            at = start(last) + last.len();
+        }
+    }
+    kept.push_str(&text[at..]);
+    kept
 }
 
 /// Names of the modules in files of their own that are only for tests.
