@@ -8,22 +8,18 @@ mod support;
 use std::{error::Error as _, net::SocketAddr, time::Duration};
 
 use enlist::{
-    Endpoint, Instance, InstanceId, Lock, LockName, LockOptions, RegisterOptions, Registry, Resolver, ServiceRef,
-    Start, with_causes,
+    Endpoint, Instance, InstanceId, Lock, LockName, LockOptions, RegisterOptions, Registry, Resolver, Start,
+    with_causes,
 };
 use enlist_etcd::{Etcd, SessionRuntime};
 use enlist_testkit::{eventually, soon};
-use support::logged::Logged;
+use support::{logged::Logged, service};
 use tokio::net::TcpListener;
 use tracing_subscriber::filter::LevelFilter;
 
 fn client(address: SocketAddr) -> Etcd {
     let builder = Etcd::builder([format!("http://{address}")]).runtime(SessionRuntime::Caller);
     builder.request_timeout(Duration::from_millis(300)).build().unwrap()
-}
-
-fn service() -> ServiceRef {
-    ServiceRef::parse("svc").unwrap()
 }
 
 /// Registers, watches and locks until each operation has logged the cause of its failure.

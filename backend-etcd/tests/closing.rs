@@ -2,39 +2,33 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
+mod support;
+
 use std::time::Duration;
 
-use enlist::{
-    Endpoint, Error, Instance, InstanceId, LeaseChoice, LeaseId, RegisterOptions, Registration, Registry, Resolver,
-    ServiceRef,
-};
-use enlist_etcd::{Etcd, SessionRuntime};
-use enlist_testkit::{FakeEtcd, eventually, soon};
+use enlist::{Error, LeaseChoice, LeaseId, RegisterOptions, Registration, Resolver};
+use enlist_etcd::Etcd;
+use enlist_testkit::{FakeEtcd, eventually};
 use futures::FutureExt;
+use support::{
+    scripted::{client, register},
+    service,
+};
 use tokio::time::Instant;
 
 const KEYS: &[u8] = b"enlist/services/default/svc/";
 
-fn service() -> ServiceRef {
-    ServiceRef::parse("svc").unwrap()
-}
-
-fn client(fake: &FakeEtcd) -> Etcd {
-    Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller).build().unwrap()
-}
-
-async fn register(etcd: &Etcd, id: &str, lease: LeaseChoice) -> Registration {
-    let instance = Instance::new(InstanceId::parse(id).unwrap(), [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap();
-    let options = RegisterOptions::new().lease(lease);
-    soon("registered", etcd.register(&service(), instance, options)).await.unwrap()
+/// Options of an instance on this lease.
+fn on(lease: LeaseChoice) -> RegisterOptions {
+    RegisterOptions::new().lease(lease)
 }
 
 /// A client with an instance on another client's lease.
 async fn with_a_given_lease(fake: &FakeEtcd) -> (Etcd, Etcd, [Registration; 2]) {
     let (keeper, etcd) = (client(fake), client(fake));
-    let kept = register(&keeper, "kept", LeaseChoice::Shared).await;
+    let kept = register(&keeper, "kept", on(LeaseChoice::Shared)).await;
     let given = LeaseId::new(fake.lease_ids()[0]);
-    let registration = register(&etcd, "given", LeaseChoice::Given(given)).await;
+    let registration = register(&etcd, "given", on(LeaseChoice::Given(given))).await;
     assert_eq!((fake.under(KEYS).len(), fake.leases()), (2, 1));
     (keeper, etcd, [kept, registration])
 }
@@ -80,9 +74,9 @@ async fn a_close_waits_for_what_was_dropped_before() {
 async fn an_abandoned_own_lease_outlives_a_close() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
-    let abandoned = register(&etcd, "abandoned", LeaseChoice::Own).await;
+    let abandoned = register(&etcd, "abandoned", on(LeaseChoice::Own)).await;
     let [lease] = fake.lease_ids()[..] else { panic!("{:?}", fake.lease_ids()) };
-    let _kept = register(&etcd, "kept", LeaseChoice::Own).await;
+    let _kept = register(&etcd, "kept", on(LeaseChoice::Own)).await;
     assert_eq!(fake.under(KEYS).len(), 2);
     abandoned.abandon();
     etcd.close().await.unwrap();

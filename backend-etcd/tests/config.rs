@@ -17,13 +17,14 @@ use enlist::{
     Config, ConfigChange, ConfigEvent, ConfigPath, ConfigScope, ConfigWrite, Counter, Error, Expect, MAX_CONFIG_BYTES,
     MAX_CONFIG_WRITES, Namespace, Revision,
 };
-use enlist_etcd::{ConfigLayout, Etcd, SessionRuntime};
+use enlist_etcd::{ConfigLayout, Etcd};
 use enlist_testkit::{BackgroundTask, Direction, EtcdServer, FakeEtcd, Misbehavior, Mode, Proxy, eventually, soon};
 use etcd_client::PutOptions;
 use support::{
     between::{Between, Fault, Victim},
     raw,
     recorder::{History, Observer, Recorder, pairs, texts},
+    scripted::client,
     server,
 };
 
@@ -216,7 +217,7 @@ async fn history_passes_deletions_where_progress_is_in_order() {
         fake.delete(key.as_bytes());
         fake.delete(format!("{ROOT}other").as_bytes());
     }
-    let connect = || Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller).build().unwrap();
+    let connect = || client(&fake);
     let etcd = connect();
     let history = async |etcd: &Etcd, limit| {
         let versions = soon("read", etcd.history(&namespace(), &path("a"), limit)).await.unwrap();
@@ -629,7 +630,7 @@ async fn a_misbehaving_server_shows_no_invented_configuration() {
         if !matches!(misbehavior, Misbehavior::NoList) {
             fake.misbehave(misbehavior);
         }
-        let etcd = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller).build().unwrap();
+        let etcd = client(&fake);
         let mut observer = observe(&etcd, ConfigScope::Below(path("app"))).await;
         soon("the list", observer.next()).await;
         if matches!(misbehavior, Misbehavior::NoList) {
@@ -656,7 +657,7 @@ async fn a_snapshot_that_never_was_fails_the_check() {
     let (fake, other) = (FakeEtcd::start(), FakeEtcd::start());
     fake.put(format!("{ROOT}app/a"), "0");
     other.put(format!("{ROOT}app/a"), "1");
-    let etcd = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller).build().unwrap();
+    let etcd = client(&fake);
     let scope = ConfigScope::Below(path("app"));
     let listed = [soon("listed", etcd.list(&namespace(), &scope)).await.unwrap()];
     assert_eq!(History::of(&fake).assert_existed(etcd.config_layout(), &scope, &listed), 1);

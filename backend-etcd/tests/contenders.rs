@@ -3,14 +3,20 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
+mod support;
+
 use std::time::Duration;
 
 use enlist::{
-    Deregistered, Election, Endpoint, Error, Instance, InstanceId, Leadership, Lock, LockGuard, LockName, LockOptions,
+    Deregistered, Election, Endpoint, Error, Instance, InstanceId, Leadership, Lock, LockGuard, LockOptions,
     RegisterOptions, Registry, Released, ServiceRef, Start,
 };
-use enlist_etcd::{Etcd, EtcdConcurrency, SessionRuntime};
+use enlist_etcd::{Etcd, EtcdConcurrency};
 use enlist_testkit::{BackgroundTask, FakeEtcd, Minority, Misbehavior, Requests, eventually, soon};
+use support::{
+    lock_name,
+    scripted::{acquire, builder, client, contend, live_tasks},
+};
 use tokio::{task::JoinSet, time::Instant};
 
 /// Delay of a transaction, beyond the deadline of its caller.
@@ -21,24 +27,6 @@ const IMPATIENT: Duration = Duration::from_millis(100);
 
 /// Maximum duration of a request; a grant is sent at most twice.
 const REQUEST: Duration = Duration::from_secs(5);
-
-fn client(fake: &FakeEtcd) -> Etcd {
-    Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller).build().unwrap()
-}
-
-fn name() -> LockName {
-    LockName::parse("l").unwrap()
-}
-
-async fn acquire(etcd: &Etcd) -> LockGuard {
-    soon("acquired", etcd.acquire(&name(), LockOptions::new())).await.unwrap()
-}
-
-/// A contender that runs beside the test.
-fn contend(etcd: &Etcd) -> BackgroundTask<LockGuard> {
-    let etcd = etcd.clone();
-    BackgroundTask::run(async move { etcd.acquire(&name(), LockOptions::new()).await.unwrap() })
-}
 
 /// Acquires the lock and waits until the holder's own key is watched; the next watch is that of a contender.
 async fn watched_holder(fake: &FakeEtcd, etcd: &Etcd) -> LockGuard {
@@ -57,18 +45,13 @@ async fn watch_asked_for(fake: &FakeEtcd) {
     }
 }
 
-/// Number of tasks in this runtime, those of the fake included.
-fn tasks() -> usize {
-    tokio::runtime::Handle::current().metrics().num_alive_tasks()
-}
-
 /// Runs a thousand callers in turn, each of which gives up before etcd responds. Returns the maximum number of tasks.
 async fn a_thousand_give_up(etcd: &Etcd, options: &LockOptions) -> usize {
     let mut most = 0;
     for _ in 0..1000 {
-        let late = etcd.acquire(&name(), options.clone().deadline(IMPATIENT)).await;
+        let late = etcd.acquire(&lock_name(), options.clone().deadline(IMPATIENT)).await;
         assert!(matches!(late, Err(Error::Timeout { .. })), "{late:?}");
-        most = most.max(tasks());
+        most = most.max(live_tasks());
     }
     most
 }
@@ -81,15 +64,15 @@ async fn abandoned_acquisitions_leave_no_work() {
         let etcd = client(&fake);
         let options = if own { LockOptions::new().own_lease() } else { LockOptions::new() };
         if known {
-            soon("acquired", etcd.acquire(&name(), options.clone())).await.unwrap().release().await.unwrap();
+            soon("acquired", etcd.acquire(&lock_name(), options.clone())).await.unwrap().release().await.unwrap();
         }
         fake.freeze();
         fake.reset_requests();
-        let before = tasks();
+        let before = live_tasks();
         let most = a_thousand_give_up(&etcd, &options).await;
         fake.thaw();
         // A marker: pending writes are applied before it.
-        let guard = soon("the lock", etcd.acquire(&name(), options)).await.unwrap();
+        let guard = soon("the lock", etcd.acquire(&lock_name(), options)).await.unwrap();
         let Requests { txns, grants, .. } = fake.requests();
         println!("own lease {own}, known {known}: {} tasks, {txns} transactions, {grants} grants", most - before);
         assert!(most - before <= 100, "{} tasks for a thousand callers that gave up", most - before);
@@ -104,7 +87,7 @@ async fn a_deadline_during_an_outage_names_its_cause() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let late = async || {
-        let late = etcd.acquire(&name(), LockOptions::new().deadline(3 * REQUEST)).await;
+        let late = etcd.acquire(&lock_name(), LockOptions::new().deadline(3 * REQUEST)).await;
         let Err(Error::Timeout { op: "acquire", cause, .. }) = late else { panic!("a timeout: {late:?}") };
         cause.map(|cause| cause.source().map(ToString::to_string).unwrap_or_default())
     };
@@ -138,7 +121,7 @@ async fn a_failed_grant_fails_all_waiting_callers() {
     let mut trying = JoinSet::new();
     for _ in 0..100 {
         let etcd = etcd.clone();
-        trying.spawn(async move { etcd.try_acquire(&name(), LockOptions::new()).await });
+        trying.spawn(async move { etcd.try_acquire(&lock_name(), LockOptions::new()).await });
     }
     while let Some(tried) = trying.join_next().await {
         let tried = tried.unwrap();
@@ -146,7 +129,7 @@ async fn a_failed_grant_fails_all_waiting_callers() {
         assert!(begun.elapsed() <= 2 * REQUEST + IMPATIENT, "{:?}", begun.elapsed());
     }
     fake.thaw();
-    let guard = soon("the lock", etcd.try_acquire(&name(), LockOptions::new())).await.unwrap();
+    let guard = soon("the lock", etcd.try_acquire(&lock_name(), LockOptions::new())).await.unwrap();
     assert!(guard.is_some() && fake.leases() <= 2, "{} leases", fake.leases());
 }
 
@@ -234,7 +217,7 @@ async fn a_departure_before_the_watch_is_noticed() {
 }
 
 async fn led_by(etcd: &Etcd) -> Option<String> {
-    soon("the leader", etcd.leader(&name())).await.unwrap().map(|leader| leader.value)
+    soon("the leader", etcd.leader(&lock_name())).await.unwrap().map(|leader| leader.value)
 }
 
 /// Waits until the delayed transaction is applied.
@@ -248,7 +231,7 @@ async fn late_is_done(fake: &FakeEtcd) {
 async fn an_older_proclamation_does_not_revert_a_newer() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
-    let leadership = soon("elected", etcd.campaign(&name(), "first", LockOptions::new())).await.unwrap();
+    let leadership = soon("elected", etcd.campaign(&lock_name(), "first", LockOptions::new())).await.unwrap();
     fake.misbehave(Misbehavior::LateTxn(LATE));
     let lost = soon("given up", leadership.proclaim("lost")).await;
     assert!(matches!(lost, Err(Error::Unavailable(_))), "{lost:?}");
@@ -264,10 +247,10 @@ async fn an_older_proclamation_does_not_revert_a_newer() {
 async fn a_late_confirmation_does_not_revert_a_proclamation() {
     let fake = FakeEtcd::start();
     let (one, two) = (client(&fake), client(&fake));
-    let _first = soon("elected", one.campaign(&name(), "one", LockOptions::new())).await.unwrap();
+    let _first = soon("elected", one.campaign(&lock_name(), "one", LockOptions::new())).await.unwrap();
     let mut next: BackgroundTask<Leadership> = {
         let two = two.clone();
-        BackgroundTask::run(async move { two.campaign(&name(), "two", LockOptions::new()).await.unwrap() })
+        BackgroundTask::run(async move { two.campaign(&lock_name(), "two", LockOptions::new()).await.unwrap() })
     };
     eventually("both are in the queue, and each key is watched", || async {
         let now = (fake.under(b"enlist/elections/").len(), fake.requests().watches);
@@ -290,7 +273,7 @@ async fn renewals_count_while_a_proclamation_is_under_way() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let options = LockOptions::new().ttl(Duration::from_secs(3));
-    let leadership = soon("elected", etcd.campaign(&name(), "first", options)).await.unwrap();
+    let leadership = soon("elected", etcd.campaign(&lock_name(), "first", options)).await.unwrap();
     fake.misbehave(Misbehavior::LateTxn(LATE));
     let lost = soon("given up", leadership.proclaim("lost")).await;
     assert!(matches!(lost, Err(Error::Unavailable(_))), "{lost:?}");
@@ -331,11 +314,11 @@ async fn a_release_removes_the_mark_of_its_holder() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let delayed = LockOptions::new().lock_delay(Duration::from_secs(3600));
-    let guard = soon("acquired", etcd.acquire(&name(), delayed.clone())).await.unwrap();
+    let guard = soon("acquired", etcd.acquire(&lock_name(), delayed.clone())).await.unwrap();
     assert_eq!(fake.under(b"enlist/lock-marks/default/l/").len(), 1);
     let mut next = {
         let (etcd, delayed) = (etcd.clone(), delayed.clone());
-        BackgroundTask::run(async move { etcd.acquire(&name(), delayed).await.unwrap() })
+        BackgroundTask::run(async move { etcd.acquire(&lock_name(), delayed).await.unwrap() })
     };
     eventually("two are in the queue", || async {
         let now = fake.under(b"enlist/locks/").len();
@@ -348,7 +331,7 @@ async fn a_release_removes_the_mark_of_its_holder() {
     guard.release().await.unwrap();
     assert_eq!(fake.under(b"enlist/"), []);
     fake.reset_requests();
-    let guard = soon("acquired", etcd.acquire(&name(), delayed)).await.unwrap();
+    let guard = soon("acquired", etcd.acquire(&lock_name(), delayed)).await.unwrap();
     guard.release().await.unwrap();
     let Requests { txns, ranges, .. } = fake.requests();
     assert_eq!((txns, ranges), (3, 0), "to join the queue, to mark the holder, to leave");
@@ -366,12 +349,12 @@ async fn an_abandoned_acquisition_with_delay_leaves_no_mark() {
         for misbehavior in sequence {
             fake.misbehave(misbehavior);
         }
-        let late = soon("given up", etcd.acquire(&name(), delayed().deadline(Duration::from_secs(1)))).await;
+        let late = soon("given up", etcd.acquire(&lock_name(), delayed().deadline(Duration::from_secs(1)))).await;
         assert!(matches!(late, Err(Error::Timeout { .. })), "{late:?}");
         assert!(fake.has_misbehaved());
         tokio::time::sleep(LATE).await;
         nothing_is_left(&fake).await;
-        let guard = soon("no delay after it", etcd.acquire(&name(), delayed())).await.unwrap();
+        let guard = soon("no delay after it", etcd.acquire(&lock_name(), delayed())).await.unwrap();
         guard.release().await.unwrap();
         nothing_is_left(&fake).await;
     }
@@ -379,7 +362,7 @@ async fn an_abandoned_acquisition_with_delay_leaves_no_mark() {
     let etcd = client(&fake);
     fake.misbehave(at_once);
     fake.misbehave(Misbehavior::LateTxn(LATE));
-    let guard = soon("acquired, marked by the second attempt", etcd.acquire(&name(), delayed())).await.unwrap();
+    let guard = soon("acquired, marked by the second attempt", etcd.acquire(&lock_name(), delayed())).await.unwrap();
     guard.release().await.unwrap();
     late_is_done(&fake).await;
     nothing_is_left(&fake).await;
@@ -388,11 +371,11 @@ async fn an_abandoned_acquisition_with_delay_leaves_no_mark() {
 #[tokio::test(start_paused = true)]
 async fn a_layout_without_marks_refuses_a_lock_delay() {
     let fake = FakeEtcd::start();
-    let builder = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller);
+    let builder = builder(&fake);
     let etcd = builder.lock_layout(EtcdConcurrency).build().unwrap();
-    let refused = etcd.acquire(&name(), LockOptions::new().lock_delay(IMPATIENT)).await;
+    let refused = etcd.acquire(&lock_name(), LockOptions::new().lock_delay(IMPATIENT)).await;
     assert!(matches!(refused, Err(Error::Unsupported { .. })), "{refused:?}");
-    assert!(soon("acquired", etcd.acquire(&name(), LockOptions::new())).await.is_ok());
+    assert!(soon("acquired", etcd.acquire(&lock_name(), LockOptions::new())).await.is_ok());
 }
 
 /// The contender reaches the head of the queue while etcd refuses requests: first the confirmation of the entry, then
@@ -404,11 +387,11 @@ async fn a_deadline_at_the_turn_names_its_cause() {
     for (options, outage_from) in [(LockOptions::new(), Duration::ZERO), (delayed, Duration::from_secs(5))] {
         let fake = FakeEtcd::start();
         let (first, second) = (client(&fake), client(&fake));
-        let _holder = soon("acquired", first.acquire(&name(), options.clone())).await.unwrap();
+        let _holder = soon("acquired", first.acquire(&lock_name(), options.clone())).await.unwrap();
         let entry = fake.under(b"enlist/locks/").remove(0).0;
         let mut waits = {
             let (etcd, options) = (second.clone(), options.deadline(deadline));
-            BackgroundTask::run(async move { etcd.acquire(&name(), options).await })
+            BackgroundTask::run(async move { etcd.acquire(&lock_name(), options).await })
         };
         eventually("two are in the queue", || async {
             let now = fake.under(b"enlist/locks/").len();
@@ -436,11 +419,11 @@ async fn a_shared_holder_keeps_its_mark_beside_others() {
     let (first, second) = (client(&fake), client(&fake));
     let delayed = |seconds| LockOptions::new().lock_delay(Duration::from_secs(seconds));
     let shared = |seconds| delayed(seconds).shared();
-    let lost = soon("acquired", first.acquire(&name(), delayed(60))).await.unwrap();
+    let lost = soon("acquired", first.acquire(&lock_name(), delayed(60))).await.unwrap();
     let entry = fake.under(b"enlist/locks/").remove(0).0;
     let acquiring = |etcd: &Etcd, seconds| {
         let (etcd, options) = (etcd.clone(), shared(seconds));
-        BackgroundTask::run(async move { etcd.acquire(&name(), options).await.unwrap() })
+        BackgroundTask::run(async move { etcd.acquire(&lock_name(), options).await.unwrap() })
     };
     let mut slow = acquiring(&second, 20);
     eventually("two are in the queue", || async {

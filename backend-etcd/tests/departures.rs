@@ -2,11 +2,14 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
+mod support;
+
 use std::time::Duration;
 
 use enlist::{Change, Endpoint, Instance, InstanceId, RegisterOptions, Registry, Resolver, ServiceRef, Watcher};
-use enlist_etcd::{Etcd, EtcdNaming, SessionRuntime};
-use enlist_testkit::{FakeEtcd, eventually, soon};
+use enlist_etcd::{Etcd, EtcdNaming};
+use enlist_testkit::{FakeEtcd, soon};
+use support::scripted::{builder, watched};
 use tokio::time::Instant;
 
 fn service() -> ServiceRef {
@@ -28,7 +31,7 @@ impl Watching {
     /// maintains their keys.
     async fn of(names: &[&str]) -> Self {
         let fake = FakeEtcd::start();
-        let builder = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller);
+        let builder = builder(&fake);
         let (etcd, service) = (builder.layout(EtcdNaming::default()).build().unwrap(), service());
         for (name, port) in names.iter().zip(1..) {
             let instance = Instance::new(id(name), [Endpoint::new("10.0.0.1", port).unwrap()]).unwrap();
@@ -37,8 +40,7 @@ impl Watching {
         }
         let mut watcher = etcd.watch(&service).await.unwrap();
         while soon("a list", watcher.next()).await.unwrap().snapshot.len() < names.len() {}
-        eventually("a watch is open", || async { if fake.requests().watches > 0 { Ok(()) } else { Err("none") } })
-            .await;
+        watched(&fake, 1).await;
         Self { fake, _etcd: etcd, watcher }
     }
 

@@ -3,19 +3,24 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
-use std::{collections::BTreeMap, time::Duration};
+mod support;
+
+use std::time::Duration;
 
 use enlist::{
-    Counter, Deregistered, Endpoint, Error, Freshness, Instance, InstanceId, LeaseChoice, LeaseId, Lock, LockGuard,
-    LockName, LockOptions, OnConflict, OnDelete, RegisterOptions, Registration, RegistrationState, Registry, Resolver,
-    ServiceRef, Snapshot, Watcher,
+    Counter, Deregistered, Error, Freshness, LeaseChoice, LeaseId, Lock, LockGuard, LockOptions, OnConflict, OnDelete,
+    RegisterOptions, RegistrationState, Resolver, Snapshot, Watcher,
 };
 use enlist_etcd::{Etcd, EtcdNaming, SessionRuntime};
 use enlist_testkit::{BackgroundTask, EtcdDefect, FakeEtcd, Link, eventually, soon};
 use etcd_client::{GetOptions, PutOptions, WatchOptions, WatchResponse, WatchStream};
+use support::{
+    PREFIX, lock_name,
+    scripted::{acquire, contend, put, register, shown, stored, watched},
+    service,
+};
 use tokio::time::Instant;
 
-const SERVICE: &str = "enlist/services/default/svc/";
 const LOCKS: &[u8] = b"enlist/locks/";
 const AUDIT: Duration = Duration::from_secs(60);
 
@@ -25,35 +30,13 @@ const BACK: Duration = Duration::from_secs(2);
 /// Maximum time until a holder notices that its key is gone.
 const NOTICED: Duration = Duration::from_secs(1);
 
-fn service() -> ServiceRef {
-    ServiceRef::parse("svc").unwrap()
-}
-
 fn client(link: &Link) -> Etcd {
     let builder = Etcd::from_channel(link.channel()).runtime(SessionRuntime::Caller);
     builder.audit(Some(AUDIT)).build().unwrap()
 }
 
-fn put(fake: &FakeEtcd, id: &str, weight: u32) {
-    let value = format!(r#"{{"v":1,"id":"{id}","endpoints":["h:1"],"weight":{weight}}}"#);
-    fake.put(format!("{SERVICE}{id}"), value);
-}
-
 fn delete(fake: &FakeEtcd, id: &str) {
-    fake.delete(format!("{SERVICE}{id}").as_bytes());
-}
-
-fn shown(snapshot: &Snapshot) -> BTreeMap<String, u32> {
-    snapshot.entries().map(|entry| (entry.instance().id().to_string(), entry.instance().weight())).collect()
-}
-
-fn stored(fake: &FakeEtcd) -> BTreeMap<String, u32> {
-    let parse = |(key, value): &(Vec<u8>, Vec<u8>)| {
-        let value: serde_json::Value = serde_json::from_slice(value).unwrap();
-        let id = String::from_utf8_lossy(&key[SERVICE.len()..]).into_owned();
-        (id, u32::try_from(value["weight"].as_u64().unwrap()).unwrap())
-    };
-    fake.under(SERVICE.as_bytes()).iter().map(parse).collect()
+    fake.delete(format!("{PREFIX}{id}").as_bytes());
 }
 
 /// A raw client, as a control.
@@ -103,17 +86,8 @@ impl View {
         let mut watcher = etcd.watch(&service()).await.unwrap();
         let first = soon("a list", watcher.next()).await.unwrap();
         let view = Self { fake, link, etcd, watcher, seen: first.snapshot, freshness: first.freshness };
-        view.watched(1).await;
+        watched(&view.fake, 1).await;
         view
-    }
-
-    /// Waits until `count` watches were opened.
-    async fn watched(&self, count: usize) {
-        eventually("a watch is open", || async {
-            let watches = self.fake.requests().watches;
-            if watches >= count { Ok(()) } else { Err(watches) }
-        })
-        .await;
     }
 
     /// Follows the view for `time`. Its revision never decreases.
@@ -141,19 +115,13 @@ impl View {
     }
 }
 
-async fn register(etcd: &Etcd, id: &str, options: RegisterOptions) -> Registration {
-    let endpoint = Endpoint::parse("10.0.0.1:80").unwrap();
-    let instance = Instance::new(InstanceId::parse(id).unwrap(), [endpoint]).unwrap();
-    soon("registered", etcd.register(&service(), instance, options)).await.unwrap()
-}
-
 fn respecting() -> RegisterOptions {
     RegisterOptions::new().on_delete(OnDelete::Respect)
 }
 
 /// Returns the absences of an instance from the store so far, including a current one.
 fn absences(fake: &FakeEtcd, id: &str) -> Vec<Duration> {
-    let key = format!("{SERVICE}{id}").into_bytes();
+    let key = format!("{PREFIX}{id}").into_bytes();
     let (mut gone, mut absences) = (None, Vec::new());
     for change in fake.journal().into_iter().filter(|change| change.key == key) {
         match (change.value, gone) {
@@ -178,19 +146,6 @@ async fn comes_back(fake: &FakeEtcd, id: &str, times: usize) {
     .await;
     let absences = absences(fake, id);
     assert!(absences.iter().all(|absence| *absence <= BACK), "{absences:?}");
-}
-
-fn lock_name() -> LockName {
-    LockName::parse("l").unwrap()
-}
-
-async fn acquire(etcd: &Etcd) -> LockGuard {
-    soon("acquired", etcd.acquire(&lock_name(), LockOptions::new())).await.unwrap()
-}
-
-fn contend(etcd: &Etcd) -> BackgroundTask<LockGuard> {
-    let etcd = etcd.clone();
-    BackgroundTask::run(async move { etcd.acquire(&lock_name(), LockOptions::new()).await.unwrap() })
 }
 
 /// Waits until the queue has `count` entries.
@@ -438,7 +393,7 @@ async fn a_view_never_follows_a_stale_read() {
     put(&view.fake, "a", 2);
     delete(&view.fake, "b");
     put(&view.fake, "c", 1);
-    let read = raw(&view.fake).await.get(format!("{SERVICE}a"), None).await.unwrap();
+    let read = raw(&view.fake).await.get(format!("{PREFIX}a"), None).await.unwrap();
     assert_eq!((read.header().unwrap().revision(), read.kvs()[0].mod_revision()), (paused, paused - 1));
 
     // Audits and probes read an old state, also after an interruption.

@@ -22,13 +22,13 @@ use enlist::{
 use enlist_etcd::{Etcd, EtcdBuilder, Requests};
 use enlist_testkit::{Direction, EtcdServer, Mode, Proxy, eventually, soon};
 use futures::future::join_all;
-use support::{TTL, in_background, instance, pass, register_with, server};
+use support::{TTL, between::serve, instance, pass, register_with, server};
 use tokio::task::JoinSet;
 use tonic::{
     Code, Status,
     body::Body,
-    service::{InterceptorLayer, Routes},
-    transport::{Channel, Endpoint, Server, server::TcpIncoming},
+    service::InterceptorLayer,
+    transport::{Channel, Endpoint},
 };
 use tower::{BoxError, Service, ServiceExt, layer::layer_fn, service_fn};
 
@@ -205,13 +205,8 @@ impl Gate {
         let orders = Arc::<Mutex<Orders>>::default();
         let etcd = Endpoint::from_shared(server.url()).unwrap().connect().await.unwrap();
         let shared = Arc::clone(&orders);
-        let forward = service_fn(move |request| forward(etcd.clone(), Arc::clone(&shared), request));
-        let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let url = format!("http://{}", incoming.local_addr().unwrap());
         let tasks = TaskOwner::new();
-        let routes = Routes::from(axum::Router::new().fallback_service(forward));
-        let serve = Server::builder().add_routes(routes).serve_with_incoming(incoming);
-        in_background(&tasks, async move { serve.await.unwrap() });
+        let url = serve(&tasks, move |request| forward(etcd.clone(), Arc::clone(&shared), request));
         Self { url, orders, _tasks: tasks }
     }
 

@@ -4,6 +4,8 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
+mod support;
+
 use std::{
     collections::BTreeMap,
     pin::Pin,
@@ -23,43 +25,21 @@ use enlist::{
 use enlist_etcd::{Etcd, SessionRuntime};
 use enlist_testkit::{FakeEtcd, Minority, Misbehavior, eventually, soon};
 use futures::FutureExt;
+use support::{
+    PREFIX,
+    scripted::{builder, put, register, shown, stored, value, watched},
+    service,
+};
 use tower::ServiceExt;
 
-const KEY: &str = "enlist/services/default/svc/";
 const AUDIT: Duration = Duration::from_secs(60);
 
 /// Additional time for an event that the watch never delivered to arrive after all.
 const GRACE: Duration = Duration::from_secs(15);
 
-fn service() -> ServiceRef {
-    ServiceRef::parse("svc").unwrap()
-}
-
 fn client(fake: &FakeEtcd) -> Etcd {
-    let builder = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller);
+    let builder = builder(fake);
     builder.audit(Some(AUDIT)).build().unwrap()
-}
-
-fn value(id: &str, weight: u32) -> String {
-    format!(r#"{{"v":1,"id":"{id}","endpoints":["h:1"],"weight":{weight}}}"#)
-}
-
-fn put(fake: &FakeEtcd, id: &str, weight: u32) {
-    fake.put(format!("{KEY}{id}"), value(id, weight));
-}
-
-fn shown(snapshot: &Snapshot) -> BTreeMap<String, u32> {
-    snapshot.entries().map(|entry| (entry.instance().id().to_string(), entry.instance().weight())).collect()
-}
-
-fn stored(fake: &FakeEtcd) -> BTreeMap<String, u32> {
-    let pairs = fake.under(KEY.as_bytes());
-    let parse = |(key, value): &(Vec<u8>, Vec<u8>)| {
-        let value: serde_json::Value = serde_json::from_slice(value).unwrap();
-        let id = String::from_utf8_lossy(&key[KEY.len()..]).into_owned();
-        (id, u32::try_from(value["weight"].as_u64().unwrap()).unwrap())
-    };
-    pairs.iter().map(parse).collect()
 }
 
 /// Reads changes until the view equals the store, and checks that each change's events are the difference from the last
@@ -75,11 +55,6 @@ async fn converged(fake: &FakeEtcd, watcher: &mut Box<dyn Watcher>, seen: &mut S
     };
     // The clock is paused: an hour costs nothing and exceeds every audit interval.
     tokio::time::timeout(Duration::from_secs(3600), looking()).await.expect("the view becomes what is stored")
-}
-
-/// Waits until a watch is open.
-async fn watched(fake: &FakeEtcd) {
-    eventually("a watch is open", || async { if fake.requests().watches > 0 { Ok(()) } else { Err("none") } }).await;
 }
 
 struct Watching {
@@ -109,7 +84,7 @@ impl Watching {
 
     /// Waits until the stream is open, so that later events arrive over it.
     async fn opened(&self) {
-        watched(&self.fake).await;
+        watched(&self.fake, 1).await;
     }
 
     fn count(&self, counter: Counter) -> u64 {
@@ -141,7 +116,7 @@ async fn an_honest_server_never_needs_a_repair() {
     assert!(watching.count(Counter::WatchChecks) >= 2);
     for round in 2..30 {
         put(&watching.fake, "a", round);
-        watching.fake.delete(format!("{KEY}b").as_bytes());
+        watching.fake.delete(format!("{PREFIX}b").as_bytes());
         watching.converged().await;
         put(&watching.fake, "b", round);
         watching.converged().await;
@@ -160,7 +135,7 @@ async fn an_audit_repairs_lost_puts_and_deletes() {
     put(&watching.fake, "d", 1);
     watching.converged().await;
     watching.fake.misbehave(Misbehavior::Lose);
-    watching.fake.delete(format!("{KEY}a").as_bytes());
+    watching.fake.delete(format!("{PREFIX}a").as_bytes());
     watching.converged().await;
     watching.fake.misbehave(Misbehavior::Lose);
     put(&watching.fake, "b", 9);
@@ -189,7 +164,7 @@ async fn a_large_range_is_audited_page_by_page() {
     let mut watching = Watching::start().await;
     watching.opened().await;
     let id = |number: usize| format!("i{number:04}");
-    watching.fake.put_all((0..COUNT).map(|number| (format!("{KEY}{}", id(number)), value(&id(number), 1))));
+    watching.fake.put_all((0..COUNT).map(|number| (format!("{PREFIX}{}", id(number)), value(&id(number), 1))));
     watching.converged().await;
     // From here on the pages cover the whole range.
     watching.audited(1).await;
@@ -265,13 +240,13 @@ async fn a_wipe_before_the_first_watch_is_noticed() {
 async fn without_audits_a_lost_event_is_never_noticed() {
     let fake = FakeEtcd::start();
     put(&fake, "a", 1);
-    let builder = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller);
+    let builder = builder(&fake);
     let etcd = builder.audit(None).build().unwrap();
     let mut watcher = etcd.watch(&service()).await.unwrap();
     soon("a list", watcher.next()).await.unwrap();
-    watched(&fake).await;
+    watched(&fake, 1).await;
     fake.misbehave(Misbehavior::Lose);
-    fake.delete(format!("{KEY}a").as_bytes());
+    fake.delete(format!("{PREFIX}a").as_bytes());
     let day = Duration::from_secs(24 * 3600);
     assert!(tokio::time::timeout(day, watcher.next()).await.is_err());
 }
@@ -327,7 +302,7 @@ async fn malformed_events_do_not_panic() {
         watching.fake.misbehave(misbehavior);
         put(&watching.fake, "a", 2);
         watching.converged().await;
-        watching.fake.delete(format!("{KEY}a").as_bytes());
+        watching.fake.delete(format!("{PREFIX}a").as_bytes());
         watching.converged().await;
     }
 }
@@ -340,7 +315,7 @@ async fn a_message_above_the_limit_causes_one_list() {
     let filler = "x".repeat(1 << 20);
     let large =
         |id: usize| format!(r#"{{"v":1,"id":"l{id}","endpoints":["h:1"],"weight":1,"metadata":{{"f":"{filler}"}}}}"#);
-    watching.fake.put_all((0..70).map(|id| (format!("{KEY}l{id}"), large(id))));
+    watching.fake.put_all((0..70).map(|id| (format!("{PREFIX}l{id}"), large(id))));
     let shown = async {
         loop {
             let change = watching.watcher.next().await.unwrap();
@@ -363,7 +338,7 @@ async fn events_with_future_revisions_keep_the_watch() {
     put(&watching.fake, "a", 2);
     watching.converged().await;
     put(&watching.fake, "b", 2);
-    watching.fake.delete(format!("{KEY}c").as_bytes());
+    watching.fake.delete(format!("{PREFIX}c").as_bytes());
     watching.converged().await;
     for weight in 3..10 {
         put(&watching.fake, "a", weight);
@@ -417,7 +392,7 @@ async fn a_history_that_is_gone_becomes_the_difference() {
     put(&watching.fake, "a", 2);
     tokio::time::sleep(Duration::from_secs(1)).await;
     put(&watching.fake, "d", 2);
-    watching.fake.delete(format!("{KEY}b").as_bytes());
+    watching.fake.delete(format!("{PREFIX}b").as_bytes());
     watching.fake.compact();
     watching.converged().await;
     assert_eq!(watching.count(Counter::WatchRelists), 1);
@@ -431,7 +406,7 @@ async fn a_token_refused_inside_streams_is_renewed_once() {
     ] {
         let fake = FakeEtcd::start();
         put(&fake, "a", 1);
-        let builder = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller);
+        let builder = builder(&fake);
         let etcd = builder.user("u", "p".to_owned()).build().unwrap();
         fake.misbehave(Misbehavior::Refuse(reason));
         let mut watcher = etcd.watch(&service()).await.unwrap();
@@ -460,17 +435,15 @@ async fn a_permanently_refused_watch_retries_slowly() {
     assert!((30..=65).contains(&asked), "{asked} watches in ten minutes");
 }
 
-async fn register(etcd: &Etcd, id: usize) -> Registration {
-    let id = InstanceId::parse(format!("i{id}")).unwrap();
-    let instance = Instance::new(id, [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap();
-    soon("registered", etcd.register(&service(), instance, RegisterOptions::new())).await.unwrap()
+async fn register_number(etcd: &Etcd, number: usize) -> Registration {
+    register(etcd, &format!("i{number}"), RegisterOptions::new()).await
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_lease_reported_missing_is_replaced() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
-    let registration = register(&etcd, 0).await;
+    let registration = register_number(&etcd, 0).await;
     let mut states = registration.states();
     fake.misbehave(Misbehavior::LeaseGone);
     let lost = async {
@@ -491,7 +464,7 @@ async fn a_registration_without_a_watch_stays_registered() {
     for _ in 0..10_000 {
         fake.misbehave(Misbehavior::Refuse("rpc error: code = PermissionDenied desc = etcdserver: permission denied"));
     }
-    let registration = register(&etcd, 0).await;
+    let registration = register_number(&etcd, 0).await;
     tokio::time::sleep(Duration::from_secs(600)).await;
     assert!(matches!(registration.state(), RegistrationState::Registered { .. }), "{:?}", registration.state());
     assert_eq!(stored(&fake).len(), 1);
@@ -522,7 +495,7 @@ async fn five_thousand_instances_register_again_spread_out() {
         registrations.push(etcd.register(&service(), instance, options).await.unwrap());
     }
     let all = async |count: usize| {
-        while fake.under(KEY.as_bytes()).len() != count {
+        while fake.under(PREFIX.as_bytes()).len() != count {
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     };
@@ -533,7 +506,7 @@ async fn five_thousand_instances_register_again_spread_out() {
     fake.reset_requests();
     let lost = tokio::time::Instant::now();
     fake.revoke_all();
-    assert_eq!(fake.under(KEY.as_bytes()).len(), 0);
+    assert_eq!(fake.under(PREFIX.as_bytes()).len(), 0);
     all(COUNT).await;
     let (requests, took) = (fake.requests(), lost.elapsed());
     let asked = requests.txns + requests.ranges;
@@ -544,7 +517,7 @@ async fn five_thousand_instances_register_again_spread_out() {
     assert!(took < Duration::from_secs(15), "{took:?}");
     // They stay, and the old leases are not granted again and again.
     tokio::time::sleep(Duration::from_secs(60)).await;
-    assert_eq!(fake.under(KEY.as_bytes()).len(), COUNT);
+    assert_eq!(fake.under(PREFIX.as_bytes()).len(), COUNT);
     assert_eq!(etcd.counters().get(Counter::Reregistrations), COUNT as u64);
 }
 
@@ -555,7 +528,7 @@ async fn an_update_made_before_registering_again_is_stored() {
     let etcd = client(&fake);
     let mut registrations = Vec::new();
     for id in 0..40 {
-        registrations.push(register(&etcd, id).await);
+        registrations.push(register_number(&etcd, id).await);
     }
     fake.freeze();
     for weight in 1..4 {
@@ -581,7 +554,7 @@ async fn a_departure_does_not_wait_for_other_writes() {
         // With a first registration the lease already exists.
         let mut registrations = Vec::new();
         for id in 0..first {
-            registrations.push(register(&etcd, id).await);
+            registrations.push(register_number(&etcd, id).await);
         }
         fake.freeze();
         for id in first..900 {
@@ -598,7 +571,7 @@ async fn a_departure_does_not_wait_for_other_writes() {
         assert_eq!(outcome, Deregistered::AlreadyGone, "it was withdrawn before it was sent");
         assert!(asked.elapsed() < Duration::from_secs(9), "{:?}", asked.elapsed());
         fake.thaw();
-        while fake.under(KEY.as_bytes()).len() != 899 {
+        while fake.under(PREFIX.as_bytes()).len() != 899 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         // It is not written again.
@@ -635,7 +608,7 @@ async fn a_lease_lost_while_renewals_hang_evicts_nobody() {
     let instance = Instance::new(InstanceId::parse("i0").unwrap(), [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap();
     let options = RegisterOptions::new().on_delete(OnDelete::Respect);
     let registration = etcd.register(&service(), instance, options).await.unwrap();
-    watched(&fake).await;
+    watched(&fake, 1).await;
     fake.hold_renewals();
     fake.revoke_all();
     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -648,7 +621,7 @@ async fn a_lease_lost_while_renewals_hang_evicts_nobody() {
     })
     .await;
     // An eviction is still recognized.
-    fake.delete(format!("{KEY}i0").as_bytes());
+    fake.delete(format!("{PREFIX}i0").as_bytes());
     eventually("it has ended", || async {
         match registration.state() {
             RegistrationState::Ended => Ok(()),
@@ -664,7 +637,7 @@ async fn a_lease_lost_while_renewals_hang_evicts_nobody() {
 async fn registering_again_after_a_frozen_attempt_succeeds() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
-    let _first = register(&etcd, 0).await;
+    let _first = register_number(&etcd, 0).await;
     fake.freeze();
     let instance = Instance::new(InstanceId::parse("i1").unwrap(), [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap();
     let (second, service) = (Duration::from_secs(1), service());
@@ -710,10 +683,10 @@ async fn changes_of_own_keys_are_noticed() {
     let etcd = client(&fake);
     let mut registrations = Vec::new();
     for id in 0..20 {
-        registrations.push(register(&etcd, id).await);
+        registrations.push(register_number(&etcd, id).await);
     }
-    fake.delete(format!("{KEY}i15").as_bytes());
-    while fake.under(KEY.as_bytes()).len() != 20 {
+    fake.delete(format!("{PREFIX}i15").as_bytes());
+    while fake.under(PREFIX.as_bytes()).len() != 20 {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let mut states = registrations[16].states();
@@ -732,7 +705,7 @@ async fn changes_of_own_keys_are_noticed() {
     tokio::time::sleep(Duration::from_secs(120)).await;
     assert_eq!((stored(&fake)["i16"], fake.revision()), (7, before));
     // Once the foreign key is gone, the instance is published again.
-    fake.delete(format!("{KEY}i16").as_bytes());
+    fake.delete(format!("{PREFIX}i16").as_bytes());
     while stored(&fake).get("i16") != Some(&100) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -790,7 +763,7 @@ async fn a_watch_that_lags_reports_its_age() {
     let etcd = client(&fake);
     let mut watcher = etcd.watch(&service()).await.unwrap();
     let mut last = soon("a list", watcher.next()).await.unwrap();
-    watched(&fake).await;
+    watched(&fake, 1).await;
     // Delivery is half as fast as the changes.
     fake.slow_down(Duration::from_secs(2));
     let mut puts = Vec::new();
@@ -828,7 +801,7 @@ async fn early_progress_of_old_releases_proves_nothing() {
     let etcd = client(&fake);
     let mut watcher = etcd.watch(&service()).await.unwrap();
     let freshness = soon("a list", watcher.next()).await.unwrap().freshness;
-    watched(&fake).await;
+    watched(&fake, 1).await;
     let quiet = oldest(&freshness, |_| {}).await;
     let elsewhere = oldest(&freshness, |second| fake.put("elsewhere", second.to_string())).await;
     println!("{quiet:?} in a quiet store, {elsewhere:?} in a busy one");
@@ -899,7 +872,7 @@ async fn own_keys_of_many_services_share_their_watches() {
 #[tokio::test(start_paused = true)]
 async fn dropping_an_older_registration_leaves_the_newer_alone() {
     let fake = FakeEtcd::start();
-    let builder = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller);
+    let builder = builder(&fake);
     let etcd = builder.layout(enlist_etcd::Kratos::default()).build().unwrap();
     let options = || RegisterOptions::new().on_conflict(OnConflict::TakeOver);
     let instance = || Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("grpc://h:1").unwrap()]).unwrap();
@@ -927,7 +900,7 @@ async fn a_panicking_layer_fails_only_its_request() {
             request
         })
     });
-    let etcd = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller).layer(layer).build().unwrap();
+    let etcd = builder(&fake).layer(layer).build().unwrap();
     let instance = Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("h:1").unwrap()]).unwrap();
     let registration = etcd.register(&service(), instance, RegisterOptions::new()).await.unwrap();
     panics.store(true, Ordering::Relaxed);
@@ -975,7 +948,7 @@ async fn a_panicking_response_body_fails_only_its_request() {
             answer.map(|inner| PanickingBody { inner, panics })
         })
     });
-    let etcd = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller).layer(layer).build().unwrap();
+    let etcd = builder(&fake).layer(layer).build().unwrap();
     let instance = |id| Instance::new(InstanceId::parse(id).unwrap(), [Endpoint::parse("h:1").unwrap()]).unwrap();
     panics.store(true, Ordering::Relaxed);
     let failed = soon("an error", etcd.resolve(&service())).await.unwrap_err();
@@ -1001,7 +974,7 @@ async fn a_panicking_response_body_fails_only_its_request() {
 
 /// Returns a client that shows a single member's state if the quorum has not answered within `after`.
 fn client_without_a_quorum(fake: &FakeEtcd, after: Duration) -> Etcd {
-    let builder = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller);
+    let builder = builder(fake);
     builder.serializable_first_list(Some(after)).build().unwrap()
 }
 
@@ -1036,7 +1009,7 @@ async fn a_serializable_start_works_without_a_quorum() {
         // Later changes of this member are not requested: they would be of no use, and each answer may come from a
         // different member.
         put(&fake, "c", 1);
-        fake.delete(format!("{KEY}a").as_bytes());
+        fake.delete(format!("{PREFIX}a").as_bytes());
         tokio::time::sleep(Duration::from_secs(60)).await;
         assert!(watcher.next().now_or_never().is_none(), "{minority:?}");
         assert_eq!(fake.requests().serializable, 1, "{minority:?}");
@@ -1112,7 +1085,7 @@ async fn a_list_before_a_serializable_start_proves_nothing() {
             }
         })
     });
-    let builder = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller).layer(layer);
+    let builder = builder(&fake).layer(layer);
     let etcd = builder.serializable_first_list(Some(Duration::from_secs(1))).build().unwrap();
     let mut watcher = etcd.watch(&service()).await.unwrap();
     soon("a list", listed.notified()).await;

@@ -4,14 +4,21 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
+mod support;
+
 use std::time::Duration;
 
 use enlist::{
-    Deregistered, Endpoint, Error, Instance, InstanceId, LeaseChoice, LeaseId, Lock, LockName, LockOptions, OnConflict,
-    OnDelete, RegisterOptions, Registration, RegistrationState, Registry, ServiceRef, Start,
+    Deregistered, Error, LeaseChoice, LeaseId, Lock, LockName, LockOptions, OnConflict, OnDelete, RegisterOptions,
+    Registration, RegistrationState, Registry, Start,
 };
-use enlist_etcd::{Etcd, GobaseLock, SessionRuntime};
+use enlist_etcd::{Etcd, GobaseLock};
 use enlist_testkit::{FakeEtcd, LateWrite, Misbehavior, eventually, soon};
+use support::{
+    instance,
+    scripted::{builder, client, live_tasks, no_lease_is_left},
+    service,
+};
 
 /// Number of lost acquisitions, whose queue entries share one lease.
 const LOST: usize = 250;
@@ -21,18 +28,6 @@ const LOCKS: &[u8] = b"enlist/locks/default/l/";
 
 /// Delay of the late write: longer than any request, and than etcd's own limit.
 const LATE: Duration = Duration::from_secs(30);
-
-fn client(fake: &FakeEtcd) -> Etcd {
-    Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller).build().unwrap()
-}
-
-fn service() -> ServiceRef {
-    ServiceRef::parse("svc").unwrap()
-}
-
-fn instance(id: &str) -> Instance {
-    Instance::new(InstanceId::parse(id).unwrap(), [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap()
-}
 
 fn key(id: &str) -> String {
     format!("enlist/services/default/svc/{id}")
@@ -66,6 +61,18 @@ async fn registered(registration: &Registration) {
         }
     })
     .await;
+}
+
+/// Registers `theirs` under a lease of its own, the only one in the store.
+async fn with_own_lease(fake: &FakeEtcd, etcd: &Etcd) -> (Registration, LeaseId) {
+    let own = RegisterOptions::new().lease(LeaseChoice::Own);
+    let theirs = soon("registered", etcd.register(&service(), instance("theirs"), own)).await.unwrap();
+    (theirs, LeaseId::new(fake.lease_ids()[0]))
+}
+
+/// Waits until `theirs` is the only instance in the store.
+async fn undone(fake: &FakeEtcd) {
+    eventually("it is undone", || async { if ids(fake) == ["theirs"] { Ok(()) } else { Err(ids(fake)) } }).await;
 }
 
 /// Waits until the late write was applied or refused; returns `true` if it was applied.
@@ -138,15 +145,13 @@ async fn an_unknown_creation_moves_to_another_lease() {
 async fn a_late_creation_under_given_leases_is_undone() {
     let fake = FakeEtcd::start();
     let (etcd, other) = (client(&fake), client(&fake));
-    let own = RegisterOptions::new().lease(LeaseChoice::Own);
-    let _theirs = soon("registered", other.register(&service(), instance("theirs"), own)).await.unwrap();
-    let lease = LeaseId::new(fake.lease_ids()[0]);
+    let (_theirs, lease) = with_own_lease(&fake, &other).await;
     fake.misbehave(Misbehavior::LateTxn(LATE));
     let late = begin(&etcd, "late", RegisterOptions::new().lease(LeaseChoice::Given(lease))).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(late.deregister().await.unwrap(), Deregistered::LeftBehind);
     assert!(late_write(&fake).await, "nobody ends a given lease");
-    eventually("it is undone", || async { if ids(&fake) == ["theirs"] { Ok(()) } else { Err(ids(&fake)) } }).await;
+    undone(&fake).await;
     // The search ends with the lease.
     fake.revoke_all();
     tokio::time::sleep(Duration::from_secs(60)).await;
@@ -160,9 +165,7 @@ async fn a_late_creation_under_given_leases_is_undone() {
 async fn an_id_is_free_before_late_creations_end() {
     let fake = FakeEtcd::start();
     let (etcd, other) = (client(&fake), client(&fake));
-    let own = RegisterOptions::new().lease(LeaseChoice::Own);
-    let _theirs = soon("registered", other.register(&service(), instance("theirs"), own)).await.unwrap();
-    let lease = LeaseId::new(fake.lease_ids()[0]);
+    let (_theirs, lease) = with_own_lease(&fake, &other).await;
     fake.misbehave(Misbehavior::LateTxn(LATE));
     let late = begin(&etcd, "late", RegisterOptions::new().lease(LeaseChoice::Given(lease))).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -177,7 +180,7 @@ async fn an_id_is_free_before_late_creations_end() {
         assert_eq!(again.deregister().await.unwrap(), Deregistered::Removed);
     }
     assert!(late_write(&fake).await, "nobody ends a given lease");
-    eventually("it is undone", || async { if ids(&fake) == ["theirs"] { Ok(()) } else { Err(ids(&fake)) } }).await;
+    undone(&fake).await;
 }
 
 /// A removal that only awaits proof reads at a slow pace, whatever the key's state.
@@ -186,9 +189,7 @@ async fn a_removal_awaiting_proof_reads_slowly() {
     for replaced in [false, true] {
         let fake = FakeEtcd::start();
         let (etcd, other) = (client(&fake), client(&fake));
-        let own = RegisterOptions::new().lease(LeaseChoice::Own);
-        let _theirs = soon("registered", other.register(&service(), instance("theirs"), own)).await.unwrap();
-        let lease = LeaseId::new(fake.lease_ids()[0]);
+        let (_theirs, lease) = with_own_lease(&fake, &other).await;
         fake.misbehave(Misbehavior::LateTxn(Duration::from_secs(3600)));
         let late = begin(&etcd, "late", RegisterOptions::new().lease(LeaseChoice::Given(lease))).await;
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -331,9 +332,9 @@ async fn publish_without_detaching(fake: &FakeEtcd, etcd: &Etcd) {
     assert_eq!((ids(fake), fake.leases()), (vec!["a".to_owned()], 1), "it is under its lease yet");
 }
 
-async fn no_lease_is_left(fake: &FakeEtcd) {
+async fn no_unrevoked_lease_is_left(fake: &FakeEtcd) {
     fake.release_revocations();
-    eventually("no lease is left", || async { if fake.leases() == 0 { Ok(()) } else { Err(fake.leases()) } }).await;
+    no_lease_is_left(fake).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -342,7 +343,7 @@ async fn a_repeated_publish_continues_an_undetached_instance() {
     let etcd = client(&fake);
     publish_without_detaching(&fake, &etcd).await;
     soon("published", etcd.publish(&service(), instance("a"))).await.unwrap();
-    no_lease_is_left(&fake).await;
+    no_unrevoked_lease_is_left(&fake).await;
     tokio::time::sleep(LATE).await;
     assert!(
         matches!(fake.late_writes()[..], [Ok(LateWrite::Applied), Ok(LateWrite::Refused)]),
@@ -359,7 +360,7 @@ async fn an_undetached_fixed_instance_can_be_removed() {
     publish_without_detaching(&fake, &etcd).await;
     soon("removed", etcd.remove(&service(), instance("a").id())).await.unwrap();
     assert!(ids(&fake).is_empty());
-    no_lease_is_left(&fake).await;
+    no_unrevoked_lease_is_left(&fake).await;
     tokio::time::sleep(LATE).await;
     assert!(
         matches!(fake.late_writes()[..], [Ok(LateWrite::Applied), Ok(LateWrite::Refused)]),
@@ -378,7 +379,7 @@ async fn an_abandoned_publish_creates_nothing_late() {
     let given_up = tokio::time::timeout(Duration::from_secs(1), etcd.publish(&service(), instance("a"))).await;
     assert!(given_up.is_err(), "{given_up:?}");
     tokio::time::sleep(Duration::from_secs(7)).await;
-    no_lease_is_left(&fake).await;
+    no_unrevoked_lease_is_left(&fake).await;
     assert!(!late_write(&fake).await, "its lease is revoked");
     assert!(ids(&fake).is_empty());
 }
@@ -391,7 +392,7 @@ async fn an_undetached_instance_of_others_is_left_alone() {
     publish_without_detaching(&fake, &etcd).await;
     let refused = soon("refused", other.publish(&service(), instance("a"))).await;
     assert!(matches!(refused, Err(Error::NotOwner { .. })), "{refused:?}");
-    no_lease_is_left(&fake).await;
+    no_unrevoked_lease_is_left(&fake).await;
     soon("published", other.publish(&service(), instance("a"))).await.unwrap();
 }
 
@@ -411,7 +412,7 @@ async fn concurrent_publishes_are_not_mistaken_for_live_instances() {
     let (first, second) = tokio::join!(etcd.publish(&service, instance("a")), second);
     assert!(second.is_ok(), "{second:?}");
     assert!(matches!(first, Err(Error::Conflict { .. })), "{first:?}");
-    no_lease_is_left(&fake).await;
+    no_unrevoked_lease_is_left(&fake).await;
     assert_eq!(ids(&fake), ["a"]);
 }
 
@@ -490,7 +491,7 @@ async fn a_lost_gobase_creation_leaves_other_holders_alone() {
     for (waits, revoked) in [(false, true), (true, true), (true, false)] {
         let fake = FakeEtcd::start();
         let client = || {
-            let builder = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller);
+            let builder = builder(&fake);
             builder.lock_layout(GobaseLock).build().unwrap()
         };
         let (etcd, stranger) = (client(), client());
@@ -535,11 +536,6 @@ async fn a_lost_gobase_creation_leaves_other_holders_alone() {
     }
 }
 
-/// Live tasks in this runtime, those of the fake included.
-fn tasks() -> usize {
-    tokio::runtime::Handle::current().metrics().num_alive_tasks()
-}
-
 /// Returns the number of requests in ten minutes, excluding renewals.
 async fn requests_in_ten_minutes(fake: &FakeEtcd) -> usize {
     fake.reset_requests();
@@ -557,7 +553,7 @@ async fn lost_acquisitions_under_one_lease_are_searched_together() {
     // The lease of all stays while this lock is held.
     let held = soon("acquired", etcd.acquire(&other, LockOptions::new())).await.unwrap();
     let usual = requests_in_ten_minutes(&fake).await;
-    let before = tasks();
+    let before = live_tasks();
     // The creations are sent in four transactions.
     for _ in 0..4 {
         fake.misbehave(Misbehavior::LateTxn(VERY_LATE));
@@ -573,7 +569,7 @@ async fn lost_acquisitions_under_one_lease_are_searched_together() {
     assert!(fake.has_misbehaved());
     tokio::time::sleep(Duration::from_secs(600)).await;
     let requests = requests_in_ten_minutes(&fake).await;
-    let more = tasks() - before;
+    let more = live_tasks() - before;
     println!("{more} tasks, {requests} requests in ten minutes");
     assert!(more <= 60, "{more} tasks, those of the fake and its late transactions included");
     assert!(requests <= 120, "{requests} requests in ten minutes");
@@ -587,9 +583,9 @@ async fn lost_acquisitions_under_one_lease_are_searched_together() {
     // Each late creation is applied once: no search remains, although the lease lives.
     let requests = requests_in_ten_minutes(&fake).await;
     assert!(
-        requests <= usual + 1 && tasks() == before,
+        requests <= usual + 1 && live_tasks() == before,
         "{requests} and {usual} requests, {} and {before} tasks",
-        tasks()
+        live_tasks()
     );
     assert!(held.is_held());
     held.release().await.unwrap();
@@ -646,9 +642,8 @@ async fn a_late_creation_before_the_revocation_is_undone() {
 async fn a_late_creation_after_an_eviction_is_undone() {
     let fake = FakeEtcd::start();
     let (etcd, other) = (client(&fake), client(&fake));
-    let own = RegisterOptions::new().lease(LeaseChoice::Own);
-    let _theirs = soon("registered", other.register(&service(), instance("theirs"), own)).await.unwrap();
-    let given = LeaseChoice::Given(LeaseId::new(fake.lease_ids()[0]));
+    let (_theirs, lease) = with_own_lease(&fake, &other).await;
+    let given = LeaseChoice::Given(lease);
     fake.misbehave(Misbehavior::LateTxn(LATE));
     let evicted = begin(&etcd, "a", RegisterOptions::new().lease(given).on_delete(OnDelete::Respect)).await;
     registered(&evicted).await;
@@ -659,7 +654,7 @@ async fn a_late_creation_after_an_eviction_is_undone() {
     })
     .await;
     assert!(late_write(&fake).await, "nobody ends a given lease");
-    eventually("it is undone", || async { if ids(&fake) == ["theirs"] { Ok(()) } else { Err(ids(&fake)) } }).await;
+    undone(&fake).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,27 +2,21 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
+mod support;
+
 use std::time::Duration;
 
 use enlist::{Error, Registry};
-use enlist_etcd::{Etcd, SessionRuntime};
-use enlist_testkit::{FakeEtcd, eventually, soon};
+use enlist_testkit::{FakeEtcd, soon};
+use support::scripted::{client, no_lease_is_left};
 
-const TTL: Duration = Duration::from_secs(3600);
-
-fn client(fake: &FakeEtcd) -> Etcd {
-    Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller).build().unwrap()
-}
-
-async fn no_lease_is_left(fake: &FakeEtcd) {
-    eventually("no lease is left", || async { if fake.leases() == 0 { Ok(()) } else { Err(fake.leases()) } }).await;
-}
+const LONG_TTL: Duration = Duration::from_secs(3600);
 
 #[tokio::test(start_paused = true)]
 async fn an_unconfirmed_revocation_continues() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
-    let lease = etcd.grant_lease(TTL).await.unwrap();
+    let lease = etcd.grant_lease(LONG_TTL).await.unwrap();
     assert_eq!(fake.lease_ids(), [lease.id().get()]);
     fake.hold_revocations();
     let unconfirmed = soon("given up", lease.revoke()).await;
@@ -38,10 +32,10 @@ async fn an_unconfirmed_revocation_continues() {
 async fn a_revocation_that_nobody_waits_for_goes_on() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
-    let lease = etcd.grant_lease(TTL).await.unwrap();
+    let lease = etcd.grant_lease(LONG_TTL).await.unwrap();
     drop(tokio::time::timeout(Duration::ZERO, lease.revoke()).await);
     no_lease_is_left(&fake).await;
-    drop(etcd.grant_lease(TTL).await.unwrap());
+    drop(etcd.grant_lease(LONG_TTL).await.unwrap());
     no_lease_is_left(&fake).await;
 }
 
@@ -50,7 +44,7 @@ async fn an_abandoned_grant_leaves_no_lease() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     for polls in 0..8 {
-        let mut granting = Box::pin(etcd.grant_lease(TTL));
+        let mut granting = Box::pin(etcd.grant_lease(LONG_TTL));
         for _ in 0..polls {
             tokio::select! {
                 biased;
@@ -60,7 +54,7 @@ async fn an_abandoned_grant_leaves_no_lease() {
         }
         drop(granting);
         // The client still answers, and has already revoked the lease of the dropped grant.
-        drop(soon("granted", etcd.grant_lease(TTL)).await.unwrap());
+        drop(soon("granted", etcd.grant_lease(LONG_TTL)).await.unwrap());
         no_lease_is_left(&fake).await;
     }
 }
@@ -83,9 +77,9 @@ async fn a_lease_outlives_the_client_that_granted_it() {
 async fn a_close_does_not_revoke_abandoned_leases() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
-    let lease = etcd.grant_lease(TTL).await.unwrap();
+    let lease = etcd.grant_lease(LONG_TTL).await.unwrap();
     let kept = lease.id();
-    drop(etcd.grant_lease(TTL).await.unwrap());
+    drop(etcd.grant_lease(LONG_TTL).await.unwrap());
     lease.abandon();
     soon("closed", etcd.close()).await.unwrap();
     assert_eq!(fake.lease_ids(), [kept.get()]);
@@ -95,7 +89,7 @@ async fn a_close_does_not_revoke_abandoned_leases() {
 async fn a_dropped_lease_is_revoked_after_an_outage() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
-    let lease = etcd.grant_lease(TTL).await.unwrap();
+    let lease = etcd.grant_lease(LONG_TTL).await.unwrap();
     fake.hold_revocations();
     drop(lease);
     // Longer than the timeout of a request.

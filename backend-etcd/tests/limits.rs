@@ -2,27 +2,29 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
+mod support;
+
 use std::time::Duration;
 
 use enlist::{
     Change, Endpoint, Error, Event, Freshness, Instance, InstanceId, RangeUnit, RegisterOptions, Registry, Resolver,
-    ServiceRef, Watcher,
+    Watcher,
 };
-use enlist_etcd::{Etcd, EtcdBuilder, SessionRuntime};
+use enlist_etcd::EtcdBuilder;
 use enlist_testkit::{FakeEtcd, eventually, soon};
+use support::{
+    scripted::{builder, watched},
+    service,
+};
 
 const KEY: &str = "enlist/services/default/svc/";
 
 /// Interval of the reads of an oversized range.
 const RETRY: Duration = Duration::from_secs(60);
 
-fn service() -> ServiceRef {
-    ServiceRef::parse("svc").unwrap()
-}
-
 /// Returns a client whose only requests are those for the range itself.
-fn builder(fake: &FakeEtcd) -> EtcdBuilder {
-    Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller).audit(None).probe(None)
+fn quiet(fake: &FakeEtcd) -> EtcdBuilder {
+    builder(fake).audit(None).probe(None)
 }
 
 fn key(id: &str) -> String {
@@ -48,10 +50,10 @@ async fn outgrows(limit: impl FnOnce(EtcdBuilder) -> EtcdBuilder, expected: (Ran
     for id in ["a", "b", "c"] {
         put(&fake, id, "");
     }
-    let etcd = limit(builder(&fake)).build().unwrap();
+    let etcd = limit(quiet(&fake)).build().unwrap();
     let mut watcher = etcd.watch(&service()).await.unwrap();
     assert_eq!(ids(&next(&mut watcher).await), ["a", "b", "c"]);
-    eventually("a watch is open", || async { if fake.requests().watches > 0 { Ok(()) } else { Err("none") } }).await;
+    watched(&fake, 1).await;
     put(&fake, "d", text);
     let change = next(&mut watcher).await;
     assert_eq!((ids(&change), change.events.len()), (vec!["a".to_owned(), "b".to_owned(), "c".to_owned()], 0));
@@ -96,7 +98,7 @@ async fn a_service_above_its_byte_limit_keeps_state() {
 async fn an_initially_too_large_service_is_an_error() {
     let fake = FakeEtcd::start();
     fake.put_all((0..5000).map(|number| (key(&format!("i{number}")), "")));
-    let etcd = builder(&fake).max_range_keys(Some(4000)).build().unwrap();
+    let etcd = quiet(&fake).max_range_keys(Some(4000)).build().unwrap();
     let mut watcher = etcd.watch(&service()).await.unwrap();
     let error = soon("an error", watcher.next()).await.unwrap_err();
     assert!(matches!(error, Error::RangeTooLarge { limit: 4000, unit: RangeUnit::Keys, .. }), "{error:?}");
@@ -109,7 +111,7 @@ async fn an_initially_too_large_service_is_an_error() {
     }
     put(&fake, "a", "");
     assert_eq!(ids(&next(&mut watcher).await), ["a"]);
-    let unlimited = builder(&fake).max_range_keys(None).max_range_bytes(None).build().unwrap();
+    let unlimited = quiet(&fake).max_range_keys(None).max_range_bytes(None).build().unwrap();
     assert_eq!(unlimited.resolve(&service()).await.unwrap().len(), 1);
 }
 
@@ -118,7 +120,7 @@ async fn an_initially_too_large_service_is_an_error() {
 async fn own_keys_of_too_large_services_are_restored() {
     const COUNT: usize = 12;
     let fake = FakeEtcd::start();
-    let etcd = builder(&fake).max_range_keys(Some(20)).build().unwrap();
+    let etcd = quiet(&fake).max_range_keys(Some(20)).build().unwrap();
     let mut registrations = Vec::new();
     for number in 0..COUNT {
         let id = InstanceId::parse(format!("own{number}")).unwrap();

@@ -26,26 +26,18 @@ use enlist::{
 use enlist_etcd::{Etcd, EtcdConcurrency, GobaseLock, SessionRuntime, lock_condition};
 use enlist_testkit::{BackgroundTask, Direction, EtcdCluster, EtcdServer, Mode, Proxy, eventually, soon};
 use etcd_client::{Compare, CompareOp, EventType, GetOptions, PutOptions, Txn, TxnOp, WatchOptions};
-use support::{TTL, in_background, pass, raw, server};
+use support::{CHILD, LOCK_QUEUE, TTL, in_background, lock_name, no_lease_is_left, pass, raw, server};
 use tokio::{sync::mpsc, task::JoinSet};
-
-const CHILD: &str = "ENLIST_TEST_CHILD";
 
 /// Number of clients that contend.
 const SESSIONS: usize = 20;
-
-const QUEUE: &str = "enlist/locks/default/l/";
-
-fn name() -> LockName {
-    LockName::parse("l").unwrap()
-}
 
 fn short() -> LockOptions {
     LockOptions::new().ttl(TTL)
 }
 
 async fn acquire(etcd: &Etcd) -> LockGuard {
-    soon("acquired", etcd.acquire(&name(), short())).await.unwrap()
+    soon("acquired", etcd.acquire(&lock_name(), short())).await.unwrap()
 }
 
 /// A contender that runs beside the test.
@@ -118,9 +110,9 @@ async fn gobase_and_ours_exclude_each_other() {
 async fn a_layout_without_marks_refuses_lock_delays() {
     let builder = Etcd::builder(["http://127.0.0.1:9"]).lock_layout(EtcdConcurrency).runtime(SessionRuntime::Caller);
     let etcd = builder.build().unwrap();
-    let refused = etcd.acquire(&name(), short().lock_delay(TTL)).await.unwrap_err();
+    let refused = etcd.acquire(&lock_name(), short().lock_delay(TTL)).await.unwrap_err();
     assert!(matches!(refused, Error::Unsupported { .. }), "{refused:?}");
-    let refused = etcd.campaign(&name(), "v", short().lock_delay(TTL)).await.unwrap_err();
+    let refused = etcd.campaign(&lock_name(), "v", short().lock_delay(TTL)).await.unwrap_err();
     assert!(matches!(refused, Error::Unsupported { .. }), "{refused:?}");
 }
 
@@ -135,7 +127,7 @@ async fn a_queue_entry_from_frozen_connections_is_removed() {
     let etcd = Etcd::builder(urls).request_timeout(Duration::from_secs(1)).connect().await.unwrap();
     let mut raw_client = raw(&server).await;
     let watched = Some(WatchOptions::new().with_prefix().with_start_revision(1));
-    let mut events = raw_client.watch(QUEUE, watched).await.unwrap();
+    let mut events = raw_client.watch(LOCK_QUEUE, watched).await.unwrap();
     let long = || LockOptions::new().ttl(Duration::from_secs(60));
     let other = |round: usize| LockName::parse(format!("other{round}")).unwrap();
     let mut held = Vec::new();
@@ -146,7 +138,7 @@ async fn a_queue_entry_from_frozen_connections_is_removed() {
         for proxy in &proxies {
             proxy.set(Mode::BlackHole(Direction::ToServer));
         }
-        let given_up = etcd.acquire(&name(), long().deadline(Duration::from_millis(300))).await;
+        let given_up = etcd.acquire(&lock_name(), long().deadline(Duration::from_millis(300))).await;
         assert!(matches!(given_up, Err(Error::Timeout { .. })), "{given_up:?}");
         let (frozen, healthy) = if round % 2 == 0 { (0, 1) } else { (1, 0) };
         eventually("its connection is given up", || async {
@@ -158,7 +150,7 @@ async fn a_queue_entry_from_frozen_connections_is_removed() {
         // New requests are answered over the healthy connection, and so was the search for the queue entry.
         let _probe = soon("acquired", etcd.acquire(&LockName::parse("probe").unwrap(), long())).await.unwrap();
         proxies[frozen].heal();
-        let marker = format!("{QUEUE}marker{round}");
+        let marker = format!("{LOCK_QUEUE}marker{round}");
         eventually("what lay in the frozen connections has arrived", || async {
             let connections = proxies[frozen].connections();
             let open = connections.iter().take(before[frozen]).filter(|connection| !connection.ended).count();
@@ -187,7 +179,7 @@ async fn a_queue_entry_from_frozen_connections_is_removed() {
         })
         .await;
         let stranger = Etcd::connect(server.url()).await.unwrap();
-        let _theirs = soon("acquired", stranger.acquire(&name(), long())).await.unwrap();
+        let _theirs = soon("acquired", stranger.acquire(&lock_name(), long())).await.unwrap();
         return;
     }
     panic!("in no round was the late creation done");
@@ -204,22 +196,14 @@ async fn wait_for_queue(server: &EtcdServer, prefix: &str, count: usize) {
     .await;
 }
 
-async fn no_lease_is_left(server: &EtcdServer) {
-    eventually("no lease is left", || async {
-        let left = raw(server).await.leases().await.unwrap().leases().len();
-        if left == 0 { Ok(()) } else { Err(left) }
-    })
-    .await;
-}
-
 #[tokio::test]
 async fn a_local_handover_takes_one_transaction() {
     let server = server().await;
     let etcd = Etcd::connect(server.url()).await.unwrap();
     let first = acquire(&etcd).await;
-    let mut next = contend(&etcd, name(), short());
-    wait_for_queue(&server, QUEUE, 2).await;
-    let mut events = raw(&server).await.watch(QUEUE, Some(WatchOptions::new().with_prefix())).await.unwrap();
+    let mut next = contend(&etcd, lock_name(), short());
+    wait_for_queue(&server, LOCK_QUEUE, 2).await;
+    let mut events = raw(&server).await.watch(LOCK_QUEUE, Some(WatchOptions::new().with_prefix())).await.unwrap();
     assert_eq!(soon("released", first.release()).await.unwrap(), Released::Released);
     let next = next.done("its turn").await;
     // The first message only confirms that the watch is open.
@@ -249,12 +233,12 @@ async fn keys_of_locks_are_used_again() {
     let server = server().await;
     let etcd = Etcd::connect(server.url()).await.unwrap();
     let options = WatchOptions::new().with_prefix().with_start_revision(1);
-    let mut events = raw(&server).await.watch(QUEUE, Some(options)).await.unwrap();
+    let mut events = raw(&server).await.watch(LOCK_QUEUE, Some(options)).await.unwrap();
     for _ in 0..20 {
         assert_eq!(soon("released", acquire(&etcd).await.release()).await.unwrap(), Released::Released);
     }
-    let (held, other) = (acquire(&etcd).await, contend(&etcd, name(), short()));
-    wait_for_queue(&server, QUEUE, 2).await;
+    let (held, other) = (acquire(&etcd).await, contend(&etcd, lock_name(), short()));
+    wait_for_queue(&server, LOCK_QUEUE, 2).await;
     let (mut keys, mut seen) = (BTreeSet::new(), 0);
     while seen < 42 {
         let message = soon("the events", events.message()).await.unwrap().unwrap();
@@ -271,10 +255,10 @@ async fn all_readers_behind_a_local_writer_proceed() {
     let server = server().await;
     let etcd = Etcd::connect(server.url()).await.unwrap();
     let writer = acquire(&etcd).await;
-    let readers: Vec<_> = (0..5).map(|_| contend(&etcd, name(), short().shared())).collect();
-    wait_for_queue(&server, QUEUE, 6).await;
-    let mut last = contend(&etcd, name(), short());
-    wait_for_queue(&server, QUEUE, 7).await;
+    let readers: Vec<_> = (0..5).map(|_| contend(&etcd, lock_name(), short().shared())).collect();
+    wait_for_queue(&server, LOCK_QUEUE, 6).await;
+    let mut last = contend(&etcd, lock_name(), short());
+    wait_for_queue(&server, LOCK_QUEUE, 7).await;
     soon("released", writer.release()).await.unwrap();
     let mut guards = Vec::new();
     for mut reader in readers {
@@ -298,12 +282,12 @@ async fn a_user_transaction_is_bound_to_the_lock() {
         Txn::new().when([lock_condition(&guard).unwrap()]).and_then([TxnOp::put("result", value, None)])
     };
     assert!(raw.txn(write("held")).await.unwrap().succeeded());
-    raw.delete(QUEUE, Some(etcd_client::DeleteOptions::new().with_prefix())).await.unwrap();
+    raw.delete(LOCK_QUEUE, Some(etcd_client::DeleteOptions::new().with_prefix())).await.unwrap();
     assert!(!raw.txn(write("lost")).await.unwrap().succeeded());
     assert_eq!(raw.get("result", None).await.unwrap().kvs()[0].value(), b"held");
     // A guard of another backend.
     let grant = Grant { sent: Moment::now(), ttl: TTL, token: FencingToken::new(1), source: Arc::new(()) };
-    let (foreign, _driver) = lock_guard(name(), grant);
+    let (foreign, _driver) = lock_guard(lock_name(), grant);
     assert!(matches!(lock_condition(&foreign), Err(Error::Unsupported { .. })));
 }
 
@@ -311,7 +295,7 @@ async fn a_user_transaction_is_bound_to_the_lock() {
 async fn a_lock_with_its_own_lease_leaves_none() {
     let server = server().await;
     let etcd = Etcd::connect(server.url()).await.unwrap();
-    let own = soon("acquired", etcd.acquire(&name(), short().own_lease())).await.unwrap();
+    let own = soon("acquired", etcd.acquire(&lock_name(), short().own_lease())).await.unwrap();
     let mut raw = raw(&server).await;
     let lease = raw.leases().await.unwrap().leases()[0].id();
     let other = LockName::parse("other").unwrap();
@@ -320,7 +304,7 @@ async fn a_lock_with_its_own_lease_leaves_none() {
     assert!(matches!(soon("lost", own.lost()).await, Loss::LeaseGone | Loss::KeyGone));
     assert!(shared.is_held());
     assert_eq!(soon("released", own.release()).await.unwrap(), Released::AlreadyLost);
-    let again = soon("acquired", etcd.acquire(&name(), short().own_lease())).await.unwrap();
+    let again = soon("acquired", etcd.acquire(&lock_name(), short().own_lease())).await.unwrap();
     soon("released", again.release()).await.unwrap();
     drop(shared);
     etcd.close().await.unwrap();
@@ -373,9 +357,9 @@ async fn a_candidate_with_an_oversized_value_is_refused() {
     let server = server().await;
     let etcd = Etcd::connect(server.url()).await.unwrap();
     let large = "\"".repeat(800_000);
-    let refused = soon("refused", etcd.campaign(&name(), &large, short())).await.err();
+    let refused = soon("refused", etcd.campaign(&lock_name(), &large, short())).await.err();
     assert!(matches!(refused, Some(Error::TooLarge { .. })), "{refused:?}");
-    let leadership = soon("elected", etcd.campaign(&name(), "small", short())).await.unwrap();
+    let leadership = soon("elected", etcd.campaign(&lock_name(), "small", short())).await.unwrap();
     let refused = soon("refused", leadership.proclaim(&large)).await.err();
     assert!(matches!(refused, Some(Error::TooLarge { .. })), "{refused:?}");
     assert!(leadership.is_held());
@@ -543,7 +527,7 @@ async fn child() {
     let (url, address) = task.split_once(' ').unwrap();
     let address = address.parse().unwrap();
     let etcd = Etcd::connect(url).await.unwrap();
-    let guard = etcd.acquire(&name(), LockOptions::new().ttl(Duration::from_secs(2))).await.unwrap();
+    let guard = etcd.acquire(&lock_name(), LockOptions::new().ttl(Duration::from_secs(2))).await.unwrap();
     let token = guard.fencing_token();
     let value: u64 = ask(address, &format!("read {token}")).parse().unwrap();
     eprintln!("child: read");
@@ -643,7 +627,7 @@ async fn contest(contenders: u16) -> (f64, f64) {
     for number in 0..contenders {
         let (session, granted, busy) = (sessions[number % SESSIONS].clone(), Arc::clone(&granted), Arc::clone(&busy));
         let contender = async move {
-            let guard = session.acquire(&name(), short()).await.unwrap();
+            let guard = session.acquire(&lock_name(), short()).await.unwrap();
             assert!(!busy.swap(true, Ordering::SeqCst), "somebody else is inside");
             granted.lock().unwrap().push(guard.fencing_token());
             tokio::task::yield_now().await;
@@ -657,11 +641,11 @@ async fn contest(contenders: u16) -> (f64, f64) {
             _ => drop(waiting.spawn(contender)),
         }
     }
-    wait_for_queue(&server, QUEUE, contenders + 1).await;
+    wait_for_queue(&server, LOCK_QUEUE, contenders + 1).await;
     cancelled.abort_all();
     doomed.shutdown_background();
     let (killed, stayed) = (contenders / 10, waiting.len());
-    wait_for_queue(&server, QUEUE, 1 + contenders - contenders / 10).await;
+    wait_for_queue(&server, LOCK_QUEUE, 1 + contenders - contenders / 10).await;
     soon("released", first.release()).await.unwrap();
     let all = async { while waiting.join_next().await.transpose().unwrap().is_some() {} };
     tokio::time::timeout(Duration::from_secs(120), all).await.expect("each gets its turn");
@@ -669,7 +653,7 @@ async fn contest(contenders: u16) -> (f64, f64) {
     assert!(granted.is_sorted(), "first come, first served");
     let once: BTreeSet<_> = granted.iter().collect();
     assert_eq!((granted.len(), once.len()), (stayed, stayed), "{killed} were killed and as many cancelled");
-    wait_for_queue(&server, QUEUE, 0).await;
+    wait_for_queue(&server, LOCK_QUEUE, 0).await;
     let (requests, events) = work(&server).await;
     drop(sessions);
     holder.close().await.unwrap();
@@ -705,7 +689,7 @@ async fn a_frozen_etcd_leader_costs_no_lock() {
         let (state, refused) = (Arc::clone(&state), Arc::clone(&refused));
         in_background(&tasks, async move {
             loop {
-                let Ok(guard) = etcd.acquire(&name(), short()).await else { continue };
+                let Ok(guard) = etcd.acquire(&lock_name(), short()).await else { continue };
                 let token = guard.fencing_token();
                 // Long enough that the lock is held at every fault.
                 for _ in 0..20 {

@@ -9,16 +9,15 @@ use enlist::{
     Endpoint, Instance, InstanceId, Lock, LockName, LockOptions, RegisterOptions, RegistrationState, Registry,
     ServiceRef,
 };
-use enlist_etcd::{Etcd, SessionRuntime};
 use enlist_testkit::{FakeEtcd, soon};
-use support::logged::Logged;
+use support::{logged::Logged, scripted::client};
 use tracing_subscriber::filter::LevelFilter;
 
 #[tokio::test(start_paused = true)]
 async fn logs_have_constant_messages_and_subject_fields() {
     let (logged, _logging) = Logged::from(LevelFilter::INFO);
     let fake = FakeEtcd::start();
-    let etcd = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller).build().unwrap();
+    let etcd = client(&fake);
     let service = ServiceRef::parse("svc").unwrap();
     let instance = Instance::new(InstanceId::parse("i0").unwrap(), [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap();
     let registering = etcd.register(&service, instance, RegisterOptions::new());

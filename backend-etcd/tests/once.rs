@@ -13,12 +13,14 @@ use std::{
 };
 
 use enlist::{Begun, Error, JobRun, Lock, LockGuard, LockName, LockOptions, Once, OnceOutcome};
-use enlist_etcd::{Etcd, SessionRuntime};
+use enlist_etcd::Etcd;
 use enlist_testkit::{BackgroundTask, EtcdServer, FakeEtcd, LateWrite, Misbehavior, eventually, soon};
 use futures::{StreamExt, stream};
 use support::{
     between::{Between, Fault, Victim},
-    raw, server,
+    raw,
+    scripted::client,
+    server,
 };
 
 /// The record of the job below.
@@ -93,10 +95,6 @@ async fn any_lost_reply_leaves_one_mark() {
     assert!(lost.iter().all(|(method, _, lost)| *lost > 0 || *method == "Watch"), "{lost:?}");
     // Creation of the queue entry, beginning, mark.
     assert!(lost.iter().all(|(method, _, lost)| *lost >= 3 || *method != "Txn"), "{lost:?}");
-}
-
-fn client(fake: &FakeEtcd) -> Etcd {
-    Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller).build().unwrap()
 }
 
 async fn begin(etcd: &Etcd) -> (LockGuard, JobRun) {

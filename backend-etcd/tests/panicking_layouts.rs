@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
+mod support;
+
 use std::{
     sync::{Arc, Mutex},
     time::Duration,
@@ -9,14 +11,14 @@ use std::{
 
 use enlist::{
     Counter, Deregistered, Election, Endpoint, Error, Instance, InstanceId, LeaseId, Lock, LockMode, LockName,
-    LockOptions, Namespace, RegisterOptions, Registration, RegistrationState, Registry, Released, Resolver,
-    ServiceName, ServiceRef,
+    LockOptions, Namespace, RegisterOptions, Registration, Registry, Released, Resolver, ServiceName, ServiceRef,
 };
 use enlist_etcd::{
     Etcd, KeyRange, Native, SessionRuntime,
     layout::{Decoded, Identity, Layout, LeaseScope, LockLayout, Part, QueueEntryValue, QueueKind, Skip, Writing},
 };
-use enlist_testkit::{FakeEtcd, eventually, soon};
+use enlist_testkit::{FakeEtcd, soon};
+use support::{is_registered, scripted::builder, service, state};
 
 /// Names of the methods that panic.
 #[derive(Clone, Debug, Default)]
@@ -161,15 +163,11 @@ impl LockLayout for Moody {
 
 fn client(fake: &FakeEtcd, moods: &Moods) -> Etcd {
     let layout = || Moody { native: Native::default(), moods: moods.clone() };
-    let builder = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller);
+    let builder = builder(fake);
     builder.layout(layout()).lock_layout(layout()).build().unwrap()
 }
 
-fn service() -> ServiceRef {
-    ServiceRef::parse("svc").unwrap()
-}
-
-async fn register(etcd: &Etcd, id: &str) -> Result<Registration, Error> {
+async fn try_register(etcd: &Etcd, id: &str) -> Result<Registration, Error> {
     let instance = Instance::new(InstanceId::parse(id).unwrap(), [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap();
     let options = RegisterOptions::new().audit(Some(Duration::from_secs(5)));
     soon("registered or refused", etcd.register(&service(), instance, options)).await
@@ -183,31 +181,23 @@ fn assert_refused<T>(method: &str, outcome: Result<T, Error>) {
     assert!(text.contains("moody") && text.contains("on purpose"), "{method}: {text}");
 }
 
-async fn is_registered(registration: &Registration) {
-    eventually("registered", || async {
-        let state = registration.state();
-        if matches!(state, RegistrationState::Registered { .. }) { Ok(()) } else { Err(state) }
-    })
-    .await;
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_panicking_layout_fails_only_its_callers() {
     let (fake, moods) = (FakeEtcd::start(), Moods::default());
     let etcd = client(&fake, &moods);
-    let other = register(&etcd, "other").await.unwrap();
-    let a = register(&etcd, "a").await.unwrap();
+    let other = try_register(&etcd, "other").await.unwrap();
+    let a = try_register(&etcd, "a").await.unwrap();
     let mut watcher = etcd.watch(&service()).await.unwrap();
     assert_eq!(soon("a list", watcher.next()).await.unwrap().snapshot.len(), 2);
     for method in ["encode", "accepts", "key"] {
         moods.set(&[method]);
-        assert_refused(method, register(&etcd, "new").await.map(drop));
+        assert_refused(method, try_register(&etcd, "new").await.map(drop));
     }
     for method in ["accepts", "encode"] {
         moods.set(&[method]);
         assert_refused(method, soon("refused", a.update(|update| _ = update.weight(7))).await);
         moods.set(&[]);
-        is_registered(&a).await;
+        state(&a, is_registered).await;
     }
     for method in ["service_range", "services_range"] {
         moods.set(&[method]);
@@ -221,7 +211,7 @@ async fn a_panicking_layout_fails_only_its_callers() {
     // The keys are read repeatedly.
     moods.set(&["key", "encode", "decode", "term", "instance_of", "namespace_of"]);
     tokio::time::sleep(Duration::from_secs(60)).await;
-    is_registered(&a).await;
+    state(&a, is_registered).await;
     assert!(etcd.services(&Namespace::default()).await.unwrap().is_empty());
     assert!(etcd.namespaces().await.unwrap().is_empty());
     assert_eq!(soon("deregistered", a.deregister()).await.unwrap(), Deregistered::Removed);
@@ -245,7 +235,7 @@ async fn a_panicking_layout_fails_only_its_callers() {
     };
     soon("the others are shown", shown).await;
     assert!(etcd.counters().get(Counter::MalformedValues) > 0);
-    is_registered(&other).await;
+    state(&other, is_registered).await;
     etcd.close().await.expect("no task has panicked");
 }
 

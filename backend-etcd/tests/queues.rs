@@ -7,18 +7,16 @@ mod support;
 use std::{future::poll_fn, task::Poll};
 
 use enlist::{Error, LockName, LockQueue, Namespace, Queues, Resolver};
-use enlist_etcd::{Etcd, SessionRuntime};
 use enlist_testkit::{BackgroundTask, FakeEtcd};
-use support::logged::Logged;
+use support::{
+    logged::Logged,
+    scripted::{builder, client},
+};
 use tracing_subscriber::filter::LevelFilter;
 
 const ENTRY: &str = "0000000000000001-0000000000000001";
 
 const VALUE: &str = r#"{"v":1,"mode":"exclusive","holder":"host:1"}"#;
-
-fn client(fake: &FakeEtcd) -> Etcd {
-    Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller).build().unwrap()
-}
 
 fn entry(lock: &str) -> String {
     format!("enlist/locks/default/{lock}/{ENTRY}")
@@ -95,8 +93,7 @@ async fn foreign_keys_are_read_in_growing_pages() {
     etcd.namespaces().await.unwrap();
     let requests = fake.requests().keys_only;
     assert!(requests <= 10, "{requests}");
-    let limited =
-        Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller).max_range_keys(Some(100)).build().unwrap();
+    let limited = builder(&fake).max_range_keys(Some(100)).build().unwrap();
     let error = limited.namespaces().await.unwrap_err();
     assert!(matches!(error, Error::RangeTooLarge { .. }), "{error}");
 }

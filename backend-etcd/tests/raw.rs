@@ -2,18 +2,17 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
+mod support;
+
 use std::time::Duration;
 
 use enlist::{
     Endpoint, Error, Instance, InstanceId, OnDelete, RawEvent, RawValues, RegisterOptions, RegistrationState, Registry,
     Resolver, ServiceRef,
 };
-use enlist_etcd::{Etcd, GoKit, SessionRuntime};
+use enlist_etcd::{Etcd, GoKit};
 use enlist_testkit::{EtcdServer, FakeEtcd, eventually, soon};
-
-async fn raw(server: &EtcdServer) -> etcd_client::Client {
-    etcd_client::Client::connect([server.url()], None).await.unwrap()
-}
+use support::{raw, scripted::client};
 
 /// go-kit returns its users' values unchanged, and reads every registered one.
 #[tokio::test]
@@ -105,7 +104,7 @@ async fn an_overwritten_value_is_left_alone() {
 #[tokio::test(start_paused = true)]
 async fn many_values_are_kept_by_few_watches() {
     let fake = FakeEtcd::start();
-    let etcd = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller).build().unwrap();
+    let etcd = client(&fake);
     let mut kept = Vec::new();
     for number in 0..100 {
         let key = format!("a/{number}").into_bytes();

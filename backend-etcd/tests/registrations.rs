@@ -14,41 +14,22 @@ use std::{
 
 use enlist::{
     Counter, Deregistered, Election, Error, InstanceId, LeaseChoice, Lock, LockName, LockOptions, Moment, Owner,
-    RegisterOptions, Registration, RegistrationState, Registry, Resolver, Start,
+    RegisterOptions, RegistrationState, Registry, Resolver, Start,
 };
 use enlist_etcd::Etcd;
 use enlist_testkit::{BackgroundTask, EtcdServer, Mode, Proxy, eventually, soon};
-use etcd_client::{Permission, PutOptions};
+use etcd_client::PutOptions;
 use support::{
-    PREFIX, Renewal, TTL,
+    CHILD, PREFIX, Renewal, TTL,
     between::{Between, Fault, Victim},
-    instance, listed, options, pass, raw, register, register_many, renew_without_permission, server, server_with,
+    enable_authentication, instance, is_registered, leases, listed, no_lease_is_left, options, pass, raw, register,
+    register_many, renew_without_permission, server, server_with, state,
 };
-
-/// Variable with the task of the child process of the tests below.
-const CHILD: &str = "ENLIST_TEST_CHILD";
 
 async fn keys(server: &EtcdServer) -> Vec<String> {
     let all = etcd_client::GetOptions::new().with_prefix().with_keys_only();
     let found = raw(server).await.get("enlist/", Some(all)).await.unwrap();
     found.kvs().iter().map(|pair| pair.key_str().unwrap().to_owned()).collect()
-}
-
-async fn leases(server: &EtcdServer) -> usize {
-    raw(server).await.leases().await.unwrap().leases().len()
-}
-
-/// Waits for a state that satisfies `fits`.
-async fn state(registration: &Registration, fits: impl Fn(&RegistrationState) -> bool) -> RegistrationState {
-    eventually("the state", || async {
-        let now = registration.state();
-        if fits(&now) { Ok(now) } else { Err(now) }
-    })
-    .await
-}
-
-fn is_registered(state: &RegistrationState) -> bool {
-    matches!(state, RegistrationState::Registered { .. })
 }
 
 /// Row 13: a registration's key that another client deleted is restored. A live lease alone does not prove that the key
@@ -126,13 +107,7 @@ async fn an_overwritten_key_is_reported_not_fought_for() {
 async fn a_lost_permission_is_retried_slowly() {
     let server = server().await;
     let mut raw = raw(&server).await;
-    for (user, role) in [("root", "root"), ("u", "r")] {
-        raw.user_add(user, "p", None).await.unwrap();
-        raw.role_add(role).await.unwrap();
-        raw.user_grant_role(user, role).await.unwrap();
-    }
-    raw.role_grant_permission("r", Permission::read_write("enlist/").with_prefix()).await.unwrap();
-    raw.auth_enable().await.unwrap();
+    enable_authentication(&mut raw, &["enlist/"]).await;
     let etcd = Etcd::builder([server.url()]).user("u", "p".to_owned()).connect().await.unwrap();
     let kept = register(&etcd, "kept").await;
     let as_root = Some(etcd_client::ConnectOptions::new().with_user("root", "p"));
@@ -442,16 +417,6 @@ async fn nothing_is_left(server: &EtcdServer, polls: usize) {
     eventually(&format!("nothing is left after {polls} polls"), || async {
         let left = keys(server).await;
         if left.is_empty() { Ok(()) } else { Err(left) }
-    })
-    .await;
-}
-
-async fn no_lease_is_left(server: &EtcdServer) {
-    eventually("no lease is left once the longest has run out", || async {
-        match leases(server).await {
-            0 => Ok(()),
-            left => Err(left),
-        }
     })
     .await;
 }

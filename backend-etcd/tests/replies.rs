@@ -19,7 +19,7 @@ use futures::{StreamExt, stream};
 use support::{
     PREFIX,
     between::{Between, Fault, Victim},
-    instance, raw, server, service,
+    instance, leases, raw, server, service,
 };
 
 const QUEUE: &str = "enlist/locks/default/l/";
@@ -27,10 +27,6 @@ const QUEUE: &str = "enlist/locks/default/l/";
 async fn count(server: &EtcdServer, prefix: &str) -> usize {
     let options = GetOptions::new().with_prefix().with_count_only();
     usize::try_from(raw(server).await.get(prefix, Some(options)).await.unwrap().count()).unwrap()
-}
-
-async fn leases(server: &EtcdServer) -> usize {
-    raw(server).await.leases().await.unwrap().leases().len()
 }
 
 async fn becomes(what: &str, wanted: usize, now: impl AsyncFn() -> usize) {

@@ -13,7 +13,7 @@ use enlist::{
 };
 use enlist_etcd::{Etcd, SessionRuntime};
 use enlist_testkit::{EtcdDefect, FakeEtcd, Link, Misbehavior, eventually, soon};
-use support::{PREFIX, register, register_with, service};
+use support::{PREFIX, register, register_with, scripted::builder, service};
 use tokio::time::Instant;
 
 /// Longer than the age at which a key is watched, and than the timeout of a request.
@@ -213,7 +213,7 @@ async fn an_audit_after_stale_reads_is_repeated_soon() {
 #[tokio::test(start_paused = true)]
 async fn a_noticed_restore_causes_no_lasting_reads() {
     let fake = FakeEtcd::start();
-    let builder = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller).audit(None).probe(None);
+    let builder = builder(&fake).audit(None).probe(None);
     let etcd = builder.build().unwrap();
     let snapshot = fake.snapshot();
     advance(&fake, fake.revision() + 5);

@@ -6,6 +6,7 @@
 mod authority;
 #[path = "support/harness.rs"]
 mod harness;
+mod support;
 
 use std::{
     error::Error as _,
@@ -18,26 +19,17 @@ use std::{
 };
 
 use authority::Authority;
-use enlist::{
-    Counter, Endpoint, Error, Instance, InstanceId, RegisterOptions, Registry, Resolver, ServiceRef, Start, TaskOwner,
-};
+use enlist::{Counter, Error, RegisterOptions, Registry, Resolver, ServiceRef, Start, TaskOwner};
 use enlist_etcd::{Etcd, EtcdBuilder, SessionRuntime};
 use enlist_testkit::{EtcdServer, Provider, ServerOptions, eventually, soon};
 use etcd_client::{Client, Permission, PermissionType};
+use support::{instance, service};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
 };
 
 const PASSWORD: &str = "correct-horse-battery";
-
-fn service() -> ServiceRef {
-    ServiceRef::parse("svc").unwrap()
-}
-
-fn instance() -> Instance {
-    Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap()
-}
 
 /// All output: errors with their sources, configurations, logs.
 #[derive(Clone, Default)]
@@ -123,7 +115,7 @@ async fn refusals_name_their_cause_without_secrets() {
     let reader = as_user(&server, "reader").connect().await.unwrap();
     captured.note(&reader);
     assert!(reader.resolve(&service()).await.unwrap().is_empty());
-    let refused = reader.register(&service(), instance(), fast()).await.unwrap_err();
+    let refused = reader.register(&service(), instance("a"), fast()).await.unwrap_err();
     assert!(matches!(refused, Error::PermissionDenied { .. }), "{refused:?}");
     assert!(captured.error(&refused).contains("default/svc/a"));
     let elsewhere = as_user(&server, "reader").prefix("elsewhere").connect().await.unwrap();
@@ -135,11 +127,11 @@ async fn refusals_name_their_cause_without_secrets() {
     captured.error(&refused);
 
     let root = as_user(&server, "root").connect().await.unwrap();
-    let large = instance().with_metadata("blob", "x".repeat(2 << 20));
+    let large = instance("a").with_metadata("blob", "x".repeat(2 << 20));
     let refused = root.register(&service(), large, fast()).await.unwrap_err();
     assert!(matches!(refused, Error::TooLarge { .. }), "{refused:?}");
     captured.error(&refused);
-    let registration = root.register(&service(), instance(), fast()).await.unwrap();
+    let registration = root.register(&service(), instance("a"), fast()).await.unwrap();
     captured.note(&registration);
 
     let unreachable =
@@ -157,7 +149,7 @@ async fn expired_tokens_are_renewed_unnoticed() {
     // Simple tokens with a lifetime of two seconds.
     let server = guarded(&["--auth-token-ttl=2"]).await;
     let etcd = as_user(&server, "root").connect().await.unwrap();
-    let registration = etcd.register(&service(), instance(), RegisterOptions::new()).await.unwrap();
+    let registration = etcd.register(&service(), instance("a"), RegisterOptions::new()).await.unwrap();
     let mut early = etcd.watch(&service()).await.unwrap();
     assert_eq!(soon("a list", early.next()).await.unwrap().snapshot.len(), 1);
     let raw = Client::connect([server.url()], Some(etcd_client::ConnectOptions::new().with_user("root", PASSWORD)))
@@ -252,7 +244,7 @@ async fn a_slow_handshake_is_not_begun_anew() {
     let etcd = Etcd::builder([format!("https://{}", way.address)]).ca_certificate(authority.path("ca.pem"));
     let etcd = etcd.connect().await.unwrap();
     let options = RegisterOptions::new().ttl(Duration::from_secs(5));
-    let _a = soon("registered", etcd.register(&service(), instance(), options)).await.unwrap();
+    let _a = soon("registered", etcd.register(&service(), instance("a"), options)).await.unwrap();
     let renewed = async |times: u64| {
         let before = etcd.counters().get(Counter::Renewals);
         eventually("it is renewed", || async {
@@ -279,7 +271,7 @@ async fn an_endpoint_needs_no_scheme() {
     ]);
     let server = EtcdServer::start_with(Provider::Process, options).await;
     let plain = Etcd::connect(server.address().to_string()).await.unwrap();
-    let _a = plain.register(&service(), instance(), RegisterOptions::new()).await.unwrap();
+    let _a = plain.register(&service(), instance("a"), RegisterOptions::new()).await.unwrap();
     let address = server.tls_url().replace("https://", "");
     let secure = Etcd::builder([address]).ca_certificate(authority.path("ca.pem")).connect().await.unwrap();
     assert_eq!(secure.resolve(&service()).await.unwrap().len(), 1);
@@ -302,7 +294,7 @@ async fn mutual_tls_uses_certificate_files() {
         |builder: EtcdBuilder| builder.client_certificate(authority.path("client.pem"), authority.path("client.key"));
 
     let etcd = with_identity(client()).connect().await.unwrap();
-    let _a = etcd.register(&service(), instance(), RegisterOptions::new()).await.unwrap();
+    let _a = etcd.register(&service(), instance("a"), RegisterOptions::new()).await.unwrap();
     assert_eq!(etcd.resolve(&service()).await.unwrap().len(), 1);
 
     let captured = Captured::default();

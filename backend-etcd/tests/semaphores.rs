@@ -3,11 +3,14 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
+mod support;
+
 use std::time::Duration;
 
 use enlist::{Error, LockName, PermitGuard, Semaphore, SemaphoreOptions};
 use enlist_etcd::{Etcd, EtcdConcurrency, SessionRuntime};
 use enlist_testkit::{BackgroundTask, FakeEtcd, LateWrite, Misbehavior, Requests, eventually, soon};
+use support::scripted::{builder, client};
 
 const QUEUE: &[u8] = b"enlist/semaphores/default/s/";
 const NUMBER: &str = "enlist/semaphore-permits/default/s";
@@ -17,10 +20,6 @@ const LATE: Duration = Duration::from_secs(20);
 
 /// Time in which everything settles that does not wait for an event.
 const SETTLED: Duration = Duration::from_secs(2);
-
-fn client(fake: &FakeEtcd) -> Etcd {
-    Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller).build().unwrap()
-}
 
 fn name() -> LockName {
     LockName::parse("s").unwrap()
@@ -271,7 +270,7 @@ async fn an_unreadable_entry_is_not_overtaken() {
 #[tokio::test(start_paused = true)]
 async fn a_layout_without_semaphores_refuses_them() {
     let fake = FakeEtcd::start();
-    let builder = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller);
+    let builder = builder(&fake);
     let etcd = builder.lock_layout(EtcdConcurrency).build().unwrap();
     let refused = |error: Option<Error>| assert!(matches!(error, Some(Error::Unsupported { .. })), "{error:?}");
     refused(etcd.acquire_permits(&name(), want(1)).await.err());

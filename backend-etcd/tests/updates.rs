@@ -2,14 +2,17 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
+mod support;
+
 use std::time::Duration;
 
-use enlist::{
-    Deregistered, Endpoint, Error, Instance, InstanceId, LeaseChoice, LeaseId, RegisterOptions, Registration,
-    RegistrationState, Registry, ServiceRef,
-};
-use enlist_etcd::{Etcd, SessionRuntime};
+use enlist::{Deregistered, Error, LeaseChoice, LeaseId, RegisterOptions, Registration, RegistrationState};
+use enlist_etcd::Etcd;
 use enlist_testkit::{FakeEtcd, eventually, soon};
+use support::{
+    is_registered,
+    scripted::{client, register},
+};
 use tokio::time::Instant;
 
 const KEY: &[u8] = b"enlist/services/default/svc/a";
@@ -17,20 +20,14 @@ const KEY: &[u8] = b"enlist/services/default/svc/a";
 /// Maximum delay, with its jitter, before another attempt at a change that failed for a permanent reason.
 const MAX_PERMANENT_ERROR_DELAY: Duration = Duration::from_millis(12_500);
 
-fn client(fake: &FakeEtcd) -> Etcd {
-    Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller).build().unwrap()
-}
-
 fn options() -> RegisterOptions {
     // No audit: only the tested event causes a read of the key.
     RegisterOptions::new().audit(None)
 }
 
-async fn register(etcd: &Etcd, options: RegisterOptions) -> Registration {
-    let instance = Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap();
-    let service = ServiceRef::parse("svc").unwrap();
-    let registration = soon("registered", etcd.register(&service, instance, options)).await.unwrap();
-    // Long enough for its key to be watched.
+/// Registers `a`, and waits long enough for its key to be watched.
+async fn registered(etcd: &Etcd, options: RegisterOptions) -> Registration {
+    let registration = register(etcd, "a", options).await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     registration
 }
@@ -49,10 +46,6 @@ async fn state(registration: &Registration, what: &str, fits: impl Fn(&Registrat
     .await;
 }
 
-fn is_registered(state: &RegistrationState) -> bool {
-    matches!(state, RegistrationState::Registered { .. })
-}
-
 fn is_doubted(state: &RegistrationState) -> bool {
     matches!(state, RegistrationState::Suspect { cause: Error::PermissionDenied { .. } })
 }
@@ -61,7 +54,7 @@ fn is_doubted(state: &RegistrationState) -> bool {
 async fn a_refused_update_keeps_the_instance_published() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
-    let registration = register(&etcd, options().max_attempts(2)).await;
+    let registration = registered(&etcd, options().max_attempts(2)).await;
     let mut states = registration.states();
     fake.deny_access();
     let refused = soon("reported", registration.update(|update| _ = update.weight(7))).await;
@@ -90,7 +83,7 @@ async fn a_refused_update_keeps_the_instance_published() {
 async fn a_refused_update_keeps_the_key_watched() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
-    let registration = register(&etcd, options()).await;
+    let registration = registered(&etcd, options()).await;
     for weight in 7..12 {
         fake.deny_access();
         drop(registration.update(move |update| _ = update.weight(weight)));
@@ -110,7 +103,7 @@ async fn a_refused_update_keeps_the_key_watched() {
 async fn an_unreadable_key_is_retried_slowly() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
-    let registration = register(&etcd, options()).await;
+    let registration = registered(&etcd, options()).await;
     fake.deny_access();
     drop(registration.update(|update| _ = update.weight(7)));
     state(&registration, "refused", |state| !is_registered(state)).await;
@@ -131,7 +124,7 @@ async fn an_unreadable_key_is_retried_slowly() {
 async fn an_unnoticed_update_is_not_retried_at_once() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
-    let registration = register(&etcd, options()).await;
+    let registration = registered(&etcd, options()).await;
     fake.misbehave(enlist_testkit::Misbehavior::LateTxn(Duration::from_secs(6)));
     drop(registration.update(|update| _ = update.weight(7)));
     eventually("done", || async { if stored(&fake) == Some(7) { Ok(()) } else { Err(stored(&fake)) } }).await;
@@ -151,10 +144,10 @@ async fn an_unnoticed_update_is_not_retried_at_once() {
 async fn a_lost_given_lease_leaves_the_instance_unpublished() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
-    let keeper = register(&etcd, options()).await;
+    let keeper = registered(&etcd, options()).await;
     let given = LeaseId::new(fake.lease_ids()[0]);
     assert_eq!(soon("deregistered", keeper.deregister()).await.unwrap(), Deregistered::Removed);
-    let registration = register(&etcd, options().lease(LeaseChoice::Given(given))).await;
+    let registration = registered(&etcd, options().lease(LeaseChoice::Given(given))).await;
     fake.revoke_all();
     let lost =
         |state: &RegistrationState| matches!(state, RegistrationState::Reregistering { cause: Error::LeaseLost });

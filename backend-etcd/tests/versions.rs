@@ -8,8 +8,8 @@ mod support;
 use std::{collections::BTreeMap, time::Duration};
 
 use enlist::{
-    Deregistered, Election, Endpoint, Error, Instance, InstanceId, LeaseChoice, Lock, LockName, LockOptions, Moment,
-    Owner, RegisterOptions, Registration, RegistrationState, Registry, Resolver, Revision, Semaphore, SemaphoreOptions,
+    Deregistered, Election, Endpoint, Error, Instance, InstanceId, LeaseChoice, Lock, LockOptions, Moment, Owner,
+    RegisterOptions, Registration, RegistrationState, Registry, Resolver, Revision, Semaphore, SemaphoreOptions,
     ServiceRef,
 };
 use enlist_etcd::Etcd;
@@ -17,7 +17,7 @@ use enlist_testkit::{BackgroundTask, EtcdServer, eventually, soon};
 use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, Permission, PutOptions, Txn, TxnOp};
 use serde::Deserialize;
 use serde_json::Value;
-use support::{PREFIX, TTL, instance, options, raw, register_with, server, service};
+use support::{PREFIX, TTL, enable_authentication, instance, lock_name, options, raw, register_with, server, service};
 
 /// Returns the recorded key and value; `kind` is `instances` or `entries`.
 fn recorded(kind: &str, name: &str) -> (String, String) {
@@ -235,10 +235,6 @@ async fn a_live_former_registration_of_one_owner_stands() {
     assert_eq!(only(&mut former.raw, &key).await.lease(), former.lease, "its key is left alone");
 }
 
-fn name() -> LockName {
-    LockName::parse("l").unwrap()
-}
-
 fn short() -> LockOptions {
     LockOptions::new().ttl(TTL)
 }
@@ -276,11 +272,11 @@ async fn locks_of_both_versions_exclude_each_other() {
     let server = server().await;
     let (mut former, etcd) = (Former::start(&server).await, Etcd::connect(server.url()).await.unwrap());
     let held = former.store("entries", "exclusive").await;
-    assert!(soon("tried", etcd.try_acquire(&name(), short())).await.unwrap().is_none());
-    assert!(soon("tried", etcd.try_acquire(&name(), short().shared())).await.unwrap().is_none());
+    assert!(soon("tried", etcd.try_acquire(&lock_name(), short())).await.unwrap().is_none());
+    assert!(soon("tried", etcd.try_acquire(&lock_name(), short().shared())).await.unwrap().is_none());
     let mut waiting = BackgroundTask::run({
         let etcd = etcd.clone();
-        async move { etcd.acquire(&name(), short().lock_delay(TTL)).await.unwrap() }
+        async move { etcd.acquire(&lock_name(), short().lock_delay(TTL)).await.unwrap() }
     });
     let entries = queue(&mut former.raw, QUEUE, 2).await;
     assert_eq!(entry(&entries[1]), entry(&entries[0]), "the former version reads it as one of its own");
@@ -296,10 +292,11 @@ async fn locks_of_both_versions_exclude_each_other() {
     former.leave(&held).await;
 
     former.store("entries", "shared").await;
-    let reader = soon("tried", etcd.try_acquire(&name(), short().shared())).await.unwrap().expect("readers share it");
+    let reader =
+        soon("tried", etcd.try_acquire(&lock_name(), short().shared())).await.unwrap().expect("readers share it");
     let entries = queue(&mut former.raw, QUEUE, 2).await;
     assert_eq!(entry(&entries[1]), entry(&entries[0]));
-    assert!(soon("tried", etcd.try_acquire(&name(), short())).await.unwrap().is_none());
+    assert!(soon("tried", etcd.try_acquire(&lock_name(), short())).await.unwrap().is_none());
     reader.release().await.unwrap();
 }
 
@@ -313,7 +310,7 @@ async fn waiting_contenders_observe_a_former_holders_delay() {
     former.store("entries", "exclusive").await;
     let mut waiting = BackgroundTask::run({
         let etcd = etcd.clone();
-        async move { etcd.acquire(&name(), short().lock_delay(DELAY)).await.unwrap() }
+        async move { etcd.acquire(&lock_name(), short().lock_delay(DELAY)).await.unwrap() }
     });
     queue(&mut former.raw, "enlist/locks/default/l/", 2).await;
     let crashed = Moment::now();
@@ -325,7 +322,7 @@ async fn waiting_contenders_observe_a_former_holders_delay() {
     let mut former = Former::start(&server).await;
     former.store("entries", "exclusive").await;
     former.raw.lease_revoke(former.lease).await.unwrap();
-    let guard = soon("tried", etcd.try_acquire(&name(), short().lock_delay(DELAY))).await.unwrap();
+    let guard = soon("tried", etcd.try_acquire(&lock_name(), short().lock_delay(DELAY))).await.unwrap();
     assert!(guard.is_some(), "it came later");
 }
 
@@ -334,41 +331,33 @@ async fn waiting_contenders_observe_a_former_holders_delay() {
 async fn former_roles_suffice_except_for_lock_delays() {
     let server = server().await;
     let mut raw = raw(&server).await;
-    for (user, role) in [("root", "root"), ("u", "r")] {
-        raw.user_add(user, "p", None).await.unwrap();
-        raw.role_add(role).await.unwrap();
-        raw.user_grant_role(user, role).await.unwrap();
-    }
-    for range in ["enlist/services/", "enlist/locks/", "enlist/elections/"] {
-        raw.role_grant_permission("r", Permission::read_write(range).with_prefix()).await.unwrap();
-    }
-    raw.auth_enable().await.unwrap();
+    enable_authentication(&mut raw, &["enlist/services/", "enlist/locks/", "enlist/elections/"]).await;
     let etcd = Etcd::builder([server.url()]).user("u", "p".to_owned()).connect().await.unwrap();
     let _registration = register_with(&etcd, "i", RegisterOptions::new()).await;
     etcd.publish(&service(), instance("fixed")).await.unwrap();
-    let guard = soon("acquired", etcd.acquire(&name(), short())).await.unwrap();
+    let guard = soon("acquired", etcd.acquire(&lock_name(), short())).await.unwrap();
     guard.release().await.unwrap();
-    let leadership = soon("elected", etcd.campaign(&name(), "v", short())).await.unwrap();
+    let leadership = soon("elected", etcd.campaign(&lock_name(), "v", short())).await.unwrap();
     leadership.resign().await.unwrap();
 
     let delayed = || short().lock_delay(TTL);
-    let refused = soon("refused", etcd.acquire(&name(), delayed())).await.unwrap_err();
+    let refused = soon("refused", etcd.acquire(&lock_name(), delayed())).await.unwrap_err();
     assert!(matches!(refused, Error::PermissionDenied { .. }), "{refused:?}");
     let as_root = Some(etcd_client::ConnectOptions::new().with_user("root", "p"));
     let mut root = etcd_client::Client::connect([server.url()], as_root).await.unwrap();
     for range in ["enlist/lock-marks/", "enlist/election-marks/"] {
         root.role_grant_permission("r", Permission::read_write(range).with_prefix()).await.unwrap();
     }
-    let guard = soon("acquired", etcd.acquire(&name(), delayed())).await.unwrap();
+    let guard = soon("acquired", etcd.acquire(&lock_name(), delayed())).await.unwrap();
     guard.release().await.unwrap();
-    let leadership = soon("elected", etcd.campaign(&name(), "v", delayed())).await.unwrap();
+    let leadership = soon("elected", etcd.campaign(&lock_name(), "v", delayed())).await.unwrap();
     leadership.resign().await.unwrap();
 
     let permit = || SemaphoreOptions::new().ttl(TTL).permits_if_unset(1);
-    let refused = soon("refused", etcd.acquire_permits(&name(), permit())).await.unwrap_err();
+    let refused = soon("refused", etcd.acquire_permits(&lock_name(), permit())).await.unwrap_err();
     assert!(matches!(refused, Error::PermissionDenied { .. }), "{refused:?}");
     root.role_grant_permission("r", Permission::read_write("enlist/semaphore").with_prefix()).await.unwrap();
-    let guard = soon("granted", etcd.acquire_permits(&name(), permit())).await.unwrap();
+    let guard = soon("granted", etcd.acquire_permits(&lock_name(), permit())).await.unwrap();
     guard.release().await.unwrap();
 }
 
@@ -377,17 +366,17 @@ async fn candidates_of_both_versions_exclude_each_other() {
     let server = server().await;
     let (mut former, etcd) = (Former::start(&server).await, Etcd::connect(server.url()).await.unwrap());
     let leading = former.store("entries", "election").await;
-    assert_eq!(etcd.leader(&name()).await.unwrap().unwrap().value, "10.0.0.1:9000");
+    assert_eq!(etcd.leader(&lock_name()).await.unwrap().unwrap().value, "10.0.0.1:9000");
     let mut campaigning = BackgroundTask::run({
         let etcd = etcd.clone();
-        async move { etcd.campaign(&name(), "10.0.0.2:9000", short()).await.unwrap() }
+        async move { etcd.campaign(&lock_name(), "10.0.0.2:9000", short()).await.unwrap() }
     });
     let entries = queue(&mut former.raw, "enlist/elections/default/l/", 2).await;
     assert_eq!(entry(&entries[1]), entry(&entries[0]).replace("10.0.0.1", "10.0.0.2"));
     former.leave(&leading).await;
     let leadership = campaigning.done("its turn").await;
     former.store("entries", "election").await;
-    assert_eq!(etcd.leader(&name()).await.unwrap().unwrap().value, "10.0.0.2:9000");
+    assert_eq!(etcd.leader(&lock_name()).await.unwrap().unwrap().value, "10.0.0.2:9000");
     leadership.resign().await.unwrap();
-    assert_eq!(etcd.leader(&name()).await.unwrap().unwrap().value, "10.0.0.1:9000");
+    assert_eq!(etcd.leader(&lock_name()).await.unwrap().unwrap().value, "10.0.0.1:9000");
 }

@@ -8,9 +8,8 @@ mod support;
 use std::time::Duration;
 
 use enlist::{Counter, Resolver, ServiceRef};
-use enlist_etcd::{Etcd, SessionRuntime};
 use enlist_testkit::{FakeEtcd, eventually, soon};
-use support::logged::Logged;
+use support::{logged::Logged, scripted::client};
 use tracing_subscriber::filter::LevelFilter;
 
 /// Each broken value is counted for each watcher, and ten per minute are logged, over all watchers.
@@ -18,7 +17,7 @@ use tracing_subscriber::filter::LevelFilter;
 async fn malformed_values_are_rarely_logged() {
     let (logged, _logging) = Logged::from(LevelFilter::WARN);
     let fake = FakeEtcd::start();
-    let etcd = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller).build().unwrap();
+    let etcd = client(&fake);
     let service = ServiceRef::parse("svc").unwrap();
     let garbage = |from: usize, to: usize| {
         fake.put_all((from..to).map(|number| (format!("enlist/services/default/svc/i{number}"), "garbage")));

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
+mod support;
+
 use std::{
     future::ready,
     sync::{
@@ -15,8 +17,9 @@ use enlist::{
     Deregistered, Endpoint, Health, Instance, InstanceId, Migration, OnDelete, RegisterOptions, Registration,
     RegistrationState, Registry, ServiceRef, Side,
 };
-use enlist_etcd::{Etcd, EtcdNaming, SessionRuntime};
+use enlist_etcd::{Etcd, EtcdNaming};
 use enlist_testkit::{FakeEtcd, Misbehavior, eventually, soon};
+use support::{is_registered, scripted::builder};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -31,7 +34,7 @@ impl Checked {
     /// Returns a registration that is checked every second.
     async fn start() -> Self {
         let fake = FakeEtcd::start();
-        let builder = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller);
+        let builder = builder(&fake);
         let (etcd, service) = (builder.layout(EtcdNaming::default()).build().unwrap(), ServiceRef::parse("s").unwrap());
         let endpoint = Endpoint::new("10.0.0.1", 80).unwrap();
         let instance = Instance::new(InstanceId::parse("a").unwrap(), [endpoint]).unwrap();
@@ -65,10 +68,6 @@ impl Checked {
 
 fn is_withdrawn(state: &RegistrationState) -> bool {
     matches!(state, RegistrationState::Withdrawn)
-}
-
-fn is_registered(state: &RegistrationState) -> bool {
-    matches!(state, RegistrationState::Registered { .. })
 }
 
 #[tokio::test(start_paused = true)]
@@ -125,7 +124,7 @@ async fn a_late_creation_shows_no_failing_instance() {
 #[tokio::test(start_paused = true)]
 async fn each_migration_side_reports_failing_checks() {
     let fake = FakeEtcd::start();
-    let client = || Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller);
+    let client = || builder(&fake);
     let native = Side::new(Arc::new(client().build().unwrap()));
     let naming = Side::new(Arc::new(client().layout(EtcdNaming::default()).build().unwrap()));
     let both = Migration::new(native).and(naming);

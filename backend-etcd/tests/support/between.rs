@@ -83,13 +83,8 @@ impl Between {
         let (released, done) = (watch::Sender::new(false), watch::Sender::new(false));
         let state = Arc::new(ProxyState { etcd, plan: Mutex::default(), released, done, tasks: TaskOwner::new() });
         let handler = Arc::clone(&state);
-        let forward = service_fn(move |request| forward(Arc::clone(&handler), request));
-        let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let url = format!("http://{}", incoming.local_addr().unwrap());
         let serving = TaskOwner::new();
-        let routes = Routes::from(axum::Router::new().fallback_service(forward));
-        let serve = Server::builder().add_routes(routes).serve_with_incoming(incoming);
-        in_background(&serving, async move { serve.await.unwrap() });
+        let url = serve(&serving, move |request| forward(Arc::clone(&handler), request));
         Self { url, state, _serving: serving }
     }
 
@@ -123,6 +118,20 @@ impl Between {
         })
         .await;
     }
+}
+
+/// Serves gRPC calls with `answer` until the owner is dropped. Returns the URL.
+pub(crate) fn serve<F, R>(tasks: &TaskOwner, answer: F) -> String
+where
+    F: Fn(http::Request<axum::body::Body>) -> R + Clone + Send + Sync + 'static,
+    R: Future<Output = Result<http::Response<Body>, Infallible>> + Send + 'static,
+{
+    let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let url = format!("http://{}", incoming.local_addr().unwrap());
+    let routes = Routes::from(axum::Router::new().fallback_service(service_fn(answer)));
+    let serving = Server::builder().add_routes(routes).serve_with_incoming(incoming);
+    in_background(tasks, async move { serving.await.unwrap() });
+    url
 }
 
 async fn forward(

@@ -5,12 +5,13 @@
 pub(crate) mod between;
 pub(crate) mod logged;
 pub(crate) mod recorder;
+pub(crate) mod scripted;
 
 use std::{future::Future, time::Duration};
 
 use enlist::{
-    Endpoint, Instance, InstanceId, Moment, RegisterOptions, Registration, Registry, Resolver, ServiceRef, Snapshot,
-    TaskOwner, backend::sleep_until_elapsed,
+    Endpoint, Instance, InstanceId, LockName, Moment, RegisterOptions, Registration, RegistrationState, Registry,
+    Resolver, ServiceRef, Snapshot, TaskOwner, backend::sleep_until_elapsed,
 };
 use enlist_etcd::Etcd;
 use enlist_testkit::{EtcdServer, Provider, ServerOptions, eventually, soon};
@@ -20,12 +21,22 @@ pub(crate) const TTL: Duration = Duration::from_secs(5);
 /// Prefix of the instances' keys.
 pub(crate) const PREFIX: &str = "enlist/services/default/svc/";
 
+/// Prefix of the queue entries of the lock [`lock_name`].
+pub(crate) const LOCK_QUEUE: &str = "enlist/locks/default/l/";
+
+/// Variable with the task of a child process that is this program itself.
+pub(crate) const CHILD: &str = "ENLIST_TEST_CHILD";
+
 pub(crate) fn service() -> ServiceRef {
     ServiceRef::parse("svc").unwrap()
 }
 
 pub(crate) fn instance(id: &str) -> Instance {
     Instance::new(InstanceId::parse(id).unwrap(), [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap()
+}
+
+pub(crate) fn lock_name() -> LockName {
+    LockName::parse("l").unwrap()
 }
 
 pub(crate) fn options() -> RegisterOptions {
@@ -43,6 +54,37 @@ pub(crate) async fn server() -> EtcdServer {
 
 pub(crate) async fn raw(server: &EtcdServer) -> etcd_client::Client {
     etcd_client::Client::connect([server.url()], None).await.unwrap()
+}
+
+/// Number of leases in the store.
+pub(crate) async fn leases(server: &EtcdServer) -> usize {
+    raw(server).await.leases().await.unwrap().leases().len()
+}
+
+/// Waits until the store has no lease: the longest has run out.
+pub(crate) async fn no_lease_is_left(server: &EtcdServer) {
+    eventually("no lease is left", || async {
+        match leases(server).await {
+            0 => Ok(()),
+            left => Err(left),
+        }
+    })
+    .await;
+}
+
+/// Creates the users `root` and `u`, of which `u` may use only these ranges, and enables authentication. The password
+/// of both is `p`.
+pub(crate) async fn enable_authentication(raw: &mut etcd_client::Client, ranges: &[&str]) {
+    for (user, role) in [("root", "root"), ("u", "r")] {
+        raw.user_add(user, "p", None).await.unwrap();
+        raw.role_add(role).await.unwrap();
+        raw.user_grant_role(user, role).await.unwrap();
+    }
+    for range in ranges {
+        let permission = etcd_client::Permission::read_write(*range).with_prefix();
+        raw.role_grant_permission("r", permission).await.unwrap();
+    }
+    raw.auth_enable().await.unwrap();
 }
 
 /// Outcome of a renewal by a client without write permission for the keys of the lease.
@@ -90,6 +132,19 @@ pub(crate) async fn register_many(etcd: &Etcd, count: usize) -> Vec<Registration
         registrations.push(register(etcd, &format!("i{id}")).await);
     }
     registrations
+}
+
+pub(crate) fn is_registered(state: &RegistrationState) -> bool {
+    matches!(state, RegistrationState::Registered { .. })
+}
+
+/// Waits for a state that satisfies `fits`.
+pub(crate) async fn state(registration: &Registration, fits: impl Fn(&RegistrationState) -> bool) -> RegistrationState {
+    eventually("the state", || async {
+        let now = registration.state();
+        if fits(&now) { Ok(now) } else { Err(now) }
+    })
+    .await
 }
 
 pub(crate) async fn listed(etcd: &Etcd, count: usize) -> Snapshot {
