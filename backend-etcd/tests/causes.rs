@@ -43,7 +43,7 @@ async fn causes(logged: &Logged, address: SocketAddr) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn causes_name_the_endpoint_and_the_system_error() {
+async fn causes_identify_the_failed_connection() {
     let (logged, _logging) = Logged::from(LevelFilter::DEBUG);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let silent = listener.local_addr().unwrap();

@@ -148,7 +148,7 @@ async fn native_keys_are_as_documented() {
 }
 
 #[tokio::test]
-async fn garbage_is_skipped_counted_and_never_shown() {
+async fn skipped_garbage_is_never_shown() {
     let server = EtcdServer::start().await;
     let (mut raw, etcd) = (raw(&server).await, Etcd::connect(server.url()).await.unwrap());
     let recorder = Recorder::start(server.url());
@@ -179,7 +179,7 @@ async fn garbage_is_skipped_counted_and_never_shown() {
 }
 
 #[tokio::test]
-async fn history_ends_at_compaction_and_at_the_creation() {
+async fn history_ends_at_the_oldest_known_version() {
     let server = EtcdServer::start().await;
     let (mut raw, etcd) = (raw(&server).await, Etcd::connect(server.url()).await.unwrap());
     let mut revisions = Vec::new();
@@ -272,7 +272,7 @@ async fn recorder_has(recorder: &Recorder, etcd: &Etcd, at: Revision) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn crashes_and_silence_leave_no_gap_in_configuration() {
+async fn faults_leave_no_gap_in_configuration() {
     let mut server = server().await;
     let recorder = Recorder::start(server.url());
     let proxy = Proxy::start(server.address()).await.unwrap();

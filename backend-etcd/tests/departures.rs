@@ -109,7 +109,7 @@ async fn without_an_answer_an_instance_counts_as_dead() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn lost_leases_and_rollbacks_are_no_departures() {
+async fn losses_are_no_departures() {
     let mut watching = Watching::of(&["a"]).await;
     watching.fake.revoke_all();
     let change = watching.next().await;

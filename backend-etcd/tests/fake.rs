@@ -128,7 +128,7 @@ async fn an_honest_server_never_needs_a_repair() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_audit_repairs_lost_puts_and_deletes() {
+async fn an_audit_repairs_lost_events() {
     let mut watching = Watching::start().await;
     watching.opened().await;
     watching.fake.misbehave(Misbehavior::Lose);
@@ -347,7 +347,7 @@ async fn events_with_future_revisions_keep_the_watch() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn silent_streams_and_servers_are_noticed_soon() {
+async fn silence_is_noticed_soon() {
     let mut watching = Watching::start().await;
     watching.opened().await;
     watching.fake.misbehave(Misbehavior::Silence);

@@ -533,7 +533,7 @@ fn etcd_concurrency_writes_the_bytes_that_etcd_writes() {
 }
 
 #[test]
-fn etcd_concurrency_decodes_holders_and_queue_order() {
+fn etcd_concurrency_decodes_recorded_queues() {
     let fixture: Value = serde_json::from_str(ETCD_CONCURRENCY).unwrap();
     for case in cases(&fixture, "read") {
         let (name, kind) = (LockName::parse(text(case, "lock_name")).unwrap(), kind_of(&case["kind"]));

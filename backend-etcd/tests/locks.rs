@@ -58,7 +58,7 @@ async fn gobase_lock(raw: &mut etcd_client::Client, key: &str, ttl: i64) -> Opti
 
 /// gobase's requests and this crate's locks exclude each other, in both directions. `interop` tests the same with Go.
 #[tokio::test]
-async fn gobase_and_ours_exclude_each_other() {
+async fn gobase_locks_exclude_ours() {
     const KEY: &str = "/locks/nightly";
     let server = server().await;
     let (one, two) = (
@@ -383,7 +383,7 @@ fn etcdctl() -> PathBuf {
 }
 
 #[tokio::test]
-async fn etcdctl_lock_and_ours_queue_behind_each_other() {
+async fn etcdctl_lock_shares_our_queue() {
     let server = server().await;
     let etcd = Etcd::builder([server.url()]).lock_layout(EtcdConcurrency).connect().await.unwrap();
     let job = LockName::parse("nightly").unwrap();
@@ -415,7 +415,7 @@ async fn etcdctl_lock_and_ours_queue_behind_each_other() {
 }
 
 #[tokio::test]
-async fn etcdctl_elect_and_ours_queue_behind_each_other() {
+async fn etcdctl_elect_shares_our_queue() {
     let server = server().await;
     let etcd = Etcd::builder([server.url()]).lock_layout(EtcdConcurrency).connect().await.unwrap();
     let office = LockName::parse("office").unwrap();

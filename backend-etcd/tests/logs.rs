@@ -14,7 +14,7 @@ use support::{logged::Logged, scripted::client};
 use tracing_subscriber::filter::LevelFilter;
 
 #[tokio::test(start_paused = true)]
-async fn logs_have_constant_messages_and_subject_fields() {
+async fn logs_have_constant_messages_with_fields() {
     let (logged, _logging) = Logged::from(LevelFilter::INFO);
     let fake = FakeEtcd::start();
     let etcd = client(&fake);

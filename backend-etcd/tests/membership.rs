@@ -87,7 +87,7 @@ impl User {
 /// quorum consists of members that were not among its endpoints. Control: a client without member sync is cut off then,
 /// and the learner itself refuses requests.
 #[tokio::test]
-async fn members_come_and_go_under_running_clients() {
+async fn running_clients_follow_changed_members() {
     let mut cluster = EtcdCluster::start().await;
     let learner = cluster.add_learner().await;
     let refused = soon("refused", Etcd::connect(learner.clone())).await.unwrap_err();
@@ -135,7 +135,7 @@ async fn members_come_and_go_under_running_clients() {
 /// The leader loses its disk, is removed, and is added again without data at the same address. Control: it has another
 /// member id than before, and the others had another leader meanwhile.
 #[tokio::test]
-async fn a_wiped_and_added_member_is_not_noticed() {
+async fn a_replaced_member_is_not_noticed() {
     let mut cluster = EtcdCluster::start().await;
     let leader = cluster.leader().await;
     let mut users = Vec::new();

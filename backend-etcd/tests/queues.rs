@@ -55,7 +55,7 @@ async fn read_with_change_after_first_list(
 
 /// The holder loses its key and its delay begins right after the entries were read.
 #[tokio::test(start_paused = true)]
-async fn entries_and_marks_are_of_one_revision() {
+async fn a_queue_is_read_at_one_revision() {
     let fake = FakeEtcd::start();
     fake.put(entry("l"), VALUE);
     let queue = read_with_change_after_first_list(fake, |fake| {

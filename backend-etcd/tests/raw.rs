@@ -16,7 +16,7 @@ use support::{raw, scripted::client};
 
 /// go-kit returns its users' values unchanged, and reads every registered one.
 #[tokio::test]
-async fn prefix_watches_show_foreign_and_registered_keys() {
+async fn prefix_watches_show_keys_of_all_clients() {
     let server = EtcdServer::start().await;
     let mut raw = raw(&server).await;
     let etcd = Etcd::builder([server.url()]).layout(GoKit::default()).connect().await.unwrap();

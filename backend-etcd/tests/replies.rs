@@ -199,7 +199,7 @@ async fn lose_each(method: &'static str, fault: Fault, start: usize, step: usize
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn any_lost_reply_leaves_one_key_and_lease() {
+async fn any_lost_reply_leaves_one_leased_key() {
     let methods = ["Txn", "Range", "LeaseGrant", "LeaseRevoke", "Watch", "LeaseKeepAlive", "LeaseTimeToLive"];
     let each = |(method, fault)| {
         // Waiting for responses takes time: several runs in parallel.

@@ -236,7 +236,7 @@ async fn unreadable_numbers_admit_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn newer_numbers_are_used_and_not_overwritten() {
+async fn newer_numbers_are_never_overwritten() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let newer = r#"{"v":2,"permits":1,"burst":3}"#;

@@ -395,7 +395,7 @@ async fn a_quiet_service_in_busy_stores_stays_fresh() {
 
 /// Row 9: a round trip takes half a second, plus or minus up to half a second.
 #[tokio::test]
-async fn latency_and_jitter_cost_no_lease() {
+async fn varying_latency_costs_no_lease() {
     let server = server().await;
     let proxy = Proxy::start(server.address()).await.unwrap();
     let etcd = Etcd::builder([proxy.url()]).connect().await.unwrap();

@@ -462,7 +462,7 @@ proptest! {
 
     /// A key identifies its service.
     #[test]
-    fn a_key_names_its_service_and_its_id(service in name(), id in name()) {
+    fn a_key_identifies_its_instance(service in name(), id in name()) {
         for layout in layouts() {
             let (service, id) = (ServiceRef::parse(&service).unwrap(), InstanceId::parse(&id).unwrap());
             let Ok(key) = layout.key(&service, &id, Some(LeaseId::new(7))) else { continue };

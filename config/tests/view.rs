@@ -154,7 +154,7 @@ async fn a_wiped_store_leaves_the_last_good_value() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_view_starts_from_disk_and_then_follows() {
+async fn a_view_from_disk_follows_the_store() {
     let (place, store) = (tempfile::tempdir().unwrap(), MemoryStore::new());
     let client = store.client();
     put(&client, NAME, "port = 1").await;
@@ -348,7 +348,7 @@ async fn variables_override_the_store() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn callbacks_get_values_and_may_panic() {
+async fn a_panicking_callback_gets_later_values() {
     let client = MemoryStore::new().client();
     put(&client, NAME, "port = 1").await;
     let view = builder(&client).open().await.unwrap();

@@ -36,7 +36,7 @@ async fn work_runs_only_while_leading() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_loss_ends_the_work_and_the_run() {
+async fn a_loss_ends_the_run() {
     let store = MemoryStore::new();
     let client = store.client();
     let candidate = candidate(&client);

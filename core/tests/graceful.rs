@@ -24,7 +24,7 @@ async fn health(client: &MemoryClient) -> Option<Health> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn draining_precedes_deregistration_and_the_server_stop() {
+async fn draining_precedes_the_server_stop() {
     let store = MemoryStore::new();
     let (server, client) = (store.client(), store.client());
     let registration = register(&server).await;

@@ -88,7 +88,7 @@ async fn services_of_all_sides_are_watched() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn weights_and_updates_reach_every_side() {
+async fn updates_reach_every_side() {
     let (old, new) = (MemoryStore::new(), MemoryStore::new());
     let migration = Migration::new(side(&new.client())).and(side(&old.client()).default_weight(10));
     let registration = migration.register(&service(), instance("a", 1).with_weight(50), options()).await.unwrap();

@@ -348,7 +348,7 @@ async fn a_moved_instance_gets_a_new_client() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_deadline_covers_all_attempts_and_their_delays() {
+async fn the_deadline_covers_all_attempts_of_a_pool() {
     let case = Case::new(&["a"]).await;
     let begun = tokio::time::Instant::now();
     let retry = Retry::new(|_: &&str| true).attempts(1000).deadline(Duration::from_secs(5));
@@ -637,7 +637,7 @@ impl Drop for Nosy {
 }
 
 #[test]
-fn constructors_and_destructors_may_use_the_pool() {
+fn clients_may_use_their_pool() {
     in_time(|| async {
         let store = MemoryStore::new();
         let instance = Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("10.0.0.1:80").unwrap()]);

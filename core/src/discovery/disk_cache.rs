@@ -174,7 +174,7 @@ mod tests {
 
     /// The checksum is right, but the file may belong to another service.
     #[test]
-    fn a_picture_in_the_former_format_is_not_read() {
+    fn a_copy_in_another_format_is_not_read() {
         let (place, shown) = (tempfile::tempdir().unwrap(), snapshot(&["a".to_owned()]));
         write(place.path(), &shown, Duration::ZERO).unwrap();
         let path = file(place.path(), shown.service()).path();

@@ -1,4 +1,5 @@
-//! Lengths of the names of tests. A name states subject and behaviour; the reason and the setup belong into comments.
+//! Names of tests. A name states subject and behaviour in few words; the reason and the setup belong into comments. A
+//! conformance case has one behaviour.
 
 use super::{known::Finding, sources::Source, tokens::tokens};
 
@@ -19,8 +20,12 @@ pub(super) fn findings(sources: &[Source]) -> Vec<Finding> {
         }
         let functions =
             all.iter().enumerate().filter(|(at, token)| **token == "fn" && (is_case || is_test(&all[..*at])));
-        let names = functions.filter_map(|(at, _)| all.get(at + 1));
-        let long: Vec<_> = names.filter(|name| name.split('_').count() > MAX_WORDS).collect();
+        let names: Vec<_> = functions.filter_map(|(at, _)| all.get(at + 1)).collect();
+        if let Some(joined) = names.iter().find(|name| is_case && name.contains("_and_")) {
+            let detail = format!("case whose name joins two behaviours, {joined}");
+            findings.push(Finding::new("test-names", source.path.display().to_string(), 1, detail));
+        }
+        let long: Vec<_> = names.iter().filter(|name| name.split('_').count() > MAX_WORDS).collect();
         if let Some(first) = long.first() {
             let detail = format!("tests whose names have over {MAX_WORDS} words, such as {first}");
             findings.push(Finding::new("test-names", source.path.display().to_string(), long.len(), detail));
@@ -64,6 +69,12 @@ mod tests {
     #[test]
     fn conformance_cases_are_tests() {
         assert_eq!(found("testkit/src/conformance/cases/a.rs", &format!("pub async fn {EIGHT}_x() {{}}")).len(), 1);
+    }
+
+    #[test]
+    fn a_conformance_case_has_one_behaviour() {
+        assert_eq!(found("testkit/src/conformance/cases/a.rs", "pub async fn a_and_b() {}").len(), 1);
+        assert!(found("x/tests/a.rs", "#[test] fn a_and_b() {}").is_empty());
     }
 
     #[test]

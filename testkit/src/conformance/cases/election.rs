@@ -99,7 +99,7 @@ pub async fn a_lost_leader_proclaims_nothing(h: &impl Harness) {
     assert_eq!(led_by(&one, &name).await.as_deref(), Some("two"));
 }
 
-pub async fn an_observer_sees_leaders_come_and_go(h: &impl Harness) {
+pub async fn an_observer_sees_each_leader(h: &impl Harness) {
     let (one, two, name) = (h.client().await, h.client().await, lock(h, "e"));
     let mut watcher = two.observe(&name).await.unwrap();
     let first = soon("known to have no leader", watcher.next()).await.unwrap();
@@ -144,7 +144,7 @@ pub async fn a_dropped_campaign_leaves_the_queue(h: &impl Harness) {
     queue_has(h, &name, 1).await;
 }
 
-pub async fn elections_and_locks_of_one_name_are_apart(h: &impl Harness) {
+pub async fn elections_are_apart_from_locks(h: &impl Harness) {
     let (client, name) = (h.client().await, lock(h, "both"));
     let guard = soon("acquired", client.acquire(&name, lock_options(h))).await.unwrap();
     assert_eq!(led_by(&client, &name).await, None);

@@ -10,7 +10,7 @@ use crate::{
     wait::{eventually, soon},
 };
 
-pub async fn a_registration_tells_its_lease(h: &impl Harness) {
+pub async fn a_registration_reports_its_lease(h: &impl Harness) {
     let (server, cut, service) = (h.client().await, h.client().await, service(h, "svc"));
     let a = register(h, &server, &service, "a").await;
     let first = a.lease();
@@ -60,7 +60,7 @@ pub async fn several_registrations_share_a_granted_lease(h: &impl Harness) {
     assert_eq!(endpoints(&resolve(&*other, &service).await), expected(&["c"]));
 }
 
-pub async fn revoking_a_granted_lease_removes_what_it_keeps(h: &impl Harness) {
+pub async fn revoking_a_granted_lease_removes_its_instances(h: &impl Harness) {
     let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
     let lease = server.grant_lease(h.ttl()).await.unwrap();
     let a = server.register(&service, instance("a"), options(h).lease(&lease)).await.unwrap();

@@ -92,7 +92,7 @@ pub async fn a_lock_delay_counts_as_held(h: &impl Harness) {
     drop(successor);
 }
 
-pub async fn a_lock_delay_passes_between_readers_and_writers(h: &impl Harness) {
+pub async fn a_lock_delay_separates_writers_from_readers(h: &impl Harness) {
     let (one, two, three, name) = (h.client().await, h.client().await, h.client().await, lock(h, "l"));
     let delay = Duration::from_secs(2);
     let delayed = || lock_options(h).lock_delay(delay);

@@ -189,7 +189,7 @@ pub async fn a_crashed_run_is_repeated(h: &impl Harness) {
     assert!(matches!(aborted, Err(Error::LeaseLost | Error::Closed)), "the lock was lost: {aborted:?}");
 }
 
-pub async fn a_cut_off_run_is_aborted_and_repeated(h: &impl Harness) {
+pub async fn a_cut_off_run_is_repeated(h: &impl Harness) {
     let aborted = repeated_after(h, async |client: &Client| client.cut().await).await;
     assert!(matches!(aborted, Err(Error::LeaseLost)), "the lock was lost: {aborted:?}");
 }
@@ -266,7 +266,7 @@ pub async fn a_forgotten_job_runs_again(h: &impl Harness) {
     ran(&run(h, &two, &name).await);
 }
 
-pub async fn a_job_runs_again_if_asked(h: &impl Harness) {
+pub async fn a_job_runs_again_on_request(h: &impl Harness) {
     let (one, two, name) = (h.client().await, h.client().await, lock(h, "job"));
     let again = one.once().again();
     let first = ran(&run_with(h, &again, &name).await);

@@ -17,7 +17,7 @@ pub async fn a_published_instance_outlives_its_publisher(h: &impl Harness) {
     assert_eq!(h.lease_of(&service, &id("a")).await, None);
 }
 
-pub async fn publishing_again_replaces_it(h: &impl Harness) {
+pub async fn publishing_again_replaces_the_instance(h: &impl Harness) {
     let (publisher, service) = (h.client().await, service(h, "svc"));
     let first = publisher.publish(&service, instance("a")).await.unwrap();
     let second = publisher.publish(&service, instance("a").with_weight(7)).await.unwrap();
@@ -34,13 +34,13 @@ pub async fn a_removed_instance_is_returned(h: &impl Harness) {
     assert!(resolve(&*publisher, &service).await.is_empty());
 }
 
-pub async fn removing_what_is_not_there_says_so(h: &impl Harness) {
+pub async fn removing_an_absent_instance_is_reported(h: &impl Harness) {
     let (operator, service) = (h.client().await, service(h, "svc"));
     let missing = operator.remove(&service, &id("a")).await;
     assert!(matches!(missing, Err(Error::NotRegistered { .. })), "a missing instance is reported: {missing:?}");
 }
 
-pub async fn a_registered_instance_is_neither_replaced_nor_removed(h: &impl Harness) {
+pub async fn a_registered_instance_is_protected_from_publishers(h: &impl Harness) {
     let (server, operator, service) = (h.client().await, h.client().await, service(h, "svc"));
     let _a = server.register(&service, instance("a"), options(h).owner("server")).await.unwrap();
     let before = only(&server, &service, |_| true).await;
@@ -96,7 +96,7 @@ pub async fn an_evicted_instance_comes_back_if_restored(h: &impl Harness) {
     assert_eq!(soon("deregistered", a.deregister()).await.unwrap(), Deregistered::Removed);
 }
 
-pub async fn evicting_what_changed_since_is_refused(h: &impl Harness) {
+pub async fn evicting_a_changed_instance_is_refused(h: &impl Harness) {
     let (server, operator, service) = (h.client().await, h.client().await, service(h, "svc"));
     let registration = register(h, &server, &service, "a").await;
     let before = only(&operator, &service, |_| true).await;
@@ -106,7 +106,7 @@ pub async fn evicting_what_changed_since_is_refused(h: &impl Harness) {
     assert_eq!(only(&operator, &service, |_| true).await.modified(), changed);
 }
 
-pub async fn evicting_what_is_not_there_says_so(h: &impl Harness) {
+pub async fn evicting_an_absent_instance_is_reported(h: &impl Harness) {
     let (operator, service) = (h.client().await, service(h, "svc"));
     let published = operator.publish(&service, instance("b")).await.unwrap();
     for modified in [None, Some(published)] {

@@ -29,7 +29,7 @@ async fn has(client: &Client, name: &LockName, holders: usize, waiting: usize) -
     .await
 }
 
-pub async fn a_lock_queue_has_holder_and_waiting_contenders(h: &impl Harness) {
+pub async fn a_lock_queue_lists_contenders_in_order(h: &impl Harness) {
     let (one, two, client) = (h.client().await, h.client().await, h.client().await);
     let name = lock(h, "job");
     let free = soon("read", client.lock_queue(&name)).await.unwrap();
@@ -94,7 +94,7 @@ pub async fn locks_are_listed_with_their_queues(h: &impl Harness) {
     assert_eq!(lock_queues(&client, &namespace).await, [], "a free lock is not listed");
 }
 
-pub async fn elections_are_listed_with_leader_and_candidates(h: &impl Harness) {
+pub async fn elections_are_listed_with_their_queues(h: &impl Harness) {
     let (one, two, client) = (h.client().await, h.client().await, h.client().await);
     let name = lock(h, "office");
     let free = soon("read", client.election_queue(&name)).await.unwrap();

@@ -108,7 +108,7 @@ pub async fn a_prefix_is_listed_recursively(h: &impl Harness) {
     assert!(list(h, &client, "svc/a/b/c/").await.is_empty());
 }
 
-pub async fn a_prefix_watch_tells_exactly_what_changed(h: &impl Harness) {
+pub async fn a_prefix_watch_reports_exactly_the_changes(h: &impl Harness) {
     let (server, client) = (h.client().await, h.client().await);
     let a = put(h, &server, "a", "1").await;
     let mut watcher = watch_raw(h, &client).await;
@@ -165,7 +165,7 @@ pub async fn an_outage_keeps_the_prefix_snapshot(h: &impl Harness) {
     stays_fresh(&live.freshness).await;
 }
 
-pub async fn a_prefix_watch_survives_compaction_and_a_wipe(h: &impl Harness) {
+pub async fn a_prefix_watch_survives_lost_history(h: &impl Harness) {
     let (server, client) = (h.client().await, h.client().await);
     let (a, b) = (put(h, &server, "a", "1").await, put(h, &server, "b", "1").await);
     let mut watcher = watch_raw(h, &client).await;
@@ -244,7 +244,7 @@ pub async fn a_foreign_raw_value_is_not_overwritten(h: &impl Harness) {
     assert_eq!(soon("gone", theirs.deregister()).await.unwrap(), Deregistered::Removed);
 }
 
-pub async fn a_raw_value_goes_with_its_registration(h: &impl Harness) {
+pub async fn a_raw_value_ends_with_its_registration(h: &impl Harness) {
     let (server, crashing, client) = (h.client().await, h.client().await, h.client().await);
     let a = put(h, &server, "a", "1").await;
     assert_eq!(soon("gone", a.deregister()).await.unwrap(), Deregistered::Removed);
@@ -264,7 +264,7 @@ pub async fn a_raw_value_goes_with_its_registration(h: &impl Harness) {
     assert!(list(h, &client, "").await.is_empty());
 }
 
-pub async fn what_cannot_be_a_raw_value_is_refused(h: &impl Harness) {
+pub async fn an_invalid_raw_value_is_refused(h: &impl Harness) {
     let server = h.client().await;
     let refused = soon("refused", server.list_prefix(b"")).await.err();
     assert!(matches!(refused, Some(Error::InvalidConfig { field: "prefix", .. })), "{refused:?}");

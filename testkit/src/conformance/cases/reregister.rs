@@ -153,7 +153,7 @@ async fn outlast(h: &impl Harness, client: &Client, time: Duration) {
     listed(client, &clock, &[]).await;
 }
 
-pub async fn an_eviction_is_respected_if_asked(h: &impl Harness) {
+pub async fn an_eviction_is_respected_on_request(h: &impl Harness) {
     let (server, service) = (h.client().await, service(h, "svc"));
     let respects = options(h).on_delete(OnDelete::Respect);
     let a = server.register(&service, instance("a"), respects).await.unwrap();
@@ -199,7 +199,7 @@ pub async fn a_lost_lease_is_no_eviction(h: &impl Harness) {
     assert_eq!(soon("deregistered", a.deregister()).await.unwrap(), Deregistered::Removed);
 }
 
-pub async fn states_tell_what_happened(h: &impl Harness) {
+pub async fn states_report_each_change(h: &impl Harness) {
     let (server, service) = (h.client().await, service(h, "svc"));
     let a = register(h, &server, &service, "a").await;
     let RegistrationState::Registered { revision: first } = a.state() else {

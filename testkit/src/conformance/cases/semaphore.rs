@@ -312,7 +312,7 @@ pub async fn a_contender_for_permits_enters_the_queue_again(h: &impl Harness) {
     assert!(guard.is_held() && guard.fencing_token() > before);
 }
 
-pub async fn a_wiped_store_loses_permits_and_their_number(h: &impl Harness) {
+pub async fn a_wiped_store_loses_its_semaphores(h: &impl Harness) {
     let (one, two, name) = (h.client().await, h.client().await, lock(h, "s"));
     let guard = soon("granted", one.acquire_permits(&name, want(h, 1).permits_if_unset(1))).await.unwrap();
     let mut waiting = wait_for(h, &two, &name, want(h, 1).permits_if_unset(1), 2).await;
@@ -342,7 +342,7 @@ pub async fn compaction_does_not_disturb_a_wait_for_permits(h: &impl Harness) {
     assert!(second.done("its permit").await.unwrap().is_held());
 }
 
-pub async fn semaphores_and_locks_of_one_name_are_apart(h: &impl Harness) {
+pub async fn semaphores_are_apart_from_locks(h: &impl Harness) {
     let (client, name) = (h.client().await, lock(h, "l"));
     set(&client, &name, 1).await;
     let _guard = acquire(h, &client, &name).await;

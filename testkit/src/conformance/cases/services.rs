@@ -51,7 +51,7 @@ async fn until_services(
     }
 }
 
-pub async fn a_service_appears_and_disappears(h: &impl Harness) {
+pub async fn a_service_is_listed_while_it_has_instances(h: &impl Harness) {
     let (server, client) = (h.client().await, h.client().await);
     let _a = register(h, &server, &service(h, "a"), "i").await;
     let mut watcher = watch_services(&client, &h.namespace()).await;

@@ -62,7 +62,7 @@ pub async fn changes_come_with_exactly_their_events(h: &impl Harness) {
     assert!(removed.snapshot.is_empty());
 }
 
-pub async fn resolving_and_watching_agree(h: &impl Harness) {
+pub async fn resolving_agrees_with_watching(h: &impl Harness) {
     let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
     let mut watcher = watch(&client, &service).await;
     next(&mut watcher).await;
@@ -101,7 +101,7 @@ pub async fn a_slow_watcher_gets_the_net_difference(h: &impl Harness) {
     assert_eq!(change.events.len(), 3, "one update, one removal and one addition: {:?}", change.events);
 }
 
-pub async fn two_watchers_do_not_disturb_each_other(h: &impl Harness) {
+pub async fn watchers_of_one_service_are_independent(h: &impl Harness) {
     let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
     let (mut one, mut two) = (watch(&client, &service).await, watch(&client, &service).await);
     next(&mut one).await;
@@ -132,7 +132,7 @@ pub async fn a_dropped_next_loses_nothing(h: &impl Harness) {
     assert_eq!(endpoints(&seen), expected(&["a", "b", "c", "d"]));
 }
 
-pub async fn a_restart_under_one_id_shows(h: &impl Harness) {
+pub async fn a_restart_under_one_id_is_visible(h: &impl Harness) {
     let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
     let a = register(h, &server, &service, "a").await;
     let mut watcher = watch(&client, &service).await;
@@ -194,7 +194,7 @@ pub async fn age_grows_during_an_outage(h: &impl Harness) {
     assert!(back.freshness.age() < cut.freshness.age());
 }
 
-pub async fn what_happened_during_an_outage_is_told_exactly(h: &impl Harness) {
+pub async fn changes_during_an_outage_are_reported_exactly(h: &impl Harness) {
     outage(h, History::Kept).await;
 }
 

@@ -246,7 +246,7 @@ pub async fn the_history_begins_with_the_present_value(h: &impl Harness) {
     assert_eq!(versions[1..].iter().map(written).collect::<Vec<_>>(), known[..versions.len() - 1]);
 }
 
-pub async fn scopes_end_at_segments_and_at_namespaces(h: &impl Harness) {
+pub async fn a_scope_has_exactly_its_values(h: &impl Harness) {
     let (writer, client) = (h.client().await, h.client().await);
     for name in ["app", "app/log", "app/log/level", "app2/log", "app.toml", "ap"] {
         set(h, &writer, name, name).await;
@@ -300,7 +300,7 @@ pub async fn configuration_of_the_maximum_size_is_written(h: &impl Harness) {
     assert!(listed.len() == MAX_CONFIG_WRITES && listed.entries().all(|entry| entry.modified == at), "{listed:?}");
 }
 
-pub async fn what_cannot_be_configuration_is_refused(h: &impl Harness) {
+pub async fn invalid_configuration_is_refused(h: &impl Harness) {
     let client = h.client().await;
     let first = set(h, &client, "a", "1").await;
     client.cut().await;

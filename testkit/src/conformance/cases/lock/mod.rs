@@ -32,7 +32,7 @@ pub async fn impossible_lock_options_are_refused_locally(h: &impl Harness) {
     }
 }
 
-pub async fn locks_and_elections_use_the_renewal_interval(h: &impl Harness) {
+pub async fn contenders_renew_at_the_requested_interval(h: &impl Harness) {
     let (client, name) = (h.client().await, lock(h, "l"));
     // By default the first renewal would come after a third of this.
     let ttl = h.ttl() * 10;
@@ -182,7 +182,7 @@ pub async fn two_acquisitions_of_one_process_exclude_each_other(h: &impl Harness
     assert!(second.done("its turn").await.unwrap().is_held());
 }
 
-pub async fn locks_and_registrations_never_share_a_lease(h: &impl Harness) {
+pub async fn locks_share_no_lease_with_registrations(h: &impl Harness) {
     let (client, service, name) = (h.client().await, service(h, "svc"), lock(h, "l"));
     let _a = register(h, &client, &service, "a").await;
     let _guard = acquire(h, &client, &name).await;

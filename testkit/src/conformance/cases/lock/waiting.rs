@@ -106,7 +106,7 @@ pub async fn a_deadline_during_an_outage_leaves_nothing_behind(h: &impl Harness)
     drop(guard);
 }
 
-pub async fn a_contender_whose_lease_dies_learns_it(h: &impl Harness) {
+pub async fn a_contender_with_a_lost_lease_fails(h: &impl Harness) {
     let (one, two, name) = (h.client().await, h.client().await, lock(h, "l"));
     let guard = acquire(h, &one, &name).await;
     // The contender shares the lease of another lock of its process, by which the case finds it.

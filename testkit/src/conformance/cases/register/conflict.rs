@@ -133,7 +133,7 @@ pub async fn deregistering_at_once_removes_a_leftover_key(h: &impl Harness) {
     assert_eq!(endpoints(&resolve(&*two, &service).await), expected(&["c"]));
 }
 
-pub async fn dropping_at_once_leaves_what_a_predecessor_has(h: &impl Harness) {
+pub async fn a_registration_dropped_at_once_leaves_its_predecessor(h: &impl Harness) {
     let (one, two, service) = (h.client().await, h.client().await, service(h, "svc"));
     let mine = options(h).owner("me");
     let a = one.register(&service, instance("a"), mine.clone()).await.unwrap();
@@ -191,11 +191,11 @@ pub async fn taking_over_replaces_a_live_instance(h: &impl Harness) {
     assert_eq!(only(&two, &service, |_| true).await.instance().weight(), 7);
 }
 
-pub async fn registrations_with_one_owner_do_not_fight(h: &impl Harness) {
+pub async fn registrations_with_one_owner_settle(h: &impl Harness) {
     newest_stands(h, options(h).owner("me")).await;
 }
 
-pub async fn registrations_that_take_over_do_not_fight(h: &impl Harness) {
+pub async fn registrations_that_take_over_settle(h: &impl Harness) {
     newest_stands(h, options(h).on_conflict(OnConflict::TakeOver)).await;
 }
 
@@ -240,7 +240,7 @@ pub async fn the_newer_of_one_owner_survives_wipes(h: &impl Harness) {
     assert_eq!(only(&client, &service, |_| true).await.instance().weight(), 2);
 }
 
-pub async fn registrations_of_one_process_do_not_fight(h: &impl Harness) {
+pub async fn registrations_of_one_process_settle(h: &impl Harness) {
     let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
     let mine = options(h).owner("me");
     let a = server.register(&service, instance("a").with_weight(1), mine.clone()).await.unwrap();
@@ -291,7 +291,7 @@ pub async fn a_withdrawn_successor_gives_the_id_back(h: &impl Harness) {
     assert!(resolve(&*client, &service).await.is_empty());
 }
 
-pub async fn processes_on_one_given_lease_do_not_fight(h: &impl Harness) {
+pub async fn processes_on_one_given_lease_settle(h: &impl Harness) {
     let (keeper, one, two) = (h.client().await, h.client().await, h.client().await);
     let service = service(h, "svc");
     let _lease = register(h, &keeper, &service, "keeper").await;

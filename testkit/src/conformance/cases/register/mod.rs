@@ -21,7 +21,7 @@ pub async fn a_registered_instance_is_found(h: &impl Harness) {
     assert_eq!(endpoints(&resolve(&*client, &service).await), expected(&["a"]));
 }
 
-pub async fn everything_an_instance_says_is_carried(h: &impl Harness) {
+pub async fn an_instance_is_carried_completely(h: &impl Harness) {
     let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
     let urls = ["grpc://10.0.0.1:80", "http://[2001:db8::1]:8080", "unix:///run/x.sock", "tcp://host.example:9"];
     let instance = Instance::new(id("a"), urls.map(|url| Endpoint::parse(url).unwrap()))
@@ -128,7 +128,7 @@ pub async fn registrations_of_one_process_share_a_lease(h: &impl Harness) {
     assert!(shared, "one lease for both of a process, and another for the other process: {a:?}, {b:?} and {c:?}");
 }
 
-pub async fn an_instance_on_its_own_lease_dies_alone(h: &impl Harness) {
+pub async fn an_instance_on_its_own_lease_ends_alone(h: &impl Harness) {
     let (server, service) = (h.client().await, service(h, "svc"));
     let a = server.register(&service, instance("a"), own(h)).await.unwrap();
     let _b = server.register(&service, instance("b"), own(h)).await.unwrap();
@@ -281,7 +281,7 @@ pub async fn namespaces_do_not_see_each_other(h: &impl Harness) {
     assert_eq!(endpoints(&resolve(&*server, &two).await), expected(&["b"]));
 }
 
-pub async fn a_departure_is_told_from_a_death(h: &impl Harness) {
+pub async fn a_departure_differs_from_a_death(h: &impl Harness) {
     let (leaving, dying, client) = (h.client().await, h.client().await, h.client().await);
     let service = service(h, "svc");
     let a = register(h, &leaving, &service, "a").await;

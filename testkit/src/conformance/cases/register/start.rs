@@ -72,7 +72,7 @@ async fn registers_once_healed(h: &impl Harness, server: &Client, client: &Clien
     listed(client, service, &["a"]).await;
 }
 
-pub async fn attempts_are_limited_if_asked(h: &impl Harness) {
+pub async fn attempts_are_limited_on_request(h: &impl Harness) {
     let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
     server.cut().await;
     let twice = options(h).start(Start::Background).max_attempts(2);
