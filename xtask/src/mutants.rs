@@ -33,17 +33,17 @@ const PARTS: &[Part] = &[
         package: "enlist",
         files: &[
             // Steps of a registration and their delays.
-            "core/src/backend/reconcile.rs",
-            "core/src/backend/observation.rs",
-            "core/src/backend/key_claims.rs",
+            "core/src/backend/registration/reconcile.rs",
+            "core/src/backend/registration/observation.rs",
+            "core/src/backend/registration/key_claims.rs",
             "core/src/runtime/backoff.rs",
             // Queue positions, the validity of locks, fences.
-            "core/src/backend/guard_driver.rs",
-            "core/src/backend/queue_position.rs",
-            "core/src/backend/permit_position.rs",
+            "core/src/backend/lock/guard_driver.rs",
+            "core/src/backend/lock/queue_position.rs",
+            "core/src/backend/lock/permit_position.rs",
             "core/src/lock/guard.rs",
             "core/src/lock/options.rs",
-            "core/src/backend/lock_validity.rs",
+            "core/src/backend/lock/lock_validity.rs",
             "core/src/lock/fence.rs",
             // Ejection.
             "core/src/balancing/ejection.rs",
@@ -195,7 +195,7 @@ mod tests {
 
     #[test]
     fn a_survivor_is_known_at_any_line() {
-        let line = "core/src/backend/lock_validity.rs:52:9: replace LockValidity::lose with ()";
-        assert_eq!(without_position(line), "core/src/backend/lock_validity.rs: replace LockValidity::lose with ()");
+        let line = "core/src/lock/fence.rs:52:9: replace Fence::admit with ()";
+        assert_eq!(without_position(line), "core/src/lock/fence.rs: replace Fence::admit with ()");
     }
 }

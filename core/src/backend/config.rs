@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use async_trait::async_trait;
 
 use crate::{
-    backend::publisher::{Subscriber, Update},
+    backend::discovery::publisher::{Subscriber, Update},
     config::{
         limit::{MAX_CONFIG_BYTES, MAX_CONFIG_WRITES},
         snapshot::ConfigSnapshot,

@@ -7,8 +7,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     backend::{
-        proclamation::Proclamation,
-        publisher::{Subscriber, Update},
+        discovery::publisher::{Subscriber, Update},
+        lock::proclamation::Proclamation,
     },
     discovery::freshness::Freshness,
     error::Error,

@@ -6,7 +6,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    backend::{lock_validity::LockValidity, publisher::OwnerHandle},
+    backend::{discovery::publisher::OwnerHandle, lock::lock_validity::LockValidity},
     error::Error,
     lock::loss::{Loss, Released},
     model::{name::LockName, revision::FencingToken},

@@ -1,6 +1,6 @@
 //! Locks, elections and semaphores: the traits, their options, the guard of a held lock, the fence of a guarded
 //! resource, and jobs that run once. Read `lock.rs` first, then `guard.rs`. The task behind an acquisition is
-//! `backend/contender.rs`, and the backend's half of a guard is `backend/guard_driver.rs`.
+//! `backend/lock/contender.rs`, and the backend's half of a guard is `backend/lock/guard_driver.rs`.
 
 pub(crate) mod candidate;
 pub(crate) mod election;

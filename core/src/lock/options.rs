@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::{
-    backend::lease_terms::{LeaseTerms, MAX_TTL_SECS},
+    backend::session::lease_terms::{LeaseTerms, MAX_TTL_SECS},
     error::Error,
     registration::options::DEFAULT_TTL,
 };

@@ -1,5 +1,5 @@
-//! Reads of the queues of locks and elections, for operators. They take no part in a queue. `backend/queues.rs` has the
-//! constructors.
+//! Reads of the queues of locks and elections, for operators. They take no part in a queue. `backend/lock/queues.rs`
+//! has the constructors.
 
 use std::fmt;
 

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use futures::{FutureExt, future::select_all};
 
 use crate::{
-    backend::publisher::Publisher,
+    backend::discovery::publisher::Publisher,
     discovery::{
         freshness::Freshness,
         resolver::{Change, Watcher},

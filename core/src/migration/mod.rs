@@ -19,9 +19,11 @@ use self::{
 };
 use crate::{
     backend::{
-        publisher::{Publisher, ServiceWatcher},
-        registration_driver::{registration, wait_for_start},
-        service_lists::services_watcher,
+        discovery::{
+            publisher::{Publisher, ServiceWatcher},
+            service_lists::services_watcher,
+        },
+        registration::registration_driver::{registration, wait_for_start},
     },
     discovery::{
         resolver::{Resolver, Watcher},

@@ -7,7 +7,7 @@ use futures::{
 
 use super::side::Side;
 use crate::{
-    backend::{
+    backend::registration::{
         desired_state::{Desired, Goal, Shown},
         registration_driver::RegistrationDriver,
     },

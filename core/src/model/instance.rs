@@ -73,7 +73,7 @@ pub struct Instance {
     endpoints: Box<[Endpoint]>,
     weight: u32,
     health: Health,
-    // Most instances of a service have the same values here, and share them: see `backend/interner.rs`.
+    // Most instances of a service have the same values here, and share them: see `backend/discovery/interner.rs`.
     pub(crate) version: Option<Arc<str>>,
     pub(crate) zone: Option<Arc<str>>,
     pub(crate) metadata: Option<Arc<Metadata>>,

@@ -14,7 +14,7 @@ pub use self::{
     snapshot::{RawEntry, RawEvent, RawSnapshot},
 };
 use crate::{
-    backend::raw_cell::RawCell,
+    backend::registration::raw_cell::RawCell,
     discovery::freshness::Freshness,
     error::Error,
     model::revision::{LeaseId, Revision},

@@ -1,12 +1,12 @@
 //! A published instance: the handle that keeps it published. Other tasks get an
-//! [`InstanceHandle`](crate::InstanceHandle); the backend's end is in `backend/registration_driver.rs`.
+//! [`InstanceHandle`](crate::InstanceHandle); the backend's end is in `backend/registration/registration_driver.rs`.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
 use crate::{
     backend::{
-        desired_state::{Goal, Shown},
-        publisher::OwnerHandle,
+        discovery::publisher::OwnerHandle,
+        registration::desired_state::{Goal, Shown},
     },
     error::Error,
     model::{

@@ -3,7 +3,7 @@
 use std::{future::Future, sync::Arc, time::Duration};
 
 use crate::{
-    backend::desired_state::{Goal, Shown},
+    backend::registration::desired_state::{Goal, Shown},
     error::Error,
     model::instance::Health,
     registration::registration_cell::RegistrationCell,
@@ -83,7 +83,7 @@ pub(super) fn show(cell: &RegistrationCell, shown: Shown) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::registration_driver::tests::pair;
+    use crate::backend::registration::registration_driver::tests::pair;
 
     #[tokio::test(start_paused = true)]
     async fn without_a_health_in_the_store_a_failing_check_withdraws_the_instance() {

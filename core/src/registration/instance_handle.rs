@@ -3,7 +3,7 @@
 use std::{future::Future, sync::Arc, time::Duration};
 
 use crate::{
-    backend::desired_state::{Desired, Goal},
+    backend::registration::desired_state::{Desired, Goal},
     error::Error,
     model::{
         instance::{Health, Instance, InstanceUpdate},
@@ -194,7 +194,7 @@ mod tests {
     use super::*;
     use crate::{
         Deregistered, RegisterOptions,
-        backend::registration_driver::{
+        backend::registration::registration_driver::{
             registration,
             tests::{instance, pair},
         },

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use crate::{
-    backend::lease_handle::LeaseHandle, error::Error, model::revision::LeaseId, registration::options::LeaseChoice,
+    backend::session::lease_handle::LeaseHandle, error::Error, model::revision::LeaseId,
+    registration::options::LeaseChoice,
 };
 
 /// A lease that is renewed until this is dropped. The drop revokes it in the background, with all its keys.

@@ -1,5 +1,5 @@
 //! Registrations for users: the trait, its options, and the handles of a published instance. Begin with `registry.rs`,
-//! then read `handle.rs`. The backend's end is in `backend/registration_driver.rs`.
+//! then read `handle.rs`. The backend's end is in `backend/registration/registration_driver.rs`.
 
 pub(crate) mod graceful;
 pub(crate) mod handle;

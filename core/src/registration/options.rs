@@ -3,7 +3,7 @@
 use std::{fmt, time::Duration};
 
 use crate::{
-    backend::lease_terms::LeaseTerms,
+    backend::session::lease_terms::LeaseTerms,
     error::Error,
     model::{escape::Hidden, revision::LeaseId},
     runtime::backoff::BackoffPolicy,
@@ -238,7 +238,7 @@ impl From<&RegisterOptions> for LeaseTerms {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::lease_terms::MAX_TTL_SECS;
+    use crate::backend::session::lease_terms::MAX_TTL_SECS;
 
     #[test]
     fn impossible_options_are_refused_by_name() {

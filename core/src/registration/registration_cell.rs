@@ -8,7 +8,7 @@ use std::{fmt, sync::OnceLock};
 use tokio::sync::watch;
 
 use crate::{
-    backend::desired_state::{Desired, Goal},
+    backend::registration::desired_state::{Desired, Goal},
     error::Error,
     model::{
         instance::Instance,

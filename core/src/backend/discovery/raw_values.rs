@@ -5,8 +5,8 @@ use async_trait::async_trait;
 
 use crate::{
     backend::{
-        publisher::{Subscriber, Update},
-        raw_cell::RawCell,
+        discovery::publisher::{Subscriber, Update},
+        registration::raw_cell::RawCell,
     },
     discovery::freshness::Freshness,
     error::Error,
@@ -63,7 +63,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::{MAX_RAW_BYTES, RegisterOptions, Revision, backend::registration_driver::registration};
+    use crate::{MAX_RAW_BYTES, RegisterOptions, Revision, backend::registration::registration_driver::registration};
 
     #[tokio::test(start_paused = true)]
     async fn a_value_is_there_before_the_generation_that_announces_it() {

@@ -6,7 +6,7 @@ use std::fmt;
 use async_trait::async_trait;
 
 use crate::{
-    backend::publisher::{Subscriber, Update},
+    backend::discovery::publisher::{Subscriber, Update},
     discovery::{
         freshness::Freshness,
         service_list::{ServiceList, ServicesChange, ServicesWatcher},
@@ -129,7 +129,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::{backend::publisher::Publisher, runtime::clock::Moment};
+    use crate::{backend::discovery::publisher::Publisher, runtime::clock::Moment};
 
     fn list(names: &[&str], revision: u64, epoch: u64) -> ServiceList {
         let mut list = ServiceListBuilder::new(Namespace::default(), Revision::new(revision), Epoch::new(epoch));

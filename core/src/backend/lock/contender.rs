@@ -23,9 +23,11 @@ use tracing::Instrument;
 use crate::{
     backend::{
         counting::{Timer, measured},
-        guard_driver::{GuardDriver, lock_guard},
-        leadership::leadership,
-        proclamation::Proclamation,
+        lock::{
+            guard_driver::{GuardDriver, lock_guard},
+            leadership::leadership,
+            proclamation::Proclamation,
+        },
     },
     error::Error,
     lock::loss::Loss,

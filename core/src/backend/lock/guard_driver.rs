@@ -6,7 +6,10 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    backend::{contender::protocol::Grant, lock_validity::LockValidity, publisher::OwnerHandle},
+    backend::{
+        discovery::publisher::OwnerHandle,
+        lock::{contender::protocol::Grant, lock_validity::LockValidity},
+    },
     error::Error,
     lock::{
         guard::{GuardState, LockGuard},
@@ -85,7 +88,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::{backend::lock_validity::safe_validity, model::revision::FencingToken, runtime::clock::Moment};
+    use crate::{backend::lock::lock_validity::safe_validity, model::revision::FencingToken, runtime::clock::Moment};
 
     const TTL: Duration = Duration::from_secs(5);
 

@@ -3,7 +3,7 @@
 use tokio::sync::mpsc;
 
 use crate::{
-    backend::{proclamation::Proclamation, publisher::Subscriber},
+    backend::{discovery::publisher::Subscriber, lock::proclamation::Proclamation},
     lock::{
         election::{Leader, LeaderWatcher, Leadership},
         guard::LockGuard,

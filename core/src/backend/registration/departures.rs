@@ -4,7 +4,7 @@ use std::{future::Future, time::Duration};
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::backend::registration_driver::Withdrawal;
+use crate::backend::registration::registration_driver::Withdrawal;
 
 /// For backends: registrations of a session that are withdrawn one by one when the session is closed. It is for those
 /// on [given leases](crate::LeaseChoice::Given), which the session does not revoke.
@@ -55,7 +55,7 @@ impl Departures {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::{desired_state::Goal, registration_driver::tests::pair};
+    use crate::backend::registration::{desired_state::Goal, registration_driver::tests::pair};
 
     #[tokio::test(start_paused = true)]
     async fn accompanied_registrations_are_withdrawn_and_awaited() {

@@ -17,7 +17,7 @@ use foldhash::fast::RandomState;
 use tokio::sync::{Notify, Semaphore};
 
 use crate::{
-    backend::registration_driver::Withdrawal,
+    backend::registration::registration_driver::Withdrawal,
     model::{escape::Hidden, revision::Revision},
     registration::options::{OnConflict, RegisterOptions},
     runtime::sync::MutexExt as _,
@@ -273,7 +273,10 @@ mod tests {
     use futures::FutureExt;
 
     use super::*;
-    use crate::{Endpoint, Instance, InstanceId, Registration, ServiceRef, backend::registration_driver::registration};
+    use crate::{
+        Endpoint, Instance, InstanceId, Registration, ServiceRef,
+        backend::registration::registration_driver::registration,
+    };
 
     struct Party {
         options: RegisterOptions,

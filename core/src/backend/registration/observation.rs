@@ -6,7 +6,7 @@
 use std::{collections::HashMap, fmt, hash::Hash, sync::Mutex, time::Duration};
 
 use crate::{
-    backend::reconcile::{Observation, is_renewed, observation_period},
+    backend::registration::reconcile::{Observation, is_renewed, observation_period},
     model::revision::LeaseId,
     runtime::{clock::Moment, sync::MutexExt as _},
 };

@@ -9,8 +9,8 @@ use tokio::sync::watch;
 
 use crate::{
     backend::{
-        desired_state::{Desired, Goal, Shown},
-        publisher::OwnerHandle,
+        discovery::publisher::OwnerHandle,
+        registration::desired_state::{Desired, Goal, Shown},
     },
     error::{Cause, Error, Owner, with_causes},
     model::{

@@ -15,7 +15,7 @@
 use std::{future::Future, hash::Hash, time::Duration};
 
 use crate::{
-    backend::{
+    backend::registration::{
         desired_state::Goal,
         key_claims::{Approach, Claim, KeyClaims},
         observation::{Look, Observations},

@@ -1,7 +1,7 @@
 //! Results of a [`Registry`](crate::Registry) that a backend creates: leases of users, and evictions.
 
 use crate::{
-    backend::lease_handle::LeaseHandle,
+    backend::session::lease_handle::LeaseHandle,
     model::{
         instance::Entry,
         revision::{LeaseId, Revision},

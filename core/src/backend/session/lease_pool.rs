@@ -5,7 +5,7 @@ use std::{collections::HashMap, fmt, ops::Deref, sync::Arc};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use crate::{backend::lease_terms::LeaseTerms, error::Error, runtime::clock::Moment};
+use crate::{backend::session::lease_terms::LeaseTerms, error::Error, runtime::clock::Moment};
 
 /// Maximum number of keys that share a lease. A revocation is one revision, and a revision with 100,000 keys overloads
 /// watchers.

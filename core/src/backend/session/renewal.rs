@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::{
-    backend::lease_pool::LeaseState,
+    backend::session::lease_pool::LeaseState,
     error::Error,
     runtime::{
         backoff::{Backoff, BackoffPolicy},

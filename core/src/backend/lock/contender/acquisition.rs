@@ -1,7 +1,7 @@
 //! Request of an acquisition, and its result.
 
 use crate::{
-    backend::lease_terms::LeaseTerms,
+    backend::session::lease_terms::LeaseTerms,
     error::Error,
     lock::{
         election::Leadership,

@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 
 use super::acquisition::Acquired;
 use crate::{
-    backend::{proclamation::Proclamation, publisher::OwnerHandle},
+    backend::{discovery::publisher::OwnerHandle, lock::proclamation::Proclamation},
     error::Error,
     lock::loss::{Loss, Released},
     model::revision::{FencingToken, Revision},
