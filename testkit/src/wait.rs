@@ -13,6 +13,10 @@ const CONDITION_POLL: Duration = Duration::from_millis(20);
 /// # Panics
 ///
 /// After [`LIMIT`], with the last observed value.
+///
+/// # Cancel safety
+///
+/// Dropping the future drops the check in progress.
 pub async fn eventually<T, S, F, L>(what: &str, mut check: L) -> T
 where
     S: Debug,
@@ -35,6 +39,10 @@ where
 /// # Panics
 ///
 /// After [`LIMIT`].
+///
+/// # Cancel safety
+///
+/// That of `future`.
 pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     match tokio::time::timeout(LIMIT, future).await {
         Ok(value) => value,
@@ -43,6 +51,10 @@ pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
 }
 
 /// Polls `future` for long enough that it starts, then drops it. Returns its output if it was ready.
+///
+/// # Cancel safety
+///
+/// That of `future`, which is dropped in any case.
 pub async fn begun<T>(future: impl Future<Output = T>) -> Option<T> {
     tokio::time::timeout(Duration::from_millis(100), future).await.ok()
 }

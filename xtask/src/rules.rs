@@ -1,9 +1,10 @@
-//! Rules for the whole repository: dependencies between crates (the table is that of CONTRIBUTING.md), openings of
-//! documentation comments, lengths of files, functions and lines, names and words, imports between files, the public
-//! API, and the pages in Markdown: their links, the tests that they name, and a row for each option.
+//! Rules for the whole repository: dependencies between crates (the table is that of CONTRIBUTING.md), openings and
+//! sections of documentation comments, lengths of files, functions and lines, names and words, imports between files,
+//! the public API, and the pages in Markdown: their links, the tests that they name, and a row for each option.
 
 mod architecture;
 mod doc_openings;
+mod doc_sections;
 mod import_cycles;
 mod known;
 mod layouts;
@@ -78,6 +79,7 @@ fn check_files() -> Result {
     findings.extend(names::findings(&sources));
     findings.extend(test_names::findings(&sources));
     findings.extend(cycles(&sources));
+    findings.extend(doc_sections::findings(&root, &sources)?);
     findings.extend(public_api::findings(&root, &sources, Listings::Check)?);
     let pages = sources::pages(&root)?;
     findings.extend(markdown::findings(&root, &pages, &sources));

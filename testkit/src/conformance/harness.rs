@@ -77,6 +77,10 @@ pub trait Backend: Registry + Resolver + Lock + Election + Semaphore + Queues + 
 impl<T: Registry + Resolver + Lock + Election + Semaphore + Queues + RawValues> Backend for T {}
 
 /// Faults of the process and the connection of one client.
+///
+/// # Cancel safety
+///
+/// Cases await each method to its end.
 #[async_trait]
 pub trait ClientFaults: Send + Sync + 'static {
     /// Cuts the connection to the store: nothing passes in either direction until [`heal`](Self::heal).
@@ -93,6 +97,10 @@ pub trait ClientFaults: Send + Sync + 'static {
 }
 
 /// A client of the backend under test, which stands for a process of its own. Derefs to the backend.
+///
+/// # Cancel safety
+///
+/// That of the harness's [`ClientFaults`].
 #[derive(Clone)]
 pub struct Client {
     backend: Arc<dyn Backend>,
@@ -164,6 +172,10 @@ impl Deref for Client {
 }
 
 /// Provides one case with an empty store, or an empty part of one, and with faults.
+///
+/// # Cancel safety
+///
+/// Cases await each method to its end.
 #[async_trait]
 pub trait Harness: Send + Sync + 'static {
     /// Namespace that no other case uses.

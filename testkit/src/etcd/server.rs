@@ -32,6 +32,10 @@ const ATTEMPTS: usize = 5;
 static SERVERS: AtomicUsize = AtomicUsize::new(0);
 
 /// One etcd server. Dropping it ends it.
+///
+/// # Cancel safety
+///
+/// Dropping the future of a method leaves the server where it is: still up, or already down.
 #[derive(Debug)]
 pub struct EtcdServer {
     options: ServerOptions,

@@ -15,7 +15,7 @@ use syn::{FnArg, ImplItem, Item, ReceiverKind, ReturnType, Type, Visibility};
 
 use super::{
     known::Finding,
-    public_api::{CRATES, LISTINGS},
+    public_api::{CRATES, listed},
     sources::Source,
     tokens::is_word,
 };
@@ -43,10 +43,6 @@ const WITH_FIELDS: [&str; 7] = [
 /// Returns the options without a row.
 pub(super) fn findings(root: &Path, sources: &[Source]) -> Result<Vec<Finding>> {
     let read = |path: &str| fs::read_to_string(root.join(path));
-    let mut listed = String::new();
-    for (name, _) in CRATES {
-        listed.push_str(&read(&format!("{LISTINGS}/{}.txt", name.replace('_', "-")))?);
-    }
     let mut methods = BTreeSet::new();
     for (_, folder) in CRATES {
         let folder = Path::new(folder).join("src");
@@ -54,7 +50,7 @@ pub(super) fn findings(root: &Path, sources: &[Source]) -> Result<Vec<Finding>> 
             methods.extend(changing_methods(&source.text)?);
         }
     }
-    let missing = without_row(&options(&listed, &methods), &read(OPTIONS)?);
+    let missing = without_row(&options(&listed(root)?, &methods), &read(OPTIONS)?);
     let (help, agent) = (read(HELP)?, read(AGENT)?);
     let missing_flags = flags_without_row(&flags(&help, &agent), &read(COMMANDS)?);
     let report = |place: &str, missing: Vec<String>| {

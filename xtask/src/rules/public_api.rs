@@ -34,7 +34,7 @@ pub(super) const CRATES: [(&str, &str); 7] = [
 ];
 
 /// Folder of the committed listings.
-pub(super) const LISTINGS: &str = "xtask/public-api";
+const LISTINGS: &str = "xtask/public-api";
 
 /// Maximum number of public modules of `enlist`: users should find an item at the root.
 const MAX_MODULES: usize = 4;
@@ -66,10 +66,23 @@ pub(super) fn findings(root: &Path, sources: &[Source], listings: Listings) -> R
             let detail = format!("public modules, at most {MAX_MODULES}");
             findings.push(Finding::new("public-modules", place, modules, detail));
         }
-        let file = format!("{LISTINGS}/{}.txt", name.replace('_', "-"));
-        findings.extend(compare(root, &file, &listing(&entries), listings)?);
+        findings.extend(compare(root, &file_of(name), &listing(&entries), listings)?);
     }
     Ok(findings)
+}
+
+/// Returns the committed listings of all crates.
+pub(super) fn listed(root: &Path) -> Result<String> {
+    let mut listed = String::new();
+    for (name, _) in CRATES {
+        listed.push_str(&fs::read_to_string(root.join(file_of(name)))?);
+    }
+    Ok(listed)
+}
+
+/// Path of the listing of a crate.
+fn file_of(name: &str) -> String {
+    format!("{LISTINGS}/{}.txt", name.replace('_', "-"))
 }
 
 /// Compares a listing with its committed file, or writes the file.

@@ -21,6 +21,10 @@ impl Departures {
     }
 
     /// Wraps `task`, the work of a registration, so that it is withdrawn when the session is closed.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future drops `task`, and a close does not wait for it any more.
     pub fn accompany<F>(&self, withdrawal: Withdrawal, task: F) -> impl Future<Output = ()> + use<F>
     where
         F: Future<Output = ()>,

@@ -76,7 +76,10 @@ enum Ending {
 
 /// Steps of a registration that depend on the backend.
 ///
-/// Cancel safety: all futures are dropped when the session ends.
+/// # Cancel safety
+///
+/// All futures are dropped when the session ends. [`wait_unwanted`](Self::wait_unwanted) and
+/// [`observation_unneeded`](Self::observation_unneeded) are dropped at any time besides, and must lose nothing then.
 pub trait RegistrationSteps: Send + Sync {
     /// Identifier of the key among the claims of this session.
     type Key: Eq + Hash + Clone + Send + Sync;
@@ -112,6 +115,11 @@ pub trait RegistrationSteps: Send + Sync {
     fn wait_unwanted(&mut self) -> impl Future<Output = ()> + Send;
 
     /// Brings the store one step closer to the desired state.
+    ///
+    /// # Errors
+    ///
+    /// The reason for which the step failed. It is reported, and another step follows after
+    /// [`wait_failed`](Self::wait_failed), unless [`gives_up`](Self::gives_up) ends the registration.
     fn reconcile(&mut self) -> impl Future<Output = Result<StepOutcome<Self::Rival>, Error>> + Send;
 
     /// Waits until the store may no longer hold the desired state.
@@ -144,6 +152,10 @@ pub trait RegistrationSteps: Send + Sync {
     fn gave_way(&mut self);
 
     /// Returns the remaining and the granted time of a lease; `None` if the store does not know it.
+    ///
+    /// # Errors
+    ///
+    /// The failure of the request. It is one of the step in which the lease is observed.
     fn time_to_live(&self, lease: LeaseId) -> impl Future<Output = Result<Option<(Duration, Duration)>, Error>> + Send;
 
     /// Waits until an observation is no longer useful: the registration is not wanted any more, or needs another lease.
@@ -169,8 +181,16 @@ pub trait RegistrationSteps: Send + Sync {
 
 /// Removal of an instance from a store in which a failed request has no effect. Other stores need more, see
 /// `registration_task/removal.rs` of `enlist-etcd`.
+///
+/// # Cancel safety
+///
+/// All futures are dropped when the session ends, [`reconnected`](Self::reconnected) at any time besides.
 pub trait RemovalSteps: RegistrationSteps {
     /// Removes the instance, if it belongs to this registration or was left by a predecessor with an equal owner.
+    ///
+    /// # Errors
+    ///
+    /// The failure of the request. The removal is tried again.
     fn try_remove(&mut self) -> impl Future<Output = Result<Deregistered, Error>> + Send;
 
     /// Waits until another attempt is worthwhile, after one that failed.
@@ -179,6 +199,10 @@ pub trait RemovalSteps: RegistrationSteps {
 
 /// Tries to remove the instance until the store has confirmed it, and reports the end. A registration that `gave_up`
 /// reports that at once: its lease may live on, and would keep the instance for ever.
+///
+/// # Cancel safety
+///
+/// Dropping the future ends the attempts. The instance stays until its lease ends, and no end is reported.
 pub async fn remove_until_confirmed<S: RemovalSteps>(steps: &mut S, gave_up: Option<Error>) {
     let outcome = |found| gave_up.clone().map_or(Ok(found), Err);
     if gave_up.is_some() {
@@ -202,6 +226,10 @@ pub async fn remove_until_confirmed<S: RemovalSteps>(steps: &mut S, gave_up: Opt
 }
 
 /// Runs a registration until its end.
+///
+/// # Cancel safety
+///
+/// Dropping the future drops `steps`, whose backend decides about the lease. The instance is not removed.
 pub async fn run<S: RegistrationSteps>(mut steps: Box<S>) {
     let mut approach = Approach::New;
     while let Some(claim) = claim(&mut *steps, approach).await {
@@ -365,6 +393,10 @@ fn report_given_way<S: RegistrationSteps>(steps: &S) {
 /// # Errors
 ///
 /// The failure of [`RegistrationSteps::time_to_live`].
+///
+/// # Cancel safety
+///
+/// Dropping the future loses nothing: a later observation of the same lease continues this one.
 pub async fn observe<S: RegistrationSteps>(steps: &S, lease: LeaseId) -> Result<Option<Observation>, Error> {
     loop {
         let asked = Moment::now();

@@ -20,9 +20,21 @@ pub trait LeaseHandle: fmt::Debug + Send + Sync + 'static {
     fn is_alive(&self) -> bool;
 
     /// See [`Lease::lost`](crate::Lease::lost). Signature: `async fn lost(&self)`.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future has no effect.
     async fn lost(&self);
 
     /// See [`Lease::revoke`](crate::Lease::revoke). Signature: `async fn revoke(self: Box<Self>) -> Result<(), Error>`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Lease::revoke`](crate::Lease::revoke): the store has not answered, or the session ended first.
+    ///
+    /// # Cancel safety
+    ///
+    /// The revocation goes on in the background.
     async fn revoke(self: Box<Self>) -> Result<(), Error>;
 
     /// See [`Lease::abandon`](crate::Lease::abandon).

@@ -15,11 +15,20 @@ use crate::{
 };
 
 /// The queue of a store, as one contender uses it.
+///
+/// # Cancel safety
+///
+/// All futures are dropped when the session ends, [`wait`](Self::wait) also if the caller is gone, and
+/// [`holder_event`](Self::holder_event) at any time.
 pub trait QueueProtocol: Send + 'static {
     /// A queue entry that is, or may be, in the store.
     type Entry: Send;
 
     /// Creates the entry. If the caller waits, repeats this until the store answers or the caller is gone.
+    ///
+    /// # Errors
+    ///
+    /// The outcome for the caller, and the entry if it may be in the store all the same.
     fn join(
         &mut self,
         caller: &mut Caller,
@@ -29,17 +38,25 @@ pub trait QueueProtocol: Send + 'static {
     /// answer.
     fn clean_up(&mut self, entry: Self::Entry) -> impl Future<Output = ()> + Send;
 
-    /// Waits for the turn of the entry. [`Error::LeaseLost`] means that the entry is lost.
+    /// Waits for the turn of the entry. It is called once for each entry.
     ///
-    /// It is called once for each entry. Its future is dropped only if the caller is gone, and the entry is removed
-    /// then ([`LeaveReason::CallerGone`]). A request that was sent may still be applied, so [`leave`](Self::leave) also
-    /// removes what it wrote, for instance a mark of a `lock_delay`.
+    /// # Errors
+    ///
+    /// [`Error::LeaseLost`] if the entry is lost; every other error ends the acquisition.
+    ///
+    /// # Cancel safety
+    ///
+    /// The future is dropped only if the caller is gone, and the entry is removed then ([`LeaveReason::CallerGone`]). A
+    /// request that was sent may still be applied, so [`leave`](Self::leave) also removes what it wrote, for instance a
+    /// mark of a `lock_delay`.
     fn wait(&mut self, entry: &mut Self::Entry) -> impl Future<Output = Result<Turn, Error>> + Send;
 
     /// Returns the terms for the holder; `None` if the lease is not alive any more.
     fn grant(&mut self, entry: &mut Self::Entry) -> Option<Grant>;
 
     /// Waits for the next event of the held lock.
+    ///
+    /// # Cancel safety
     ///
     /// Dropping the future loses nothing.
     fn holder_event(&mut self, entry: &mut Self::Entry) -> impl Future<Output = HolderEvent> + Send;
