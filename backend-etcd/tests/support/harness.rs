@@ -74,7 +74,7 @@ impl EtcdHarness {
     }
 
     /// Returns the queue entries of a name, for its lock, its election and its semaphore, oldest first.
-    async fn line(&self, name: &LockName) -> Vec<etcd_client::KeyValue> {
+    async fn queue_entries(&self, name: &LockName) -> Vec<etcd_client::KeyValue> {
         let mut ranges = vec![self.lock_layout.queue(QueueKind::Lock, name).unwrap()];
         // A layout may have no elections and no semaphores.
         let mut kinds = vec![QueueKind::Election];
@@ -158,20 +158,20 @@ impl Harness for EtcdHarness {
     }
 
     async fn lease_of_holder(&self, name: &LockName) -> Option<LeaseId> {
-        lease(self.line(name).await.first()?)
+        lease(self.queue_entries(name).await.first()?)
     }
 
     async fn lease_of_last_contender(&self, name: &LockName) -> Option<LeaseId> {
-        lease(self.line(name).await.last()?)
+        lease(self.queue_entries(name).await.last()?)
     }
 
     async fn delete_holder(&self, name: &LockName) {
-        let line = self.line(name).await;
-        self.raw().await.delete(line.first().expect("somebody holds it").key(), None).await.unwrap();
+        let entries = self.queue_entries(name).await;
+        self.raw().await.delete(entries.first().expect("it has a holder").key(), None).await.unwrap();
     }
 
     async fn queue_length(&self, name: &LockName) -> usize {
-        self.line(name).await.len()
+        self.queue_entries(name).await.len()
     }
 
     async fn compact(&self) {

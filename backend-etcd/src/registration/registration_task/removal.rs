@@ -52,11 +52,11 @@ impl RegistrationTask {
                 return self.driver.report_end(outcome(Deregistered::Removed));
             }
             let (looked, attempt) = match attempted {
-                Ok(Some(looked)) => (Some(looked), Attempt::Looked),
+                Ok(Some(looked)) => (Some(looked), Attempt::Answered),
                 Err(failure) if !self.failed(failure.clone()).is_retryable() => (None, Attempt::Refused),
                 Ok(None) | Err(_) => (None, Attempt::Unanswered),
             };
-            if let Some(Looked { removed, .. }) = &looked {
+            if let Some(KeyAfterAttempt { removed, .. }) = &looked {
                 if *removed {
                     result = Deregistered::Removed;
                 }
@@ -81,16 +81,16 @@ impl RegistrationTask {
         let soon = self.backoff.next_delay().min(DEREGISTER_TIMEOUT / 3);
         match attempt {
             // The key is watched, so the delay is for the proof only.
-            Attempt::Looked if late => permanent_error_delay(),
+            Attempt::Answered if late => permanent_error_delay(),
             Attempt::Refused => permanent_error_delay(),
-            Attempt::Looked | Attempt::Unanswered if late => soon,
-            Attempt::Looked | Attempt::Unanswered => soon.min(begun.remaining(DEREGISTER_TIMEOUT)),
+            Attempt::Answered | Attempt::Unanswered if late => soon,
+            Attempt::Answered | Attempt::Unanswered => soon.min(begun.remaining(DEREGISTER_TIMEOUT)),
         }
     }
 
     /// Waits until a write of unknown outcome is proved impossible or appears under the key, or until `delay` has
     /// passed.
-    async fn wait_for_late_write(&mut self, key: &[u8], looked: Option<Looked>, delay: Duration) {
+    async fn wait_for_late_write(&mut self, key: &[u8], looked: Option<KeyAfterAttempt>, delay: Duration) {
         let context = Arc::clone(&self.context);
         let mut proof = self.writes.late_claim().cloned();
         let found = looked.map(|looked| (looked.remaining, looked.at));
@@ -124,12 +124,16 @@ impl RegistrationTask {
 
     /// Removes the key if it belongs to this registration, and returns its remaining state. `None`: the key changed
     /// meanwhile, or its author is not known yet; repeat the attempt.
-    async fn try_remove(&mut self, key: &[u8], claim: Option<&Claim<Arc<[u8]>>>) -> Result<Option<Looked>, Failure> {
+    async fn try_remove(
+        &mut self,
+        key: &[u8],
+        claim: Option<&Claim<Arc<[u8]>>>,
+    ) -> Result<Option<KeyAfterAttempt>, Failure> {
         let context = Arc::clone(&self.context);
         let (record, at) = reads::current(&context.client, key).await?;
         self.settle(record.as_ref());
         let Some(record) = record else {
-            return Ok(Some(Looked { removed: false, remaining: None, at }));
+            return Ok(Some(KeyAfterAttempt { removed: false, remaining: None, at }));
         };
         let term = self.layout.term(&record.value);
         let is_leftover = |owner: &str| {
@@ -144,7 +148,7 @@ impl RegistrationTask {
             Author::This => {}
             Author::Another if former => {}
             Author::Another if self.leftover_owner().is_some_and(is_leftover) => {}
-            Author::Another => return Ok(Some(Looked { removed: false, remaining: Some(record), at })),
+            Author::Another => return Ok(Some(KeyAfterAttempt { removed: false, remaining: Some(record), at })),
             Author::Unclear => return Ok(None),
         }
         let mut modified = record.modified;
@@ -165,7 +169,7 @@ impl RegistrationTask {
                     context.leases.store_went_back(self.rollbacks, at);
                 }
                 context.note_departure();
-                Some(Looked { removed: true, remaining: None, at })
+                Some(KeyAfterAttempt { removed: true, remaining: None, at })
             }
             WriteOutcome::Refused(_) => None,
         })
@@ -176,7 +180,7 @@ impl RegistrationTask {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Attempt {
     /// The state of the key is known.
-    Looked,
+    Answered,
     /// The removal was refused permanently.
     Refused,
     /// The removal was not answered, or the key changed meanwhile.
@@ -184,7 +188,7 @@ enum Attempt {
 }
 
 /// State of the key after an attempt to remove it.
-struct Looked {
+struct KeyAfterAttempt {
     /// The attempt has deleted the key.
     removed: bool,
     /// The remaining record, which belongs to another registration.

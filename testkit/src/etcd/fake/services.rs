@@ -149,11 +149,11 @@ impl PbLeaseService for Service {
             shared.awake().await;
             // The state owns the sender, so waiting cannot fail.
             let _ = shared.renewals_held.subscribe().wait_for(|held| !held).await;
-            let lied = shared.next_misbehavior(|next| *next == Misbehavior::LeaseGone).is_some();
+            let is_missing = shared.next_misbehavior(|next| *next == Misbehavior::LeaseGone).is_some();
             let answer = {
                 let mut store = shared.store();
                 store.requests.renewals += 1;
-                let ttl = if lied { 0 } else { store.renew(asked.id) };
+                let ttl = if is_missing { 0 } else { store.renew(asked.id) };
                 PbLeaseKeepAliveResponse { header: store.header(), id: asked.id, ttl }
             };
             if shared.store().defects.has(EtcdDefect::FormerLeaderRevokes) {
