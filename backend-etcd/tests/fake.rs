@@ -602,7 +602,7 @@ async fn equal_renewal_intervals_share_one_lease() {
 
 /// A lost lease is no eviction, even if the state of the lease is unknown for a while.
 #[tokio::test(start_paused = true)]
-async fn a_lease_lost_while_renewals_hang_evicts_nobody() {
+async fn a_lease_lost_during_hanging_renewals_evicts_nothing() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let instance = Instance::new(InstanceId::parse("i0").unwrap(), [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap();

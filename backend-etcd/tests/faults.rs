@@ -184,7 +184,7 @@ async fn a_channel_of_the_caller_serves_as_well() {
 }
 
 #[tokio::test]
-async fn garbage_under_the_prefix_disturbs_nobody() {
+async fn garbage_under_the_prefix_has_no_effect() {
     let server = own_server().await;
     let etcd = Etcd::connect(server.url()).await.unwrap();
     let _a = register(&etcd, "a", RegisterOptions::new()).await;

@@ -29,7 +29,7 @@ async fn an_unconfirmed_revocation_continues() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_revocation_that_nobody_waits_for_goes_on() {
+async fn an_unawaited_revocation_goes_on() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let lease = etcd.grant_lease(LONG_TTL).await.unwrap();

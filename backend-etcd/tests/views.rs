@@ -125,7 +125,7 @@ async fn a_frozen_etcd_empties_no_view() {
 
 /// Row 1: etcd is killed and restarted ten times while instances come and go.
 #[tokio::test]
-async fn an_etcd_killed_ten_times_removes_nobody() {
+async fn an_etcd_killed_ten_times_removes_no_instance() {
     const COUNT: usize = 20;
     let mut server = server().await;
     let (owner, user) = (Etcd::connect(server.url()).await.unwrap(), Etcd::connect(server.url()).await.unwrap());

@@ -405,7 +405,7 @@ fn typed_metadata_is_written_as_it_was_read() {
 
 /// Fields of gobase's users beside address and weight are metadata, with their types.
 #[test]
-fn what_gobase_says_beside_the_address_is_metadata() {
+fn further_fields_of_gobase_are_metadata() {
     let service = ServiceRef::parse("s").unwrap();
     let stored = r#""{\"weight\":3,\"name\":\"n\",\"ip\":\"h\",\"port\":1,\"tags\":[\"a\", 1e400],\"zone\":null}""#;
     let instance = Gobase.decode(&service, b"/default/s/a", stored.as_bytes()).unwrap().instance;

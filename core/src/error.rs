@@ -303,7 +303,7 @@ mod tests {
 
     /// Each message is one line of printable text, whatever the store holds, and contains no owner token.
     #[test]
-    fn messages_are_escaped_and_tell_no_owner_token() {
+    fn messages_show_no_owner_token() {
         let hostile = "a\n\u{1b}[2J\u{9b}\u{202e}\u{200b}";
         let (id, service) = (InstanceId::parse("a\u{202e}").unwrap(), ServiceRef::parse("s\u{200b}").unwrap());
         let revision = Revision::default();

@@ -147,7 +147,7 @@ async fn a_lost_lease_on_one_side_is_replaced() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_outage_of_one_side_removes_nobody() {
+async fn an_outage_of_one_side_removes_no_instance() {
     let (old, new) = (MemoryStore::new(), MemoryStore::new());
     let theirs = old.client();
     let migration = Migration::new(side(&new.client())).and(side(&theirs));

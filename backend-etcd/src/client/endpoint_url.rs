@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_of_etcd_is_refused_and_told_without_a_password() {
+    fn refused_addresses_are_shown_without_a_password() {
         for (endpoint, tls, says) in [
             ("", Tls::Absent, "expected host:port"),
             ("http://", Tls::Absent, "expected host:port"),

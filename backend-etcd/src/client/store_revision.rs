@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reply_from_before_a_restore_says_nothing() {
+    fn a_reply_from_before_a_restore_proves_nothing() {
         let now = seen(9, 1);
         for revision in [4, 12] {
             assert_eq!(now.after(seen(20, 0), Revision::new(revision)), (now, Age::Unknown));

@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn a_transaction_has_bounds_and_whoever_is_gone_is_left_out() {
+    fn a_bounded_transaction_omits_cancelled_writes() {
         let name = |number: usize| format!("k{number}");
         let all = (0..200).map(|number| asked(&[&name(number)], QueueEffect::Apart, 1)).collect();
         let (mut all, mut answers) = waiting(all);

@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_that_never_was_is_told_from_one_that_is_compacted() {
+    fn an_absent_state_differs_from_a_compacted_one() {
         assert_eq!(search(&[4, 9], 5, 0, 9).0, FirstChange::NeverExpected);
         assert_eq!(search(&[4, 9], 20, 0, 9).0, FirstChange::NeverExpected);
         assert_eq!(search(&[5, 9, 12], 5, 10, 12).0, FirstChange::Compacted);

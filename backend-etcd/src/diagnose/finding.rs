@@ -412,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn the_transport_is_told_by_its_endpoints() {
+    fn the_transport_follows_from_the_endpoints() {
         let text = |encrypted: &[&str], plain: &[&str]| {
             let owned = |urls: &[&str]| urls.iter().map(|url| (*url).to_owned()).collect();
             Finding::Transport { encrypted: owned(encrypted), plain: owned(plain) }.to_string()
@@ -423,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_refusal_of_the_user_is_told_as_one() {
+    fn only_a_refusal_of_the_user_is_reported_as_one() {
         assert_eq!(AuthFault::WrongUser.skips(), SkipReason::NotAccepted);
         assert_eq!(AuthFault::Silent.skips(), SkipReason::NotServed);
         assert_eq!(AuthFault::Other.skips(), SkipReason::NotServed);

@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_endpoint_that_accepts_the_user_is_examined_else_the_last_refusal_told() {
+    fn the_first_endpoint_that_accepts_the_user_is_examined() {
         use Accepted::{No, Yes};
         assert_eq!(first_accepting(vec![No(1), Yes('a'), Yes('b')]), Some(Yes('a')));
         assert_eq!(first_accepting::<char, _>(vec![No(1), No(2)]), Some(No(2)));

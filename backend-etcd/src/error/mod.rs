@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn each_text_that_etcd_says_has_its_meaning() {
+    fn each_error_text_of_etcd_has_its_meaning() {
         for (code, text, expected) in [
             (Code::OutOfRange, "etcdserver: mvcc: required revision has been compacted", "Compacted"),
             (Code::OutOfRange, "etcdserver: mvcc: required revision is a future revision", "FutureRevision"),
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_cancelled_watch_says_is_told_apart() {
+    fn reasons_of_cancelled_watches_are_distinguished() {
         let kind = |reason: &str| format!("{:?}", classify_cancel(reason));
         assert!(kind("rpc error: code = PermissionDenied desc = etcdserver: permission denied").starts_with("Denied"));
         let stale = "rpc error: code = Unauthenticated desc = etcdserver: invalid auth token";

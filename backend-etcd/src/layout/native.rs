@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn garbage_is_malformed_and_its_content_is_not_told() {
+    fn malformed_garbage_is_not_shown() {
         for garbage in ["", "{", "null", "[]", "{\"v\":1}", r#"{"v":1,"id":"secret","endpoints":["h:1"]}"#] {
             match decode(garbage) {
                 Err(Skip::Malformed(reason)) => assert!(!reason.contains("secret"), "{reason}"),

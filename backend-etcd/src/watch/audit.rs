@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_alike_or_newer_in_the_mirror_is_right() {
+    fn equal_or_newer_records_of_the_replica_are_right() {
         assert_eq!(judge(&[("a", 3)], 9, &[("a", 3)], 3, &[]), Verdict::Right);
         // The watch was ahead of the answer: a new key, a changed one, a deleted one.
         assert_eq!(judge(&[("a", 3)], 9, &[("a", 3), ("b", 10)], 10, &["b"]), Verdict::Right);
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_watch_that_lags_told_of_is_neither_right_nor_wrong() {
+    fn changes_reported_by_a_lagging_watch_are_undecided() {
         let moved = Verdict::Differs { wrong: 0, moved: 1 };
         assert_eq!(judge(&[("a", 8)], 9, &[("a", 5)], 5, &["a"]), moved);
         assert_eq!(judge(&[("a", 8)], 9, &[], 5, &["a"]), moved, "deleted before it was put again");
@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_watch_never_told_is_wrong() {
+    fn unreported_differences_are_wrong() {
         assert_eq!(judge(&[("a", 3), ("b", 4)], 9, &[("a", 3)], 3, &[]), wrong(1));
         assert_eq!(judge(&[("a", 5)], 9, &[("a", 3)], 3, &[]), wrong(1));
         assert_eq!(judge(&[], 9, &[("a", 3), ("b", 4)], 4, &[]), wrong(2));
@@ -352,13 +352,13 @@ mod tests {
     }
 
     #[test]
-    fn two_histories_are_told_from_one_that_lags() {
+    fn two_histories_differ_from_a_lag() {
         assert_eq!(judge(&[("a", 3)], 9, &[("a", 5)], 5, &[]), Verdict::WentBack);
         assert_eq!(judge(&[], 2, &[("a", 5)], 5, &[]), Verdict::LowRead);
     }
 
     #[test]
-    fn a_page_says_nothing_of_what_lies_beyond_it() {
+    fn a_page_covers_no_keys_beyond_it() {
         let known = replica(&[("a", 3), ("b", 4), ("c", 5)], 5);
         let moved = HashSet::new();
         assert_eq!(verdict(&page(&[("a", 3), ("b", 4)], 9, 5, Some("b")), &known, &moved), Verdict::Right);

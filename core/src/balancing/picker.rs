@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_and_empty_are_told_apart() {
+    fn unknown_differs_from_empty() {
         let unknown = Arc::new(ViewCell::default());
         let mut picker = Picker::new(Arc::clone(&unknown), PickPolicy::Random, Filter::new());
         assert_eq!(picker.pick().unwrap_err(), PickError::Unknown);

@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_nobody_can_reach_are_refused_with_a_hint() {
+    fn unreachable_addresses_are_refused_with_a_hint() {
         for (text, hint) in [
             ("0.0.0.0:80", "that they reach"),
             ("[::]:80", "that they reach"),

@@ -511,7 +511,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sibling_shares_what_it_is_told_again_and_nothing_else() {
+    fn a_sibling_shares_equal_values_only() {
         let first =
             instance().with_version("1").with_zone("z").with_metadata("a", "1").with_metadata("b", "2").with_weight(7);
         let sibling = |pairs: &[(&str, &str)]| {

@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_health_check_says_nothing_while_the_instance_drains() {
+    async fn a_health_check_is_ignored_while_the_instance_drains() {
         let (registration, mut driver) = pair();
         drop(registration.update(|update| {
             update.health(Health::Draining);

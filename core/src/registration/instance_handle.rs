@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn the_closure_of_an_update_holds_up_nobody_else() {
+    fn the_closure_of_an_update_blocks_no_other_task() {
         let (registration, mut driver) = pair();
         let (begun, begins) = std::sync::mpsc::channel();
         let (end, ends) = std::sync::mpsc::channel::<()>();

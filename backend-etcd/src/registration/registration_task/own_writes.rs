@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn what_another_registration_of_the_session_wrote_is_told_by_its_revision() {
+    fn writes_of_other_registrations_are_recognized_by_revision() {
         let mut writes = OwnWrites::default();
         writes.acknowledge(record("stored", LEASE), 1);
         writes.remember(b"unknown".to_vec(), Some(LEASE), Effect::Change);

@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_net_zero_change_wakes_nobody_who_did_not_see_it() {
+    async fn a_net_zero_change_wakes_no_reader() {
         let publisher = Publisher::new();
         let mut reader = publisher.reader(keep());
         publisher.publish(1, Moment::now());

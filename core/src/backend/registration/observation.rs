@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_observation_is_completed_by_a_later_look_however_long_nobody_looked() {
+    async fn a_late_look_completes_an_observation() {
         let observations = Observations::default();
         let period = observation_period(GRANTED, UNIT);
         assert_eq!(observations.look(&"key", look(1, 29)), Err(period));

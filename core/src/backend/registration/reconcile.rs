@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_that_is_renewed_is_told_from_one_that_falls_although_seconds_are_truncated() {
+    fn truncated_seconds_do_not_hide_a_renewal() {
         let unit = Duration::from_secs(1);
         let latency = 0.1;
         for (ttl, phase) in [3, 9, 15, 60].into_iter().flat_map(|ttl| (0..99).map(move |hundredth| (ttl, hundredth))) {

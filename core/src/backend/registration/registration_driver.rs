@@ -350,7 +350,7 @@ pub(crate) mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_update_is_wanted_at_once_even_if_nobody_waits_for_it() {
+    async fn an_update_is_desired_at_once_without_an_await() {
         let (registration, mut driver) = pair();
         drop(registration.update(|update| {
             update.weight(7);
@@ -370,7 +370,7 @@ pub(crate) mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_update_that_the_store_refuses_says_so_and_may_be_stored_later() {
+    async fn a_refused_update_may_be_stored_later() {
         let (registration, driver) = pair();
         driver.report_stored(1, Revision::new(5));
         let first = registration.update(|update| _ = update.weight(7));
