@@ -1,5 +1,9 @@
 //! The directory, on the memory backend and a paused clock.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+mod support;
+
 use std::{
     sync::{
         Arc,
@@ -11,23 +15,14 @@ use std::{
 use async_trait::async_trait;
 use enlist::{
     Change, Directory, DirectoryOptions, Endpoint, Entry, Epoch, Error, Event, Health, Instance, InstanceId, Moment,
-    Namespace, PickError, PickPolicy, Picker, Presence, RegisterOptions, Registration, Registry, Resolver, Revision,
-    ServiceName, ServiceRef, ServiceView, Snapshot, Watcher,
+    Namespace, PickError, PickPolicy, Picker, Presence, Resolver, Revision, ServiceName, ServiceRef, ServiceView,
+    Snapshot, Watcher,
     backend::{LONGEST, Publisher, ServiceWatcher, SnapshotBuilder},
 };
-use enlist_memory::{MemoryClient, MemoryStore};
+use enlist_memory::MemoryStore;
+use support::{register, service};
 
 const LIMIT: Duration = Duration::from_secs(5);
-
-fn service() -> ServiceRef {
-    ServiceRef::parse("svc").expect("a valid name")
-}
-
-async fn register(client: &MemoryClient, id: &str) -> Registration {
-    let endpoint = Endpoint::parse("10.0.0.1:80").expect("a valid address");
-    let instance = Instance::new(InstanceId::parse(id).expect("a valid id"), [endpoint]).expect("one endpoint");
-    client.register(&service(), instance, RegisterOptions::new()).await.expect("registered")
-}
 
 async fn until(view: &ServiceView, count: usize) {
     let mut changes = view.changes();

@@ -1,22 +1,14 @@
 //! Order of the steps of a shutdown, on the memory backend and a paused clock.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+mod support;
+
 use std::{sync::Arc, time::Duration};
 
-use enlist::{
-    Deregistered, Endpoint, Error, Graceful, Health, Instance, InstanceId, Moment, RegisterOptions, Registration,
-    RegistrationState, Registry, Resolver, ServiceRef,
-};
+use enlist::{Deregistered, Error, Graceful, Health, Moment, RegistrationState, Resolver};
 use enlist_memory::{MemoryClient, MemoryStore};
-
-fn service() -> ServiceRef {
-    ServiceRef::parse("svc").expect("a valid name")
-}
-
-async fn register(client: &MemoryClient) -> Registration {
-    let endpoint = Endpoint::parse("10.0.0.1:80").expect("a valid address");
-    let instance = Instance::new(InstanceId::parse("a").expect("a valid id"), [endpoint]).expect("one endpoint");
-    client.register(&service(), instance, RegisterOptions::new()).await.expect("registered")
-}
+use support::{register, service};
 
 async fn health(client: &MemoryClient) -> Option<Health> {
     let snapshot = client.resolve(&service()).await.expect("resolved");
@@ -27,7 +19,7 @@ async fn health(client: &MemoryClient) -> Option<Health> {
 async fn draining_precedes_the_server_stop() {
     let store = MemoryStore::new();
     let (server, client) = (store.client(), store.client());
-    let registration = register(&server).await;
+    let registration = register(&server, "a").await;
     let observer = client.clone();
     let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
     let record = Arc::clone(&seen);
@@ -59,7 +51,7 @@ async fn a_stop_during_the_registration_undoes_it() {
     let (server, client) = (store.client(), store.client());
     let late = async {
         tokio::time::sleep(Duration::from_secs(5)).await;
-        Ok(register(&server).await)
+        Ok(register(&server, "a").await)
     };
     let begin = Moment::now();
     let answers = |_, _| async { panic!("it was stopped before") };
@@ -83,7 +75,7 @@ async fn an_endless_registration_ends_at_the_stop_deadline() {
 #[tokio::test(start_paused = true)]
 async fn a_health_check_does_not_undo_draining() {
     let store = MemoryStore::new();
-    let registration = register(&store.client()).await;
+    let registration = register(&store.client(), "a").await;
     registration.health_check(Duration::from_millis(50), || async { Health::Serving }).unwrap();
     let mut watcher = store.client().watch(&service()).await.unwrap();
     let seen = async {
@@ -105,7 +97,7 @@ async fn a_health_check_does_not_undo_draining() {
 #[tokio::test(start_paused = true)]
 async fn a_serving_or_draining_server_updates_its_instance() {
     let store = MemoryStore::new();
-    let registration = register(&store.client()).await;
+    let registration = register(&store.client(), "a").await;
     let observer = store.client();
     let graceful = Graceful::new().propagation(Duration::from_secs(2));
     let stop = tokio::time::sleep(Duration::from_secs(10));
@@ -136,7 +128,7 @@ async fn a_serving_or_draining_server_updates_its_instance() {
 #[tokio::test(start_paused = true)]
 async fn a_hanging_server_is_dropped_at_the_deadline() {
     let store = MemoryStore::new();
-    let registration = register(&store.client()).await;
+    let registration = register(&store.client(), "a").await;
     let begun = Moment::now();
     let graceful = Graceful::new().propagation(Duration::from_secs(1)).deadline(Duration::from_secs(5));
     let report = graceful.run(registration, async {}, |_, _| std::future::pending::<()>()).await;
@@ -148,7 +140,7 @@ async fn a_hanging_server_is_dropped_at_the_deadline() {
 async fn a_shutdown_without_the_store_reports_leftovers() {
     let store = MemoryStore::new();
     let server = store.client();
-    let registration = register(&server).await;
+    let registration = register(&server, "a").await;
     server.cut();
     let graceful = Graceful::new().propagation(Duration::from_secs(1)).deadline(Duration::from_secs(10));
     let report = graceful.run(registration, async {}, |finish, _| async move { finish.cancelled().await }).await;
@@ -159,7 +151,7 @@ async fn a_shutdown_without_the_store_reports_leftovers() {
 #[tokio::test(start_paused = true)]
 async fn a_server_that_ends_by_itself_is_deregistered() {
     let store = MemoryStore::new();
-    let registration = register(&store.client()).await;
+    let registration = register(&store.client(), "a").await;
     let report = Graceful::new().run(registration, std::future::pending(), |_, _| async { "crashed" }).await;
     assert_eq!((report.served, report.drained), (Some("crashed"), false));
     assert_eq!(health(&store.client()).await, None);

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
+mod support;
+
 use std::{sync::Arc, time::Duration};
 
 use enlist::{
@@ -9,10 +11,7 @@ use enlist::{
     Registry, Resolver, ServiceName, ServiceRef, Side, Snapshot,
 };
 use enlist_memory::{MemoryClient, MemoryStore};
-
-fn service() -> ServiceRef {
-    ServiceRef::parse("svc").unwrap()
-}
+use support::service;
 
 fn instance(id: &str, port: u16) -> Instance {
     Instance::new(InstanceId::parse(id).unwrap(), [Endpoint::new("10.0.0.1", port).unwrap()]).unwrap()

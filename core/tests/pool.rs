@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
+mod support;
+
 use std::{
     collections::BTreeMap,
     future::Future,
@@ -20,6 +22,7 @@ use enlist::{
     backend::{ProofWriter, SnapshotBuilder},
 };
 use enlist_memory::MemoryStore;
+use support::{instance, service};
 
 /// A client that counts its live instances.
 struct Client {
@@ -38,14 +41,6 @@ struct Case {
     pool: Pool<Client>,
     alive: Arc<AtomicUsize>,
     registrations: Vec<Registration>,
-}
-
-fn service() -> ServiceRef {
-    ServiceRef::parse("svc").unwrap()
-}
-
-fn instance(id: &str) -> Instance {
-    Instance::new(InstanceId::parse(id).unwrap(), [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap()
 }
 
 impl Case {
