@@ -82,13 +82,15 @@ pub(crate) struct WatchTask {
     probes: Option<ProbeReader>,
     proofs: Proofs,
     counters: Arc<Counters>,
-    /// Start of the first watch; `None` once a watch was open.
+    /// Start of the first watch; `None` once a watch was open. Beside the states, because the content may be listed
+    /// again before any watch was open.
     first_watch: Option<Begin>,
-    /// Number of consecutive messages without new events.
+    /// Number of consecutive messages without new events, over all watches.
     repeats: u32,
-    /// Number of consecutive watches without a sign of life.
+    /// Number of consecutive watches without a sign of life, whatever the states in between.
     silences: u32,
-    /// Revision of changes that a watch may not report. They are known from a list and are not requested again.
+    /// Revision of changes that a watch may not report. They are known from a list and are not requested again, also
+    /// after an interruption, as long as the replica has this revision.
     skipped: Option<Revision>,
     /// The range exceeded its limits since it was last listed. In every state, it only limits the warnings.
     oversized: bool,
