@@ -3,6 +3,7 @@
 //! explains them.
 
 pub mod measure;
+pub mod peers;
 pub mod report;
 pub mod scenarios;
 pub mod world;

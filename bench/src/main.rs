@@ -4,45 +4,89 @@ use std::process::ExitCode;
 
 use enlist_bench::{
     measure::Result,
+    peers::{self, Plan},
     report::{Format, Report},
-    scenarios::{ALL, Scenario},
+    scenarios::{self, ALL},
     world::{World, sync_time},
 };
+use tokio::runtime::Runtime;
 
 fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let outcome = match arguments.split_first() {
+        Some((first, rest)) if first == "peers" => beside_peers(rest),
+        _ => beside_references(&arguments),
+    };
+    match outcome {
+        Some(Ok(())) => ExitCode::SUCCESS,
+        Some(Err(error)) => {
+            eprintln!("bench: {error}");
+            ExitCode::FAILURE
+        }
+        None => ExitCode::from(2),
+    }
+}
+
+/// Measures beside references in this process. Returns `None` if the arguments are not known.
+fn beside_references(arguments: &[String]) -> Option<Result> {
     let (mut format, mut wanted) = (Format::Text, Vec::new());
-    for argument in std::env::args().skip(1) {
+    for argument in arguments {
         match (argument.as_str(), ALL.iter().find(|scenario| scenario.name == argument)) {
             ("--json", _) => format = Format::Json,
             (_, Some(scenario)) => wanted.push(*scenario),
             _ => {
-                eprintln!("bench [SCENARIO …] [--json]\n");
-                for Scenario { name, about, .. } in ALL {
+                eprintln!("bench [SCENARIO …] [--json]\nbench peers [SCENARIO …] [--quick] [--json]\n");
+                for scenarios::Scenario { name, about, .. } in ALL {
                     eprintln!("  {name:<10} {about}");
                 }
-                return ExitCode::from(2);
+                return None;
             }
         }
     }
     if wanted.is_empty() {
         wanted.extend(ALL.iter().filter(|scenario| !["growth", "instructions"].contains(&scenario.name)));
     }
-    match measure(&wanted, format) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("bench: {error}");
-            ExitCode::FAILURE
+    Some(measure(format, |runtime, report| {
+        for scenario in wanted {
+            runtime.block_on((scenario.run)(report)).map_err(|error| format!("{}: {error}", scenario.name))?;
         }
-    }
+        Ok(())
+    }))
 }
 
-fn measure(wanted: &[Scenario], format: Format) -> Result {
+/// Measures beside Go libraries, each in a process of its own. Returns `None` if the arguments are not known.
+fn beside_peers(arguments: &[String]) -> Option<Result> {
+    let (mut format, mut plan, mut wanted) = (Format::Text, &Plan::FULL, Vec::new());
+    for argument in arguments {
+        match (argument.as_str(), peers::ALL.iter().find(|scenario| scenario.name == argument)) {
+            ("--json", _) => format = Format::Json,
+            ("--quick", _) => plan = &Plan::QUICK,
+            (_, Some(scenario)) => wanted.push(*scenario),
+            _ => {
+                eprintln!("bench peers [SCENARIO …] [--quick] [--json]\n");
+                for peers::Scenario { name, about, .. } in peers::ALL {
+                    eprintln!("  {name:<10} {about}");
+                }
+                return None;
+            }
+        }
+    }
+    if wanted.is_empty() {
+        wanted.extend(peers::ALL);
+    }
+    Some(measure(format, |runtime, report| {
+        for scenario in wanted {
+            runtime.block_on((scenario.run)(report, plan)).map_err(|error| format!("{}: {error}", scenario.name))?;
+        }
+        Ok(())
+    }))
+}
+
+fn measure(format: Format, run: impl FnOnce(&Runtime, &mut Report) -> Result) -> Result {
     let mut report = Report::new(format);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     report.machine(&runtime.block_on(machine())?);
-    for scenario in wanted {
-        runtime.block_on((scenario.run)(&mut report)).map_err(|error| format!("{}: {error}", scenario.name))?;
-    }
+    run(&runtime, &mut report)?;
     Ok(report.finish()?)
 }
 

@@ -38,6 +38,9 @@ cargo xtask <command>
           target/soak.md
   bench   [SCENARIO …] [--json]
           measure beside other clients; `bench/README.md` explains the scenarios, `bench --help` lists them
+  bench peers [SCENARIO …] [--quick] [--json]
+          build programs on Go libraries, and measure beside them, each in a process of its own; --quick shows within
+          three minutes that everything works, and judges nothing
   env     print the exports for a plain shell: eval \"$(cargo xtask env)\"
   rules   [--bless]
           check that no crate depends on what it must not know, that each one builds alone, `enlist-etcd` also without

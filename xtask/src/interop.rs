@@ -25,6 +25,9 @@ const RECORD: &str = "target/interop.md";
 /// The module of the test that runs several programs together, while etcd is upgraded.
 const FLEET: &str = "fleet";
 
+/// Modules with a program that is measured beside `enlist`, in their folder `bench`.
+const MEASURED: [&str; 5] = ["etcd", "gokit", "gozero", "kitex", "kratos"];
+
 /// Programs of the fleet.
 const MEMBERS: [&str; 3] = ["gokit", "gozero", "kratos"];
 
@@ -107,6 +110,18 @@ pub(crate) fn test_all(folder: &Path, etcd: &Etcd) -> Result<Counts> {
 
 /// Builds programs. Returns their folder.
 pub(crate) fn build(programs: &[&str]) -> Result<PathBuf> {
+    let parts: Vec<_> = programs.iter().map(|program| (*program, ".", (*program).to_owned())).collect();
+    build_parts(&parts)
+}
+
+/// Builds the programs that are measured. Returns their folder.
+pub(crate) fn build_measured() -> Result<PathBuf> {
+    let part = |module| (module, "./bench", format!("bench-{module}"));
+    build_parts(&MEASURED.map(part))
+}
+
+/// Builds programs, each given by its module, its folder there, and its name. Returns their folder.
+fn build_parts(programs: &[(&str, &str, String)]) -> Result<PathBuf> {
     let Some(go) = etcd::go::find() else {
         return Err(
             format!("this needs Go {} or newer and its module proxy, and there is none", etcd::go::OLDEST).into()
@@ -114,11 +129,11 @@ pub(crate) fn build(programs: &[&str]) -> Result<PathBuf> {
     };
     let folder = env::current_dir()?.join("target").join("go-programs");
     std::fs::create_dir_all(&folder)?;
-    for program in programs {
-        println!("==> building {SOURCES}/{program} with Go");
+    for (module, source, program) in programs {
+        eprintln!("==> building {program} in {SOURCES}/{module} with Go");
         let mut build = Command::new(&go);
-        build.current_dir(Path::new(SOURCES).join(program)).args(["build", "-buildvcs=false", "-trimpath", "-o"]);
-        build.arg(folder.join(program)).arg(".");
+        build.current_dir(Path::new(SOURCES).join(module)).args(["build", "-buildvcs=false", "-trimpath", "-o"]);
+        build.arg(folder.join(program)).arg(source);
         etcd::build::plain(&mut build);
         let status = build.stdout(io::stderr()).status()?;
         if !status.success() {

@@ -195,6 +195,9 @@ fn simulate_many(seeds: &str) -> Result {
 
 /// Runs the benchmarks in a release build. Only their own lines go to the standard output.
 fn bench(arguments: impl Iterator<Item = String>) -> Result {
+    let arguments: Vec<_> = arguments.collect();
+    let beside_peers = arguments.first().is_some_and(|first| first == "peers");
+    let programs = if beside_peers { Some(interop::build_measured()?) } else { None };
     let etcd = etcd::find()?;
     // It starts others of its programs, which have to be there.
     let build = cargo()?.args(["build", "--release", "--package", "enlist-bench", "--bins"]).status()?;
@@ -202,7 +205,10 @@ fn bench(arguments: impl Iterator<Item = String>) -> Result {
         return Err("the measurements were not built".into());
     }
     let run = ["run", "--quiet", "--release", "--package", "enlist-bench", "--bin", "bench", "--"];
-    let measured = cargo()?.args(run).args(arguments).envs(etcd.variables()).status()?;
+    let mut measure = cargo()?;
+    measure.args(run).args(arguments).envs(etcd.variables());
+    measure.envs(programs.map(|folder| ("ENLIST_PEERS_BIN", folder)));
+    let measured = measure.status()?;
     if measured.success() { Ok(()) } else { Err(format!("not all targets were met: {measured}").into()) }
 }
 

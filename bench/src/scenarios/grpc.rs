@@ -147,7 +147,8 @@ impl World {
     }
 }
 
-async fn serve(tasks: &TaskOwner, thinks: Duration) -> Result<SocketAddr> {
+/// Serves greetings, which take this long. Returns the address.
+pub(crate) async fn serve(tasks: &TaskOwner, thinks: Duration) -> Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
     // Without Nagle's algorithm: an answer larger than a window would wait 40 ms for an acknowledgement.

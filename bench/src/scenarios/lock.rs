@@ -76,7 +76,7 @@ pub(crate) async fn alone(report: &mut Report) -> Result {
 
 /// Clients that put keys of their own. Dropping them ends their tasks.
 #[derive(Debug)]
-struct Others {
+pub(crate) struct Others {
     puts: Arc<AtomicU64>,
     _tasks: TaskOwner,
 }
@@ -85,7 +85,7 @@ impl Others {
     /// Number of clients. Each waits for its put.
     const WRITERS: u32 = 10;
 
-    async fn start(world: &World) -> Result<Self> {
+    pub(crate) async fn start(world: &World) -> Result<Self> {
         let (puts, tasks) = (Arc::<AtomicU64>::default(), TaskOwner::new());
         for number in 0..Self::WRITERS {
             let (mut client, puts) = (world.raw().await?.kv_client(), Arc::clone(&puts));
@@ -101,6 +101,11 @@ impl Others {
         }
         Ok(Self { puts, _tasks: tasks })
     }
+
+    /// Returns the number of puts so far.
+    pub(crate) fn puts(&self) -> u64 {
+        self.puts.load(Ordering::Relaxed)
+    }
 }
 
 /// A lock with few contenders, each in a session of its own.
@@ -108,7 +113,7 @@ async fn few(report: &mut Report, world: &World) -> Result {
     for busy in [false, true] {
         let others = if busy { Some(Others::start(world).await?) } else { None };
         let meanwhile = if busy { format!(", {OTHERS} puts/s") } else { String::new() };
-        let puts = || others.as_ref().map_or(0, |others| others.puts.load(Ordering::Relaxed));
+        let puts = || others.as_ref().map_or(0, Others::puts);
         for (count, at_least) in FEW {
             let clients = clients(world, count).await?;
             let sessions = sessions(world, count).await?;

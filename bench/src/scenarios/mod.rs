@@ -5,7 +5,7 @@ mod cold;
 mod growth;
 pub mod grpc;
 mod instructions;
-mod lock;
+pub(crate) mod lock;
 mod memory;
 pub mod pick;
 mod register;

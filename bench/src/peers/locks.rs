@@ -1,0 +1,141 @@
+//! Locks and elections, beside etcd's package `concurrency`.
+
+use std::time::Duration;
+
+use enlist::Moment;
+
+use super::{Plan, in_turns, library::Library, program::Program};
+use crate::{
+    measure::Result,
+    report::{Bound, Report},
+    scenarios::lock::Others,
+    world::World,
+};
+
+/// Puts per second of other clients, and the minimum ratios of the grants with them, by the number of sessions.
+const BUSY: [(usize, f64); 4] = [(2, 5.0), (5, 3.0), (10, 2.0), (50, 1.1)];
+
+/// Time in which contenders enter the queue.
+const QUEUED: Duration = Duration::from_millis(500);
+
+/// The library with locks.
+const PEER: Library = Library::Naming;
+
+/// Its name in the report.
+const NAME: &str = "concurrency";
+
+pub(super) async fn contended(report: &mut Report, plan: &Plan) -> Result {
+    let world = World::start().await;
+    for busy in [false, true] {
+        let others = if busy { Some(Others::start(&world).await?) } else { None };
+        let meanwhile = if busy { ", 500 puts/s" } else { "" };
+        for sessions in plan.sessions.iter().copied() {
+            let [rate, requests, processor] = in_turns(plan, PEER, async |library, round| {
+                let name = format!("contended-{sessions}{busy}{round}");
+                let mut program =
+                    Program::start(library, "contend", &world.url(), &[&name, &sessions.to_string()]).await?;
+                program.say("go").await?;
+                handovers(&world, &mut program, sessions, plan.contention, || others.as_ref().map_or(0, Others::puts))
+                    .await
+            })
+            .await?;
+            let least = BUSY.iter().find(|(count, _)| busy && *count == sessions).map(|bound| Bound::AtLeast(bound.1));
+            let case = format!("{sessions} sessions{meanwhile}, beside {NAME}");
+            report.turns("contended", &*case, "per s", &rate, plan.bound(least));
+            // A tolerance for requests that belong to no grant.
+            let most = plan.bound(Bound::AtMost(1.05));
+            report.turns("contended", format!("{case}: requests of a grant"), "", &requests, most);
+            report.turns("contended", format!("{case}: processor of a grant"), "µs", &processor, None);
+        }
+    }
+    Ok(())
+}
+
+/// Returns the handovers per second, and the requests and the processor time of each.
+async fn handovers(
+    world: &World,
+    program: &mut Program,
+    sessions: usize,
+    length: Duration,
+    others: impl Fn() -> u64,
+) -> Result<[f64; 3]> {
+    // Each has held the lock a few times.
+    #[expect(clippy::cast_precision_loss, reason = "a few")]
+    let enough = 3.0 * sessions as f64;
+    let begun = Moment::now();
+    while count(program).await?[0] < enough {
+        if begun.elapsed() > Duration::from_secs(60) {
+            return Err("the contenders do not get the lock".into());
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    #[expect(clippy::cast_precision_loss, reason = "thousands")]
+    let mut state = async || {
+        let [grants, time, checks] = count(program).await?;
+        let requests = world.requests().await? - checks - others() as f64;
+        Result::Ok([grants, time, requests, program.processor_time().await?])
+    };
+    let before = state().await?;
+    tokio::time::sleep(length).await;
+    let after = state().await?;
+    let [grants, time, requests, used] = std::array::from_fn(|at| after[at] - before[at]);
+    let each = grants.max(1.0);
+    Ok([grants / (time / 1e6), requests / each, used / each])
+}
+
+/// Returns the grants so far, the microseconds in which they happened, and the requests that belong to none.
+async fn count(program: &mut Program) -> Result<[f64; 3]> {
+    program.say("count").await?;
+    program.three("count").await
+}
+
+pub(super) async fn alone(report: &mut Report, plan: &Plan) -> Result {
+    let world = World::start().await;
+    let [rate, processor] = in_turns(plan, PEER, async |library, round| {
+        let arguments = [&*format!("alone-{round}"), &plan.acquisitions.to_string()];
+        let mut program = Program::start(library, "lock", &world.url(), &arguments).await?;
+        let (time, used) = (program.ask("go", "locked").await?, program.processor_time().await?);
+        let count = f64::from(plan.acquisitions);
+        Ok([count / (time / 1e6), used / count])
+    })
+    .await?;
+    let case = format!("acquire and release, beside {NAME}");
+    report.turns("lock", &*case, "per s", &rate, plan.bound(Bound::AtLeast(1.0)));
+    report.turns("lock", format!("{case}: processor"), "µs", &processor, None);
+    Ok(())
+}
+
+pub(super) async fn election(report: &mut Report, plan: &Plan) -> Result {
+    let world = World::start().await;
+    let [resigned, killed] = in_turns(plan, PEER, async |library, round| {
+        let (name, ttl) = (format!("led-{round}"), plan.ttl.to_string());
+        let candidate = async |value: &str| {
+            let mut program = Program::start(library, "campaign", &world.url(), &[&name, value, &ttl]).await?;
+            program.say("go").await?;
+            Result::Ok(program)
+        };
+        let mut first = candidate("first").await?;
+        first.until("leads").await?;
+        let mut second = candidate("second").await?;
+        tokio::time::sleep(QUEUED).await;
+        let begun = Moment::now();
+        first.say("resign").await?;
+        second.until("leads").await?;
+        let resigned = begun.elapsed();
+        first.until("resigned").await?;
+        first.say("go").await?;
+        tokio::time::sleep(QUEUED).await;
+        let begun = Moment::now();
+        second.kill().await?;
+        first.until("leads").await?;
+        Ok([resigned.as_secs_f64() * 1e3, begun.elapsed().as_secs_f64() * 1e3])
+    })
+    .await?;
+    report.turns("election", format!("resign to the next leader, beside {NAME}"), "ms", &resigned, None);
+    let case = format!("SIGKILL to the next leader, TTL {} s, beside {NAME}", plan.ttl);
+    report.turns("election", case, "ms", &killed, None);
+    let latest = plan.bound(Bound::AtMost(f64::from(plan.ttl + 1) * 1e3));
+    let ours = crate::measure::Spread::of(killed.ours);
+    report.number("election", format!("SIGKILL to the next leader, TTL {} s", plan.ttl), "ms", ours, latest);
+    Ok(())
+}

@@ -1,0 +1,83 @@
+//! Sizes and lengths of a run.
+
+use std::time::Duration;
+
+use crate::report::Bound;
+
+/// Sizes and lengths of a run.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// Rounds that count. One more before them does not, in a run that is judged.
+    pub(crate) rounds: usize,
+    pub(crate) warm_ups: usize,
+    /// Sizes of services for `change`.
+    pub(crate) changing: &'static [usize],
+    /// Changes of a round.
+    pub(crate) changes: u32,
+    /// Changes of a round for a library that looks every 5 s.
+    pub(crate) polled_changes: u32,
+    /// Sizes of services for `sync`.
+    pub(crate) synced: &'static [usize],
+    /// Instances lost in one revision.
+    pub(crate) lost: &'static [usize],
+    /// Registrations of one process.
+    pub(crate) registered: usize,
+    /// Contending sessions.
+    pub(crate) sessions: &'static [usize],
+    /// Length of a round with contention.
+    pub(crate) contention: Duration,
+    /// Uncontended acquisitions of a round.
+    pub(crate) acquisitions: u32,
+    /// TTL of candidates, in whole seconds.
+    pub(crate) ttl: u32,
+    /// Picks of a thread.
+    pub(crate) picks: u32,
+    /// Calls of a round with empty messages; with large ones a quarter of them.
+    pub(crate) calls: u32,
+    judged: bool,
+}
+
+impl Plan {
+    /// A whole run. Targets are judged.
+    pub const FULL: Self = Self {
+        rounds: 5,
+        warm_ups: 1,
+        changing: &[100, 1000, 10_000],
+        changes: 20,
+        polled_changes: 3,
+        synced: &[1000, 100_000],
+        lost: &[10_000, 50_000],
+        registered: 10_000,
+        sessions: &[2, 5, 10, 50],
+        contention: Duration::from_secs(3),
+        acquisitions: 300,
+        ttl: 5,
+        picks: 200_000,
+        calls: 20_000,
+        judged: true,
+    };
+
+    /// A short run, which shows that everything works. Nothing is judged.
+    pub const QUICK: Self = Self {
+        rounds: 1,
+        warm_ups: 0,
+        changing: &[100],
+        changes: 3,
+        polled_changes: 1,
+        synced: &[1000],
+        lost: &[1000],
+        registered: 200,
+        sessions: &[2],
+        contention: Duration::from_millis(500),
+        acquisitions: 30,
+        ttl: 2,
+        picks: 20_000,
+        calls: 1000,
+        judged: false,
+    };
+
+    /// Returns the bound, if this run is judged.
+    pub(crate) fn bound(&self, bound: impl Into<Option<Bound>>) -> Option<Bound> {
+        bound.into().filter(|_| self.judged)
+    }
+}

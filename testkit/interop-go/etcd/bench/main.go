@@ -1,0 +1,238 @@
+// Measurements of etcd's own Go client: as it is (`raw`), its naming endpoints, and its concurrency package.
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	. "enlist/interop-go/common"
+	"enlist/interop-go/common/bench"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/client/v3/concurrency"
+	"go.etcd.io/etcd/client/v3/naming/endpoints"
+	"go.etcd.io/etcd/client/v3/naming/resolver"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+)
+
+const (
+	// End of the key of the instance that changes.
+	changing = "/i-000000"
+	// Keys of a page.
+	page = 1000
+	// Keys of a lease.
+	keysPerLease = 1000
+	// Calls until all instances are connected to.
+	warmUp = 300
+)
+
+var ctx = context.Background()
+
+// A client that is connected.
+func client() *clientv3.Client {
+	etcd, err := clientv3.New(clientv3.Config{Endpoints: Endpoints(), DialTimeout: 5 * time.Second})
+	Check(err)
+	_, err = etcd.Get(ctx, "connected?")
+	Check(err)
+	return etcd
+}
+
+// A map of keys and values, by a list in pages and a watch from the next revision on.
+func followRaw(arguments []string) {
+	etcd, prefix := client(), arguments[0]
+	view := bench.Follow(arguments[1])
+	go func() {
+		found, mark := map[string]string{}, ""
+		put := func(key, value string) {
+			found[key] = value
+			if strings.HasSuffix(key, changing) {
+				mark = bench.Mark(value)
+			}
+		}
+		var revision int64
+		end := clientv3.GetPrefixRangeEnd(prefix)
+		for from, more := prefix, true; more; {
+			answer, err := etcd.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(page), clientv3.WithRev(revision))
+			Check(err)
+			for _, pair := range answer.Kvs {
+				put(string(pair.Key), string(pair.Value))
+				from = string(pair.Key) + "\x00"
+			}
+			revision, more = answer.Header.Revision, answer.More
+		}
+		view.Show(len(found), mark)
+		for answer := range etcd.Watch(ctx, prefix, clientv3.WithPrefix(), clientv3.WithRev(revision+1)) {
+			Check(answer.Err())
+			for _, event := range answer.Events {
+				if event.Type == clientv3.EventTypeDelete {
+					delete(found, string(event.Kv.Key))
+				} else {
+					put(string(event.Kv.Key), string(event.Kv.Value))
+				}
+			}
+			view.Show(len(found), mark)
+		}
+	}()
+	view.Answer(nil)
+}
+
+// A map of the endpoints, as their users keep it.
+func followNaming(arguments []string) {
+	etcd := client()
+	manager, err := endpoints.NewManager(etcd, arguments[0])
+	Check(err)
+	view := bench.Follow(arguments[1])
+	go func() {
+		updates, err := manager.NewWatchChannel(ctx)
+		Check(err)
+		found, mark := map[string]endpoints.Endpoint{}, ""
+		for batch := range updates {
+			for _, update := range batch {
+				if update.Op == endpoints.Delete {
+					delete(found, update.Key)
+					continue
+				}
+				found[update.Key] = update.Endpoint
+				if strings.HasSuffix(update.Key, changing) {
+					mark = update.Endpoint.Addr
+				}
+			}
+			view.Show(len(found), mark)
+		}
+	}()
+	view.Answer(nil)
+}
+
+// Leases for that many keys.
+func leases(etcd *clientv3.Client, count int) []clientv3.LeaseID {
+	var granted []clientv3.LeaseID
+	for range (count + keysPerLease - 1) / keysPerLease {
+		lease, err := etcd.Grant(ctx, 60)
+		Check(err)
+		alive, err := etcd.KeepAlive(ctx, lease.ID)
+		Check(err)
+		go func() {
+			for range alive {
+			}
+		}()
+		granted = append(granted, lease.ID)
+	}
+	return granted
+}
+
+// Puts of typical values.
+func registerRaw(arguments []string) {
+	etcd := client()
+	given := leases(etcd, bench.Number(arguments[1]))
+	bench.Register(arguments[1], func(_, number int) {
+		value := fmt.Sprintf(`{"endpoints":["grpc://%s"],"version":"1.4","zone":"eu-1","metadata":{"team":"blue"}}`,
+			bench.Address(number))
+		key := fmt.Sprintf("/services/%s/i-%06d", arguments[0], number)
+		_, err := etcd.Put(ctx, key, value, clientv3.WithLease(given[number/keysPerLease]))
+		Check(err)
+	})
+}
+
+func registerNaming(arguments []string) {
+	etcd := client()
+	given := leases(etcd, bench.Number(arguments[1]))
+	manager, err := endpoints.NewManager(etcd, arguments[0])
+	Check(err)
+	metadata := map[string]string{"version": "1.4", "zone": "eu-1", "team": "blue"}
+	bench.Register(arguments[1], func(_, number int) {
+		endpoint := endpoints.Endpoint{Addr: bench.Address(number), Metadata: metadata}
+		key := fmt.Sprintf("%s/i-%06d", arguments[0], number)
+		Check(manager.AddEndpoint(ctx, key, endpoint, clientv3.WithLease(given[number/keysPerLease])))
+	})
+}
+
+func session(ttl int) *concurrency.Session {
+	opened, err := concurrency.NewSession(client(), concurrency.WithTTL(ttl))
+	Check(err)
+	return opened
+}
+
+// Takes one lock repeatedly, in sessions with a client each.
+func contend(arguments []string) {
+	count := bench.Number(arguments[1])
+	var grants atomic.Int64
+	var mutexes []*concurrency.Mutex
+	for range count {
+		mutexes = append(mutexes, concurrency.NewMutex(session(60), arguments[0]))
+	}
+	bench.Go()
+	begun := time.Now()
+	for _, mutex := range mutexes {
+		go func() {
+			for {
+				Check(mutex.Lock(ctx))
+				grants.Add(1)
+				Check(mutex.Unlock(ctx))
+			}
+		}()
+	}
+	new(bench.Shown).Answer(map[string]func(){
+		// The last number is that of requests which depend on time; this library sends none.
+		"count": func() { Say("count", grants.Load(), time.Since(begun).Microseconds(), 0) },
+	})
+}
+
+// Takes a lock without contention that many times.
+func lock(arguments []string) {
+	mutex := concurrency.NewMutex(session(60), arguments[0])
+	once := func() {
+		Check(mutex.Lock(ctx))
+		Check(mutex.Unlock(ctx))
+	}
+	once()
+	bench.Go()
+	begun := time.Now()
+	for range bench.Number(arguments[1]) {
+		once()
+	}
+	Say("locked", time.Since(begun).Microseconds())
+	new(bench.Shown).Answer(nil)
+}
+
+// Campaigns; resigns at one line, and campaigns again at the next.
+func campaign(arguments []string) {
+	election := concurrency.NewElection(session(bench.Number(arguments[2])), arguments[0])
+	for {
+		bench.Go()
+		Check(election.Campaign(ctx, arguments[1]))
+		Say("leads")
+		Line()
+		Check(election.Resign(ctx))
+		Say("resigned")
+	}
+}
+
+// Calls through grpc-go's round robin balancer.
+func call(arguments []string) {
+	builder, err := resolver.NewBuilder(client())
+	Check(err)
+	conn, err := grpc.NewClient("etcd:///"+arguments[0], grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithResolvers(builder), grpc.WithDefaultServiceConfig(`{"loadBalancingPolicy":"round_robin"}`))
+	Check(err)
+	request := wrapperspb.String(strings.Repeat("x", bench.Number(arguments[2])))
+	hello := func() {
+		Check(conn.Invoke(ctx, "/"+Greeter+"/"+Hello, request, new(HelloReply), grpc.WaitForReady(true)))
+	}
+	for range warmUp {
+		hello()
+	}
+	bench.Go()
+	bench.Calls(arguments[3], arguments[4], hello)
+}
+
+func main() {
+	bench.Measure(map[string]func([]string){
+		"follow-raw": followRaw, "follow-naming": followNaming, "register-raw": registerRaw,
+		"register-naming": registerNaming, "contend": contend, "lock": lock, "campaign": campaign, "call": call,
+	})
+}
