@@ -38,6 +38,8 @@ cargo xtask <command>
           target/soak.md
   bench   [SCENARIO …] [--json]
           measure beside other clients; `bench/README.md` explains the scenarios, `bench --help` lists them
+  bench build
+          build small programs from empty folders: crates, processor time and size (fifteen minutes)
   bench peers [SCENARIO …] [--quick] [--json]
           build programs on Go libraries, and measure beside them, each in a process of its own; --quick shows within
           three minutes that everything works, and judges nothing

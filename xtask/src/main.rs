@@ -2,6 +2,7 @@
 //!
 //! They get what a bare machine lacks: a `protoc` from a crate, and an etcd from where one can be had.
 
+mod build_cost;
 mod clients;
 mod command;
 mod counted;
@@ -196,6 +197,9 @@ fn simulate_many(seeds: &str) -> Result {
 /// Runs the benchmarks in a release build. Only their own lines go to the standard output.
 fn bench(arguments: impl Iterator<Item = String>) -> Result {
     let arguments: Vec<_> = arguments.collect();
+    if arguments == ["build"] {
+        return build_cost::measure();
+    }
     let beside_peers = arguments.first().is_some_and(|first| first == "peers");
     let programs = if beside_peers { Some(interop::build_measured()?) } else { None };
     let etcd = etcd::find()?;
