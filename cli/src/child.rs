@@ -48,8 +48,7 @@ const GROUP_END_POLL: Duration = Duration::from_millis(20);
 pub(crate) struct Running {
     child: Child,
     id: Pid,
-    /// The terminal, if there is one.
-    job: Option<Job>,
+    job: Job,
     group: Group,
 }
 
@@ -87,7 +86,7 @@ impl Running {
         }
         // Before the program starts, so that it does not wait for the terminal.
         let job = Job::begin(group.id).map_err(failed)?;
-        let child = signals::starting_with_terminal_stop(|| command.spawn()).map_err(failed)?;
+        let child = signals::starting_with_terminal_stops(|| command.spawn()).map_err(failed)?;
         let id = process(&child).map_err(failed)?;
         Ok(Self { child, id, job, group })
     }
@@ -101,15 +100,9 @@ impl Running {
     /// Waits until the program itself ends. A stop of the program in its terminal stops this process as well.
     pub(crate) async fn ended(&mut self) -> io::Result<ExitStatus> {
         loop {
-            let step = async {
-                match &mut self.job {
-                    Some(job) => job.step(self.id).await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 status = self.child.wait() => return status,
-                () = step => {}
+                () = self.job.step(self.id) => {}
             }
         }
     }

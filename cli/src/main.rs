@@ -16,6 +16,7 @@ mod freshness;
 mod holding;
 mod instances;
 mod jobs;
+mod keyboard_stop;
 mod leaders;
 mod locks;
 mod output;
@@ -53,9 +54,9 @@ fn main() -> ExitCode {
         command => {
             // Before any thread is started, because threads inherit the mask.
             if command.runs_a_command()
-                && let Err(error) = signals::block_terminal_stop()
+                && let Err(error) = signals::block_terminal_stops().and_then(|()| keyboard_stop::listen())
             {
-                return Failure::new(format!("SIGTTOU cannot be blocked: {error}")).report(output);
+                return Failure::new(format!("stops by the terminal cannot be handled: {error}")).report(output);
             }
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
             match runtime {

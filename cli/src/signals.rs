@@ -2,7 +2,7 @@
 
 use std::io;
 
-use nix::sys::signal::{SigSet, SigmaskHow, Signal as Number};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal as Number, raise};
 use tokio::signal::unix::{Signal as Stream, SignalKind, signal};
 
 /// Signals that request an end.
@@ -91,10 +91,24 @@ pub(crate) fn block_all() -> io::Result<()> {
     Ok(SigSet::all().thread_block()?)
 }
 
-/// Blocks SIGTTOU in this thread and in the threads that it starts later. A background process of a terminal can then
-/// write to it and become the foreground process, and is not stopped for that.
-pub(crate) fn block_terminal_stop() -> io::Result<()> {
-    Ok(terminal_stop().thread_block()?)
+/// Blocks SIGTTOU and SIGTSTP in this thread and in the threads that it starts later. A background process of a
+/// terminal can then write to it and become the foreground process, and is not stopped for that. A
+/// [stop from the keyboard](crate::keyboard_stop) is handled by a thread.
+pub(crate) fn block_terminal_stops() -> io::Result<()> {
+    Ok(terminal_stops().thread_block()?)
+}
+
+/// Waits for SIGTSTP, which has to be blocked.
+pub(crate) fn wait_for_stop() -> io::Result<()> {
+    keyboard_stop().wait()?;
+    Ok(())
+}
+
+/// Stops this process, as SIGTSTP does by default. Returns once it is continued, or at once if no shell could continue
+/// it.
+pub(crate) fn stop_this_process() -> io::Result<()> {
+    // The signal is sent to this thread, where nothing else waits for it.
+    with_mask(SigmaskHow::SIG_UNBLOCK, &keyboard_stop(), || Ok(raise(Number::SIGTSTP)?))
 }
 
 /// Starts a process with every signal blocked.
@@ -102,21 +116,25 @@ pub(crate) fn starting_with_all_blocked<T>(start: impl FnOnce() -> io::Result<T>
     with_mask(SigmaskHow::SIG_BLOCK, &SigSet::all(), start)
 }
 
-/// Starts a process with SIGTTOU unblocked.
-pub(crate) fn starting_with_terminal_stop<T>(start: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-    with_mask(SigmaskHow::SIG_UNBLOCK, &terminal_stop(), start)
+/// Starts a process with SIGTTOU and SIGTSTP unblocked.
+pub(crate) fn starting_with_terminal_stops<T>(start: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    with_mask(SigmaskHow::SIG_UNBLOCK, &terminal_stops(), start)
 }
 
-fn terminal_stop() -> SigSet {
-    SigSet::from_iter([Number::SIGTTOU])
+fn terminal_stops() -> SigSet {
+    SigSet::from_iter([Number::SIGTTOU, Number::SIGTSTP])
 }
 
-/// Sets the mask during `start`, because processes inherit the mask of the thread that starts them.
-fn with_mask<T>(how: SigmaskHow, set: &SigSet, start: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+fn keyboard_stop() -> SigSet {
+    SigSet::from_iter([Number::SIGTSTP])
+}
+
+/// Sets the mask of this thread during `action`. Processes inherit the mask of the thread that starts them.
+fn with_mask<T>(how: SigmaskHow, set: &SigSet, action: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     let before = set.thread_swap_mask(how)?;
-    let started = start();
+    let outcome = action();
     before.thread_set_mask()?;
-    started
+    outcome
 }
 
 #[cfg(test)]

@@ -4,9 +4,10 @@
 
 mod support;
 
-use std::fs;
+use std::{fs, path::Path, process::Command};
 
-use support::{enlist, pty::Shell, run, server};
+use enlist_testkit::eventually;
+use support::{Running, enlist, pty::Shell, run, server, state};
 
 /// A lock of a background job in an interactive shell is kept: the terminal does not stop `enlist`, and the next
 /// contender waits.
@@ -69,6 +70,93 @@ async fn a_stopped_program_continues_in_the_foreground() {
     shell.shows("lock l").await;
     shell.types("two\n");
     shell.shows("command has two").await;
+    shell.shows("released").await;
+}
+
+/// A program that runs while a lock is held, and the pipe that it reads.
+struct Program {
+    pid: u32,
+    input: std::path::PathBuf,
+}
+
+impl Program {
+    /// Types a command line with a program that reads from a pipe, and waits until it runs.
+    async fn start(shell: &mut Shell, directory: &Path, after: &str) -> Self {
+        let input = directory.join("input");
+        assert!(Command::new("mkfifo").arg(&input).status().unwrap().success());
+        let reads = format!("echo program \"$$\" ru\"\"ns; read line < {}; echo command has $line", input.display());
+        shell.types(&format!("$E lock l --ttl 60s -- sh -c '{reads}' {after}\n"));
+        shell.shows("program ").await;
+        let pid = shell.shows(" runs").await.trim().parse().unwrap();
+        Self { pid, input }
+    }
+
+    /// Waits until its state, as in `/proc`, fits.
+    async fn becomes(&self, what: &str, fits: impl Fn(char) -> bool) {
+        eventually(&format!("the program is {what}"), || async {
+            let state = state(self.pid);
+            if state.is_some_and(&fits) { Ok(()) } else { Err(state) }
+        })
+        .await;
+    }
+
+    /// Stops it from the keyboard, continues it, and lets it end.
+    async fn stop_from_the_keyboard(self, shell: &mut Shell) {
+        shell.types("\x1a");
+        shell.shows("Stopped").await;
+        self.becomes("stopped", |state| state == 'T').await;
+        shell.types("fg\n");
+        self.becomes("continued", |state| state != 'T').await;
+        fs::write(&self.input, "one\n").unwrap();
+        shell.shows("command has one").await;
+        shell.shows("released").await;
+    }
+}
+
+/// `fg` of a job that runs sends it no signal, so the keyboard's signals go to `enlist`.
+#[tokio::test]
+async fn a_background_job_stops_as_a_whole() {
+    let server = server().await;
+    let directory = tempfile::tempdir().unwrap();
+    let mut shell = Shell::start(&server).await;
+    let program = Program::start(&mut shell, directory.path(), "&").await;
+    shell.types("echo jo''b $! in back\n");
+    shell.shows("job ").await;
+    let job = shell.shows(" in back").await.trim().parse().unwrap();
+    shell.types("fg\n");
+    shell.is_in_front(job).await;
+    program.stop_from_the_keyboard(&mut shell).await;
+}
+
+/// Without a terminal as its input the program is not in the foreground, and is stopped nevertheless.
+#[tokio::test]
+async fn a_program_with_other_input_is_stopped() {
+    let server = server().await;
+    let directory = tempfile::tempdir().unwrap();
+    let mut shell = Shell::start(&server).await;
+    let program = Program::start(&mut shell, directory.path(), "< /dev/null").await;
+    program.stop_from_the_keyboard(&mut shell).await;
+}
+
+/// While `enlist` waits for a lock there is no program yet, and the keyboard stops `enlist` itself.
+#[tokio::test]
+async fn a_waiting_contender_is_stopped() {
+    let server = server().await;
+    let mut holder = Running::start(enlist(&server, ["lock", "l"]));
+    holder.says("acquired").await;
+    let mut shell = Shell::start(&server).await;
+    shell.types("$E lock l -- echo command ru''ns\n");
+    eventually("it waits", || async {
+        let locks = run(enlist(&server, ["locks", "l", "--output", "json"])).await;
+        if locks.stdout.contains("\"waiting\":1") { Ok(()) } else { Err(locks) }
+    })
+    .await;
+    shell.types("\x1a");
+    shell.shows("Stopped").await;
+    shell.types("fg\n");
+    shell.shows("lock l").await;
+    holder.signal("-TERM");
+    shell.shows("command runs").await;
     shell.shows("released").await;
 }
 

@@ -10,8 +10,9 @@ use std::{
 use enlist_testkit::{EtcdServer, eventually};
 use rustix::{
     fs::{Mode, OFlags},
+    process::Pid,
     pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
-    termios::{Winsize, tcsetwinsize},
+    termios::{Winsize, tcgetpgrp, tcsetwinsize},
 };
 
 use super::with_default_signals;
@@ -67,6 +68,15 @@ impl Shell {
     /// Types text, or a control character.
     pub(crate) fn types(&mut self, text: &str) {
         self.master.write_all(text.as_bytes()).unwrap();
+    }
+
+    /// Waits until a process group is in the foreground.
+    pub(crate) async fn is_in_front(&self, group: i32) {
+        eventually("the group is in the foreground", || async {
+            let front = tcgetpgrp(&self.master).map(Pid::as_raw_pid);
+            if front == Ok(group) { Ok(()) } else { Err(front) }
+        })
+        .await;
     }
 
     /// Waits until `part` is printed after the part that was read before. Returns the output up to it.
