@@ -9,8 +9,8 @@ use std::{
 };
 
 use enlist::{
-    Directory, Endpoint, Instance, InstanceId, PickPolicy, Pool, RegisterOptions, RegistrationState, Registry, Retry,
-    ServiceRef,
+    Config as _, ConfigPath, Directory, Endpoint, Expect, Instance, InstanceId, Namespace, Once, PickPolicy, Pool,
+    RegisterOptions, RegistrationState, Registry, Retry, ServiceRef,
 };
 use enlist_memory::MemoryStore;
 
@@ -52,6 +52,15 @@ async fn eject(store: &MemoryStore, id: &str) {
     }
 }
 
+/// Lists the jobs of a namespace, of which one has a value that is no record.
+async fn list_jobs(store: &MemoryStore, job: &str) {
+    let client = Arc::new(store.client());
+    let (records, path) = (Namespace::parse("once:default").unwrap(), ConfigPath::parse(job).unwrap());
+    client.put(&records, &path, b"garbage".to_vec(), Expect::Any).await.unwrap();
+    let listed = Once::new(client.clone(), client).records(&Namespace::default()).await.unwrap();
+    assert!(listed.is_empty(), "{listed:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn causes_are_logged_in_full() {
     let logged = Logged::default();
@@ -76,9 +85,12 @@ async fn causes_are_logged_in_full() {
     let mut states = registration.states();
     while !matches!(states.next().await, Ok(RegistrationState::Suspect { .. })) {}
     eject(&MemoryStore::new(), "a\u{202e}b").await;
+    list_jobs(&MemoryStore::new(), "c\u{202e}d").await;
     let logged = String::from_utf8(logged.0.lock().unwrap().clone()).unwrap();
     let ejected = logged.lines().find(|line| line.contains("instance ejected")).unwrap();
     assert!(ejected.contains(r"instance=a\u{202e}b"), "what others stored is escaped: {ejected}");
+    let unreadable = logged.lines().find(|line| line.contains("cannot be read")).unwrap();
+    assert!(unreadable.contains(r"job=c\u{202e}d"), "what others stored is escaped: {unreadable}");
     let why = "cause=store unavailable: the link to the store is cut";
     for message in ["view stale", "registration suspect"] {
         let line =

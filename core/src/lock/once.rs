@@ -24,6 +24,7 @@ use crate::{
         options::{LockMode, LockOptions},
     },
     model::{
+        escape::escaped,
         name::{LockName, Namespace},
         revision::{FencingToken, Revision},
     },
@@ -279,7 +280,7 @@ impl Once {
             if let Ok(record) = JobRecord::decode(&name.within(namespace.clone()), &entry.value, entry.modified) {
                 records.push(record);
             } else {
-                tracing::warn!(%namespace, job = %entry.path, "a record of a job cannot be read");
+                tracing::warn!(%namespace, job = %escaped(&entry.path), "a record of a job cannot be read");
             }
         }
         Ok(records)
