@@ -8,11 +8,13 @@ use std::{error::Error as StdError, fmt};
 use enlist::{Endpoint, Error, Instance};
 use http::uri::Authority;
 
-/// Protocols of gRPC endpoints. `tcp` states nothing about encryption in some registries, and never means TLS.
-const PROTOCOLS: [(&str, Wire); 6] = [
+/// Protocols of gRPC endpoints. `tcp`, and `tri` of dubbo, whose servers answer gRPC, state nothing about encryption, and
+/// never mean TLS.
+const PROTOCOLS: [(&str, Wire); 7] = [
     ("grpc", Wire::Plaintext),
     ("http", Wire::Plaintext),
     ("tcp", Wire::Plaintext),
+    ("tri", Wire::Plaintext),
     ("unix", Wire::Socket),
     ("grpcs", Wire::Tls),
     ("https", Wire::Tls),
@@ -209,6 +211,17 @@ mod tests {
         assert_eq!(used(&Security { unix: true, ..hiding.clone() }), 0);
         let plain = Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("grpc://h:2").unwrap()]).unwrap();
         assert_eq!(hiding.endpoint(&plain, &[TlsSettings::Absent]).unwrap().port(), 2);
+    }
+
+    #[test]
+    fn endpoints_of_other_protocols_are_not_used() {
+        let wire = |text: &str| Wire::of(&Endpoint::parse(text).unwrap());
+        for text in ["grpc://h:1", "http://h:1", "tcp://h:1", "tri://h:1"] {
+            assert_eq!(wire(text), Some(Wire::Plaintext), "{text}");
+        }
+        for text in ["dubbo://h:1", "rest://h:1", "redis://h:1"] {
+            assert_eq!(wire(text), None, "{text}");
+        }
     }
 
     #[test]
