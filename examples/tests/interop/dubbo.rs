@@ -1,15 +1,18 @@
-//! dubbo-go 3.3.1: application-level service discovery. Its session on etcd has a TTL of one second and is never opened
-//! again, so the tests leave etcd alone. Our channel does not call endpoints with dubbo's protocol `tri`.
+//! dubbo-go 3.3.1: a server with the protocol `tri`, registered at application level, and its service discovery. Their
+//! session on etcd has a TTL of one second and is never opened again, so each outlives a restart of etcd only as far as
+//! its lease does, and programs that are started afterwards continue.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use enlist::Directory;
+use enlist::{Directory, Endpoint, Instance, InstanceId, RegisterOptions, Registry, Resolver};
 use enlist_etcd::Dubbo;
-use enlist_testkit::soon;
+use enlist_grpc::Channel;
+use enlist_testkit::{eventually, soon};
+use tonic_health::pb::health_client::HealthClient;
 
 use super::{
-    Server,
-    both::{self, Framework, LostLease},
+    Go, Server,
+    both::{self, Framework, LostLease, Stored},
     own_etcd, recorded,
 };
 
@@ -20,12 +23,18 @@ const FRAMEWORK: Framework = Framework {
     prefix: "/services/greet-app/",
     scheme: "tri://",
     lost_lease: LostLease::StaysAway,
+    // Among them are the metadata of its service.
+    stored: Stored::WithMethods,
 };
+
+/// Maximum time until an instance of a killed program is gone: its lease, whose TTL of 30 s is fixed, and the time for
+/// which a view holds the last instance.
+const CRASHED: Duration = Duration::from_secs(75);
 
 #[tokio::test]
 #[ignore = "needs Go: `cargo xtask interop` runs it"]
 async fn ours_is_found() {
-    let server = own_etcd().await;
+    let mut server = own_etcd().await;
     let (etcd, service) = (FRAMEWORK.connect(&server).await, FRAMEWORK.service());
     let (first, second) = (Server::start(), Server::start());
     let (one, two) = (first.address.to_string(), second.address.to_string());
@@ -38,6 +47,21 @@ async fn ours_is_found() {
     soon("deregistered", registration.deregister()).await.unwrap();
     theirs.sees(&[&two]).await;
     theirs.calls().await;
+
+    FRAMEWORK.revoke(&server).await;
+    eventually("it is registered again", || async {
+        let found = etcd.resolve(&service).await.map(|found| found.len());
+        if matches!(found, Ok(1)) { Ok(()) } else { Err(found) }
+    })
+    .await;
+    theirs.sees(&[&two]).await;
+    theirs.calls().await;
+
+    server.kill().await;
+    server.restart().await;
+    let mut theirs = FRAMEWORK.follow(&server);
+    theirs.sees(&[&two]).await;
+    theirs.calls().await;
     crashing.abandon();
     theirs.sees(&[]).await;
 }
@@ -45,17 +69,75 @@ async fn ours_is_found() {
 #[tokio::test]
 #[ignore = "needs Go: `cargo xtask interop` runs it"]
 async fn theirs_is_found() {
-    let server = own_etcd().await;
+    let mut server = own_etcd().await;
     let etcd = FRAMEWORK.connect(&server).await;
-    let view = Directory::new(Arc::new(etcd.clone())).view(&FRAMEWORK.service());
+    let view = Directory::new(Arc::new(etcd)).view(&FRAMEWORK.service());
+    soon("the view is ready", view.ready()).await.unwrap();
+    let mut client = HealthClient::new(Channel::new(&view).unwrap());
+    let mut calls = async || both::answered(&mut client).await;
     let (mut first, one) = FRAMEWORK.serve(&server).await;
     both::shows(&view, &[&one]).await;
-    recorded::the_server_is_stored_as_by_ours(&server, etcd.layout(), &FRAMEWORK.service()).await;
-    let (_second, two) = FRAMEWORK.serve(&server).await;
+    calls().await;
+    let (second, two) = FRAMEWORK.serve(&server).await;
     both::shows(&view, &[&one, &two]).await;
     first.go_on();
     assert_eq!(first.line().await, "left");
     both::shows(&view, &[&two]).await;
+    drop(first);
+    calls().await;
+
+    // It is not registered again, and its end is that of the last instance, which the view holds for a while.
+    FRAMEWORK.revoke(&server).await;
+    both::shows(&view, &[]).await;
+    drop(second);
+    let (third, three) = FRAMEWORK.serve(&server).await;
+    both::shows(&view, &[&three]).await;
+    calls().await;
+
+    server.kill().await;
+    server.restart().await;
+    let (mut fourth, four) = FRAMEWORK.serve(&server).await;
+    both::shows(&view, &[&three, &four]).await;
+    calls().await;
+    drop(third);
+    both::shows_within(CRASHED, &view, &[&four]).await;
+    calls().await;
+    fourth.go_on();
+    assert_eq!(fourth.line().await, "left");
+    both::shows(&view, &[]).await;
+}
+
+/// A consumer of dubbo finds the application of an interface, and the methods of its instances, in the metadata report,
+/// which servers of dubbo write. For ours another program has to. 3.3.1 takes `/dubbo` and the name of the application
+/// without a `/` between them.
+#[tokio::test]
+#[ignore = "needs Go: `cargo xtask interop` runs it"]
+async fn a_consumer_of_dubbo_calls_ours() {
+    const REPORT: [(&str, &str); 2] = [
+        ("/dubbo/mapping/grpc.health.v1.Health", "greet-app"),
+        (
+            "/dubbogreet-app/1",
+            r#"{"app":"greet-app","revision":"1","services":{"grpc.health.v1.Health:tri":{"protocol":"tri",
+            "name":"grpc.health.v1.Health","path":"grpc.health.v1.Health","params":{"methods":"Check,Watch"}}}}"#,
+        ),
+    ];
+    let server = own_etcd().await;
+    let mut raw = etcd_client::Client::connect([server.url()], None).await.unwrap();
+    for (key, value) in REPORT {
+        raw.put(key, value, None).await.unwrap();
+    }
+    let ours = Server::start();
+    let endpoint = Endpoint::parse(format!("tri://{}", ours.address)).unwrap();
+    let instance = Instance::new(InstanceId::parse(ours.address.to_string()).unwrap(), [endpoint]).unwrap();
+    let instance = instance.with_metadata("dubbo.metadata.revision", "1");
+    let instance = instance.with_metadata("dubbo.metadata.storage-type", "remote");
+    let etcd = FRAMEWORK.connect(&server).await;
+    let service = FRAMEWORK.service();
+    let registered = etcd.register(&service, instance, RegisterOptions::new());
+    let _registration = soon("registered", registered).await.unwrap();
+    let mut theirs = Go::start(&server, "dubbo", &["call"]);
+    theirs.go_on();
+    assert_eq!(theirs.line().await, "answered SERVING");
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use super::{
     Go,
-    both::{self, Framework, LostLease},
+    both::{self, Framework, LostLease, Stored},
     own_etcd, recorded,
     settings::{self, Settings},
     short,
@@ -29,6 +29,7 @@ const NAMING: Framework = Framework {
     scheme: "",
     // The program renews its lease itself, and does not react to its end.
     lost_lease: LostLease::StaysAway,
+    stored: Stored::AsByOurs,
 };
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use enlist_etcd::{Etcd, GoKit};
 
 use super::{
     Go,
-    both::{self, Framework, LostLease},
+    both::{self, Framework, LostLease, Stored},
     own_etcd, recorded,
 };
 
@@ -16,6 +16,7 @@ const FRAMEWORK: Framework = Framework {
     prefix: "/services/foosvc/",
     scheme: "",
     lost_lease: LostLease::StaysAway,
+    stored: Stored::AsByOurs,
 };
 
 #[tokio::test]

@@ -1,10 +1,12 @@
-//! go-micro 4.11.0: its plug-in `registry/etcd` 1.2.0.
+//! go-micro 4.11.0: a service and a client, with its plug-ins `registry/etcd`, `server/grpc` and `client/grpc`.
 
+use enlist::{Endpoint, Instance, InstanceId, RegisterOptions, Registry, Resolver};
 use enlist_etcd::GoMicro;
+use enlist_testkit::soon;
 
 use super::{
-    both::{self, Framework, LostLease},
-    recorded,
+    both::{self, Framework, LostLease, Stored},
+    own_etcd, recorded,
 };
 
 const FRAMEWORK: Framework = Framework {
@@ -14,6 +16,7 @@ const FRAMEWORK: Framework = Framework {
     prefix: "/micro/registry/greeter/",
     scheme: "",
     lost_lease: LostLease::ComesBack,
+    stored: Stored::WithMethods,
 };
 
 #[tokio::test]
@@ -26,6 +29,34 @@ async fn ours_is_found() {
 #[ignore = "needs Go: `cargo xtask interop` runs it"]
 async fn theirs_is_found() {
     both::theirs_is_found(&FRAMEWORK).await;
+}
+
+/// The version and the metadata are carried in both directions, and theirs sees a change of them.
+#[tokio::test]
+#[ignore = "needs Go: `cargo xtask interop` runs it"]
+async fn versions_and_metadata_are_carried() {
+    let server = own_etcd().await;
+    let etcd = FRAMEWORK.connect(&server).await;
+    let endpoint = Endpoint::parse("127.0.0.1:9000").unwrap();
+    let instance = Instance::new(InstanceId::parse("ours").unwrap(), [endpoint]).unwrap();
+    let instance = instance.with_version("v2").with_metadata("team", "blue");
+    let service = FRAMEWORK.service();
+    let registered = etcd.register(&service, instance, RegisterOptions::new());
+    let registration = soon("registered", registered).await.unwrap();
+    let mut theirs = FRAMEWORK.follow(&server);
+    theirs.sees(&["127.0.0.1:9000,v2,team=blue"]).await;
+    let update = registration.update(|update| {
+        update.metadata("team", "green");
+    });
+    soon("stored", update).await.unwrap();
+    theirs.sees(&["127.0.0.1:9000,v2,team=green"]).await;
+    soon("deregistered", registration.deregister()).await.unwrap();
+    theirs.sees(&[]).await;
+
+    let (_theirs, _) = FRAMEWORK.serve(&server).await;
+    let found = etcd.resolve(&service).await.unwrap();
+    let found = found.entries().next().unwrap().instance();
+    assert_eq!((found.version(), found.metadata()["server"].as_str()), (Some("latest"), "grpc"));
 }
 
 #[tokio::test]

@@ -1,11 +1,12 @@
-//! kitex 0.15.3: `registry-etcd` 0.3.0.
+//! kitex 0.16.3: a server and a client, with its protocol for gRPC and `registry-etcd` 0.3.0.
 
-use enlist::Resolver;
+use enlist::{Endpoint, Instance, InstanceId, RegisterOptions, Registry, Resolver};
 use enlist_etcd::{Etcd, Kitex};
+use enlist_testkit::soon;
 
 use super::{
     Go,
-    both::{self, Framework, LostLease},
+    both::{self, Framework, LostLease, Stored},
     own_etcd, recorded,
 };
 
@@ -16,6 +17,7 @@ const FRAMEWORK: Framework = Framework {
     prefix: "kitex/registry-etcd/echo/",
     scheme: "",
     lost_lease: LostLease::ComesBack,
+    stored: Stored::AsByOurs,
 };
 
 #[tokio::test]
@@ -28,6 +30,34 @@ async fn ours_is_found() {
 #[ignore = "needs Go: `cargo xtask interop` runs it"]
 async fn theirs_is_found() {
     both::theirs_is_found(&FRAMEWORK).await;
+}
+
+/// Theirs reads the weight and the tags of ours, and sees a change of them. A server of theirs has kitex's default
+/// weight; what it writes beside that is compared as bytes.
+#[tokio::test]
+#[ignore = "needs Go: `cargo xtask interop` runs it"]
+async fn weights_and_tags_are_carried() {
+    let server = own_etcd().await;
+    let etcd = FRAMEWORK.connect(&server).await;
+    let endpoint = Endpoint::parse("tcp://127.0.0.1:9000").unwrap();
+    let instance = Instance::new(InstanceId::parse("ours").unwrap(), [endpoint]).unwrap();
+    let instance = instance.with_weight(9).with_metadata("team", "blue");
+    let service = FRAMEWORK.service();
+    let registered = etcd.register(&service, instance, RegisterOptions::new());
+    let registration = soon("registered", registered).await.unwrap();
+    let mut theirs = FRAMEWORK.follow(&server);
+    theirs.sees(&["127.0.0.1:9000,weight=9,team=blue"]).await;
+    let update = registration.update(|update| {
+        update.weight(3);
+    });
+    soon("stored", update).await.unwrap();
+    theirs.sees(&["127.0.0.1:9000,weight=3,team=blue"]).await;
+    soon("deregistered", registration.deregister()).await.unwrap();
+    theirs.sees(&[]).await;
+
+    let (_theirs, _) = FRAMEWORK.serve(&server).await;
+    let found = etcd.resolve(&service).await.unwrap();
+    assert_eq!(found.entries().next().unwrap().instance().weight(), 10);
 }
 
 #[tokio::test]

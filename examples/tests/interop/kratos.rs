@@ -7,7 +7,7 @@ use enlist_testkit::soon;
 
 use super::{
     Go,
-    both::{self, Framework, LostLease},
+    both::{self, Framework, LostLease, Stored},
     own_etcd, recorded, settings,
 };
 
@@ -18,6 +18,7 @@ const FRAMEWORK: Framework = Framework {
     prefix: "/microservices/helloworld/",
     scheme: "grpc://",
     lost_lease: LostLease::ComesBack,
+    stored: Stored::AsByOurs,
 };
 
 #[tokio::test]

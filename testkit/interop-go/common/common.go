@@ -72,9 +72,16 @@ func Serve() net.Addr {
 
 // Call makes a health check through a connection, and prints its answer.
 func Call(conn grpc.ClientConnInterface) {
+	CallBy(func(ctx context.Context) (*healthpb.HealthCheckResponse, error) {
+		return healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{}, grpc.WaitForReady(true))
+	})
+}
+
+// CallBy makes a health check, and prints its answer.
+func CallBy(check func(context.Context) (*healthpb.HealthCheckResponse, error)) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	answer, err := healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{}, grpc.WaitForReady(true))
+	answer, err := check(ctx)
 	if err != nil {
 		Say("refused", err)
 		return
@@ -96,20 +103,17 @@ const pollInterval = 100 * time.Millisecond
 // Poll prints what a library without gRPC finds, each time that it has changed, and makes a health check at the first
 // address after each line. The last addresses stay if nothing could be found out.
 func Poll(find func() (addresses []string, known bool)) {
-	var view View
 	var lock sync.Mutex
 	var last []string
-	go func() {
-		for {
-			if addresses, known := find(); known {
-				lock.Lock()
-				last = append([]string(nil), addresses...)
-				lock.Unlock()
-				view.Show(addresses)
-			}
-			time.Sleep(pollInterval)
+	go show(func() ([]string, bool) {
+		addresses, known := find()
+		if known {
+			lock.Lock()
+			last = append([]string(nil), addresses...)
+			lock.Unlock()
 		}
-	}()
+		return addresses, known
+	})
 	for {
 		Line()
 		lock.Lock()
@@ -120,6 +124,29 @@ func Poll(find func() (addresses []string, known bool)) {
 		} else {
 			Say("refused", "no instance")
 		}
+	}
+}
+
+// PollAndCall prints what a library finds, as Poll does, and makes a health check with the library's own client after
+// each line.
+func PollAndCall(
+	find func() (addresses []string, known bool),
+	check func(context.Context) (*healthpb.HealthCheckResponse, error),
+) {
+	go show(find)
+	for {
+		Line()
+		CallBy(check)
+	}
+}
+
+func show(find func() (addresses []string, known bool)) {
+	var view View
+	for {
+		if addresses, known := find(); known {
+			view.Show(addresses)
+		}
+		time.Sleep(pollInterval)
 	}
 }
 

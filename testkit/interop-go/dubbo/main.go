@@ -1,24 +1,55 @@
-// What dubbo-go's application-level service discovery on etcd offers: registrations, and lists of instances. The calls
-// are made with grpc-go, whose protocol a server of dubbo's protocol `tri` speaks as well.
+// A server of dubbo-go with its application-level registry on etcd, and its lists of instances. The instances in them
+// are called with grpc-go, because a consumer of dubbo asks them for dubbo's metadata before its first call.
 package main
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"net"
+	"slices"
 	"strconv"
+	"time"
 
 	. "enlist/interop-go/common"
 
-	dubbo "dubbo.apache.org/dubbo-go/v3/common"
+	"dubbo.apache.org/dubbo-go/v3"
+	"dubbo.apache.org/dubbo-go/v3/client"
+	_ "dubbo.apache.org/dubbo-go/v3/cluster/cluster/failover"
+	_ "dubbo.apache.org/dubbo-go/v3/cluster/loadbalance/random"
+	"dubbo.apache.org/dubbo-go/v3/common"
 	"dubbo.apache.org/dubbo-go/v3/common/constant"
 	"dubbo.apache.org/dubbo-go/v3/common/extension"
+	_ "dubbo.apache.org/dubbo-go/v3/filter/accesslog"
+	_ "dubbo.apache.org/dubbo-go/v3/filter/echo"
+	_ "dubbo.apache.org/dubbo-go/v3/filter/exec_limit"
+	_ "dubbo.apache.org/dubbo-go/v3/filter/generic"
+	_ "dubbo.apache.org/dubbo-go/v3/filter/graceful_shutdown"
+	_ "dubbo.apache.org/dubbo-go/v3/filter/token"
+	_ "dubbo.apache.org/dubbo-go/v3/filter/tps"
+	_ "dubbo.apache.org/dubbo-go/v3/metadata/mapping/metadata"
+	_ "dubbo.apache.org/dubbo-go/v3/metadata/report/etcd"
+	"dubbo.apache.org/dubbo-go/v3/protocol"
+	_ "dubbo.apache.org/dubbo-go/v3/protocol/triple"
+	health "dubbo.apache.org/dubbo-go/v3/protocol/triple/health/triple_health"
+	_ "dubbo.apache.org/dubbo-go/v3/proxy/proxy_factory"
 	"dubbo.apache.org/dubbo-go/v3/registry"
+	_ "dubbo.apache.org/dubbo-go/v3/registry/directory"
 	_ "dubbo.apache.org/dubbo-go/v3/registry/etcdv3"
+	_ "dubbo.apache.org/dubbo-go/v3/registry/protocol"
+	_ "dubbo.apache.org/dubbo-go/v3/registry/servicediscovery"
 	"github.com/dubbogo/gost/log/logger"
 )
 
+const (
+	// Pause between two looks for the own registration.
+	pause = 100 * time.Millisecond
+	// Deadline of a call.
+	deadline = 10 * time.Second
+)
+
 func open() registry.ServiceDiscovery {
-	url, err := dubbo.NewURL("etcdv3://"+Endpoints()[0], dubbo.WithParamsValue(constant.RegistryKey, constant.EtcdV3Key))
+	url, err := common.NewURL("etcdv3://"+Endpoints()[0], common.WithParamsValue(constant.RegistryKey, constant.EtcdV3Key))
 	Check(err)
 	found, err := extension.GetServiceDiscovery(url)
 	Check(err)
@@ -39,16 +70,41 @@ func instance(service, host string, port int, endpoints []registry.Endpoint) *re
 	return own
 }
 
-// A gRPC server that is registered as one of dubbo-go is.
-func server(arguments []string) {
-	address := Serve().(*net.TCPAddr)
-	tri := []registry.Endpoint{{Port: address.Port, Protocol: "tri"}}
-	own := instance(arguments[0], address.IP.String(), address.Port, tri)
-	own.Weight = 100
+// Healthy answers health checks. dubbo exports the methods of exported types only.
+type Healthy struct{}
+
+func (Healthy) Check(context.Context, *health.HealthCheckRequest) (*health.HealthCheckResponse, error) {
+	return &health.HealthCheckResponse{Status: health.HealthCheckResponse_SERVING}, nil
+}
+
+func (Healthy) Watch(context.Context, *health.HealthCheckRequest, health.Health_WatchServer) error {
+	return errors.New("there is nothing to watch")
+}
+
+// A server of dubbo with the protocol tri, which is registered at application level.
+func serve(arguments []string) {
+	address, err := net.ResolveTCPAddr("tcp", FreeAddress())
+	Check(err)
+	instance, err := dubbo.NewInstance(
+		dubbo.WithName(arguments[0]),
+		dubbo.WithMetadataServiceProtocol("tri"),
+		dubbo.WithRegistry(registry.WithEtcdV3(), registry.WithAddress(Endpoints()[0]), registry.WithRegisterService()),
+		dubbo.WithProtocol(protocol.WithTriple(), protocol.WithIp(address.IP.String()), protocol.WithPort(address.Port)),
+	)
+	Check(err)
+	serving, err := instance.NewServer()
+	Check(err)
+	Check(health.RegisterHealthHandler(serving, Healthy{}))
+	go func() { Check(serving.Serve()) }()
 	found := open()
-	Check(found.Register(own))
+	for !slices.ContainsFunc(found.GetInstances(arguments[0]), func(one registry.ServiceInstance) bool {
+		return one.GetAddress() == address.String()
+	}) {
+		time.Sleep(pause)
+	}
 	Say("serves", address)
-	Leave(func() { Check(found.Unregister(own)) })
+	// As a server of dubbo does it when it is terminated, before it lets the running calls end.
+	Leave(func() { extension.GetProtocol(constant.RegistryProtocol).Destroy() })
 }
 
 func follow(arguments []string) {
@@ -60,6 +116,31 @@ func follow(arguments []string) {
 		}
 		return addresses, true
 	})
+}
+
+// A consumer of dubbo, which makes a call after each line. It finds the application of its interface, and the methods of
+// the instances, in the metadata report.
+func call([]string) {
+	instance, err := dubbo.NewInstance(
+		dubbo.WithName("caller"),
+		dubbo.WithRegistry(registry.WithEtcdV3(), registry.WithAddress(Endpoints()[0]), registry.WithRegisterService()),
+	)
+	Check(err)
+	caller, err := instance.NewClient(client.WithClientProtocolTriple())
+	Check(err)
+	service, err := health.NewHealth(caller)
+	Check(err)
+	for {
+		Line()
+		ctx, cancel := context.WithTimeout(context.Background(), deadline)
+		answer, err := service.Check(ctx, &health.HealthCheckRequest{})
+		cancel()
+		if err != nil {
+			Say("refused", err)
+		} else {
+			Say("answered", answer.Status)
+		}
+	}
 }
 
 // Registers an instance as it is given, for a comparison of the bytes.
@@ -85,5 +166,5 @@ func write(arguments []string) {
 
 func main() {
 	logger.SetLoggerLevel("error")
-	Run(map[string]func([]string){"server": server, "client": follow, "write": write})
+	Run(map[string]func([]string){"server": serve, "client": follow, "call": call, "write": write})
 }

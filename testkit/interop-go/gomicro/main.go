@@ -1,15 +1,19 @@
-// What go-micro's registry on etcd offers: registrations, and lists of nodes. go-micro has its own protocols, so the
-// calls are made with grpc-go at the addresses that it finds.
+// A service and a client of go-micro with its registry on etcd. They speak gRPC, by go-micro's plug-ins.
 package main
 
 import (
+	"context"
 	"errors"
 	"time"
 
 	. "enlist/interop-go/common"
 
+	grpcclient "github.com/go-micro/plugins/v4/client/grpc"
 	"github.com/go-micro/plugins/v4/registry/etcd"
+	grpcserver "github.com/go-micro/plugins/v4/server/grpc"
+	"go-micro.dev/v4"
 	"go-micro.dev/v4/registry"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 )
 
 const (
@@ -27,45 +31,61 @@ func service(name, version string, node *registry.Node) *registry.Service {
 	return &registry.Service{Name: name, Version: version, Endpoints: []*registry.Endpoint{}, Nodes: nodes}
 }
 
-// A gRPC server that is registered as a server of go-micro is, again and again.
-func server(arguments []string) {
-	address := Serve().String()
-	metadata := map[string]string{"protocol": "grpc", "registry": "etcd"}
-	node := &registry.Node{Id: arguments[0] + "-" + address, Address: address, Metadata: metadata}
-	registered, own := open(), service(arguments[0], "latest", node)
-	Check(registered.Register(own, registry.RegisterTTL(ttl)))
-	Say("serves", address)
-	leave, left := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(left)
-		for {
-			select {
-			case <-leave:
-				return
-			case <-time.After(interval):
-				// The next one follows, whether or not this one succeeds.
-				_ = registered.Register(own, registry.RegisterTTL(ttl))
-			}
-		}
-	}()
+// Health answers health checks. go-micro takes the name of the type for that of gRPC's service.
+type Health struct{}
+
+func (*Health) Check(_ context.Context, _ *healthpb.HealthCheckRequest, answer *healthpb.HealthCheckResponse) error {
+	answer.Status = healthpb.HealthCheckResponse_SERVING
+	return nil
+}
+
+// A service of go-micro, whose server registers again and again.
+func serve(arguments []string) {
+	ctx, cancel := context.WithCancel(context.Background())
+	serves, left := make(chan string, 1), make(chan error)
+	var service micro.Service
+	service = micro.NewService(
+		micro.Server(grpcserver.NewServer()),
+		micro.Name(arguments[0]),
+		micro.Address(FreeAddress()),
+		micro.Registry(open()),
+		micro.RegisterTTL(ttl),
+		micro.RegisterInterval(interval),
+		micro.Context(ctx),
+		micro.HandleSignal(false),
+		micro.AfterStart(func() error {
+			serves <- service.Server().Options().Address
+			return nil
+		}),
+	)
+	Check(micro.RegisterHandler(service.Server(), new(Health)))
+	go func() { left <- service.Run() }()
+	Say("serves", <-serves)
 	Leave(func() {
-		close(leave)
-		<-left
-		Check(registered.Deregister(own))
+		cancel()
+		Check(<-left)
 	})
 }
 
+// A client of go-micro. What it finds is printed as its registry returns it.
 func follow(arguments []string) {
 	found := open()
-	Poll(func() ([]string, bool) {
+	service := micro.NewService(micro.Client(grpcclient.NewClient()), micro.Registry(found), micro.HandleSignal(false))
+	caller := service.Client()
+	find := func() ([]string, bool) {
 		services, err := found.GetService(arguments[0])
 		var addresses []string
 		for _, service := range services {
 			for _, node := range service.Nodes {
-				addresses = append(addresses, node.Address)
+				addresses = append(addresses, node.Address+","+service.Version+",team="+node.Metadata["team"])
 			}
 		}
 		return addresses, err == nil || errors.Is(err, registry.ErrNotFound)
+	}
+	PollAndCall(find, func(ctx context.Context) (*healthpb.HealthCheckResponse, error) {
+		answer := new(healthpb.HealthCheckResponse)
+		request := caller.NewRequest(arguments[0], "/grpc.health.v1.Health/Check", new(healthpb.HealthCheckRequest))
+		return answer, caller.Call(ctx, request, answer)
 	})
 }
 
@@ -79,5 +99,5 @@ func write(arguments []string) {
 }
 
 func main() {
-	Run(map[string]func([]string){"server": server, "client": follow, "write": write})
+	Run(map[string]func([]string){"server": serve, "client": follow, "write": write})
 }

@@ -1,9 +1,9 @@
-// What kitex's `registry-etcd` offers: a registry, and a resolver. kitex has its own protocols, so the calls are made
-// with grpc-go at the addresses that it resolves.
+// A server and a client of kitex with `registry-etcd`. They speak gRPC, which is one of kitex's protocols.
 package main
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"os"
 	"strconv"
@@ -12,16 +12,25 @@ import (
 
 	. "enlist/interop-go/common"
 
+	"github.com/cloudwego/kitex/client"
 	"github.com/cloudwego/kitex/pkg/klog"
+	"github.com/cloudwego/kitex/pkg/loadbalance"
+	"github.com/cloudwego/kitex/pkg/loadbalance/lbcache"
 	"github.com/cloudwego/kitex/pkg/registry"
 	"github.com/cloudwego/kitex/pkg/rpcinfo"
+	"github.com/cloudwego/kitex/server"
+	"github.com/cloudwego/kitex/transport"
 	etcd "github.com/kitex-contrib/registry-etcd"
 	"github.com/kitex-contrib/registry-etcd/retry"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 )
 
 const (
 	// Interval at which the registry looks for its key; the default is 30 s.
 	observeDelay = time.Second
+	// Interval at which a client resolves again; the default is 5 s.
+	refresh = 100 * time.Millisecond
 	// Seconds that an instance outlives its program; the default is 60.
 	ttl = "5"
 )
@@ -34,29 +43,67 @@ func open(options ...etcd.Option) registry.Registry {
 	return opened
 }
 
-// A gRPC server that is registered as a server of kitex is, with kitex's default weight.
-func server(arguments []string) {
-	address := Serve()
-	registered, info := open(), &registry.Info{ServiceName: arguments[0], Addr: address, Weight: 10}
-	Check(registered.Register(info))
-	Say("serves", address)
+// A registry that tells when the server has registered.
+type announced struct {
+	registry.Registry
+	registered chan *registry.Info
+}
+
+func (a announced) Register(info *registry.Info) error {
+	err := a.Registry.Register(info)
+	if err == nil {
+		a.registered <- info
+	}
+	return err
+}
+
+// A server of kitex, with its protocol for gRPC and its default weight.
+func serve(arguments []string) {
+	registered := announced{open(), make(chan *registry.Info, 1)}
+	address, err := net.ResolveTCPAddr("tcp", FreeAddress())
+	Check(err)
+	serving := server.NewServer(
+		server.WithServiceAddr(address),
+		server.WithRegistry(registered),
+		server.WithServerBasicInfo(&rpcinfo.EndpointBasicInfo{ServiceName: arguments[0]}),
+	)
+	Check(serving.RegisterService(healthInfo(), health.NewServer()))
+	go func() { Check(serving.Run()) }()
+	info := <-registered.registered
+	Say("serves", info.Addr)
+	// The server's Stop begins with this, and then ends the server while clients may still call it.
 	Leave(func() { Check(registered.Deregister(info)) })
 }
 
+// A client of kitex, with its protocol for gRPC. What it finds is printed as its resolver returns it.
 func follow(arguments []string) {
 	resolver, err := etcd.NewEtcdResolver(Endpoints())
 	Check(err)
+	caller, err := client.NewClient(healthInfo(),
+		client.WithDestService(arguments[0]),
+		client.WithTransportProtocol(transport.GRPC),
+		client.WithResolver(resolver),
+		client.WithLoadBalancer(loadbalance.NewWeightedRoundRobinBalancer(), &lbcache.Options{RefreshInterval: refresh}),
+	)
+	Check(err)
 	target := rpcinfo.NewEndpointInfo(arguments[0], "", nil, nil)
-	Poll(func() ([]string, bool) {
+	find := func() ([]string, bool) {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
 		found, err := resolver.Resolve(ctx, resolver.Target(ctx, target))
 		var addresses []string
 		for _, instance := range found.Instances {
-			addresses = append(addresses, instance.Address().String())
+			team, _ := instance.Tag("team")
+			addresses = append(addresses, fmt.Sprintf("%s,weight=%d,team=%s", instance.Address(), instance.Weight(), team))
 		}
 		// A service without instances is an error.
 		return addresses, err == nil || strings.HasPrefix(err.Error(), "no instance remains")
+	}
+	PollAndCall(find, func(ctx context.Context) (*healthpb.HealthCheckResponse, error) {
+		request, answer := new(checkRequest), new(checkResponse)
+		request.Message = new(healthpb.HealthCheckRequest)
+		err := caller.Call(ctx, "Check", request, answer)
+		return answer.Message, err
 	})
 }
 
@@ -92,5 +139,5 @@ func unbracketed(arguments []string) {
 
 func main() {
 	klog.SetLevel(klog.LevelFatal)
-	Run(map[string]func([]string){"server": server, "client": follow, "write": write, "ipv6": unbracketed})
+	Run(map[string]func([]string){"server": serve, "client": follow, "write": write, "ipv6": unbracketed})
 }
