@@ -1,0 +1,483 @@
+//! Behaviour of etcd that clients see and that differs between its releases, on the etcd that the environment names.
+//! Each test states the behaviour of every release, and shows that registrations and locks work with all of them.
+//! `docs/faults.md` has the sources.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+mod support;
+
+use std::time::Duration;
+
+use enlist::{
+    Counter, Error, Lock, LockGuard, LockName, LockOptions, Moment, Namespace, RegisterOptions, Registration,
+    RegistrationState, Registry,
+};
+use enlist_etcd::{
+    Etcd,
+    diagnose::{Check, Finding, Status},
+};
+use enlist_testkit::{BackgroundTask, EtcdServer, eventually, soon};
+use etcd_client::{
+    Client, ConnectOptions, DowngradeOptions, GetOptions, LeaseGrantOptions, Permission, PermissionType, PutOptions,
+    SortOrder, SortTarget, Txn, TxnOp, WatchStream,
+};
+use futures::{StreamExt, stream};
+use support::{instance, metrics, raw, server_with, service};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::mpsc,
+};
+
+const PASSWORD: &str = "correct-horse-battery";
+
+/// TTL that no slow transaction of these tests outlasts.
+const LONG: Duration = Duration::from_secs(60);
+
+/// Commands that etcd accepts before the first of them is executed.
+const MAX_GAP: usize = 5000;
+
+/// A release of etcd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Release(u32, u32, u32);
+
+impl Release {
+    async fn of(server: &EtcdServer) -> Self {
+        let (version, _) = server.versions().await.expect("it states its version");
+        let mut parts = version.split(['.', '-']).map(|part| part.parse().unwrap_or_default());
+        let mut next = || parts.next().unwrap_or_default();
+        Self(next(), next(), next())
+    }
+}
+
+/// Starts a server, with a feature switched on or off if its release has the feature.
+async fn with_feature(release: Release, since: Release, feature: &str) -> EtcdServer {
+    let gates = format!("--feature-gates={feature}");
+    let mut arguments = vec!["--max-txn-ops=100000"];
+    if release >= since {
+        arguments.push(&gates);
+    }
+    server_with(&arguments).await
+}
+
+/// A client with an instance and a lock, which must not lose either.
+struct User {
+    etcd: Etcd,
+    registration: Registration,
+    guard: LockGuard,
+}
+
+impl User {
+    async fn new(server: &EtcdServer) -> Self {
+        let etcd = Etcd::connect(server.url()).await.unwrap();
+        let registration = register(&etcd, "a").await;
+        let (name, options) = (LockName::parse("l").unwrap(), LockOptions::new().ttl(LONG));
+        let guard = soon("acquired", etcd.acquire(&name, options)).await.unwrap();
+        Self { etcd, registration, guard }
+    }
+
+    /// Changes its instance, and checks that nothing was lost.
+    async fn works(&self) {
+        let update = self.registration.update(|update| _ = update.weight(7));
+        soon("stored", update).await.unwrap();
+        assert!(matches!(self.registration.state(), RegistrationState::Registered { .. }));
+        assert!(self.guard.is_held());
+        assert_eq!(self.etcd.counters().get(Counter::LeaseLosses), 0);
+    }
+}
+
+async fn register(etcd: &Etcd, id: &str) -> Registration {
+    let options = RegisterOptions::new().ttl(LONG);
+    soon("registered", etcd.register(&service(), instance(id), options)).await.unwrap()
+}
+
+/// Numbers of commands that the server has committed and executed.
+async fn commands(server: &EtcdServer) -> (usize, usize) {
+    let text = metrics(server).await;
+    let number = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_else(|| panic!("no {name}"));
+        format!("{:.0}", line.trim().parse::<f64>().unwrap()).parse().unwrap()
+    };
+    (number("etcd_server_proposals_committed_total "), number("etcd_server_proposals_applied_total "))
+}
+
+/// Lets the server execute a transaction for seconds, in which it executes nothing else. Returns once it has begun.
+async fn keep_busy(server: &EtcdServer, reads: usize) -> BackgroundTask<()> {
+    const KEYS: usize = 1000;
+    let mut client = raw(server).await;
+    for _ in 0..KEYS / 100 {
+        let keys = (0..100).map(|_| TxnOp::put(format!("busy/{}", fastrand::u64(..)), "x", None)).collect::<Vec<_>>();
+        soon("written", client.txn(Txn::new().and_then(keys))).await.unwrap();
+    }
+    // All values are read to sort them.
+    let options = GetOptions::new().with_prefix().with_sort(SortTarget::Value, SortOrder::Descend).with_limit(1);
+    let mut steps = vec![TxnOp::get("busy/", Some(options)); reads];
+    steps.push(TxnOp::put("busy", "x", None));
+    let running = BackgroundTask::run(async move {
+        // An answer may be the end of etcd's patience; it executes the transaction nevertheless.
+        let _ = client.txn(Txn::new().and_then(steps)).await;
+    });
+    eventually("the transaction is executed", || async {
+        let (committed, executed) = commands(server).await;
+        if committed > executed { Ok(()) } else { Err((committed, executed)) }
+    })
+    .await;
+    running
+}
+
+/// Waits until the server has executed everything.
+async fn idle(server: &EtcdServer) {
+    eventually("nothing is left to execute", || async {
+        let (committed, executed) = commands(server).await;
+        if committed == executed { Ok(()) } else { Err((committed, executed)) }
+    })
+    .await;
+}
+
+/// Renews a lease while the server is busy. Returns the refusal, if there is one.
+async fn renewal_while_busy(server: &EtcdServer) -> Option<String> {
+    let user = User::new(server).await;
+    let mut client = raw(server).await;
+    let lease = client.lease_grant(60, None).await.unwrap().id();
+    let busy = keep_busy(server, 5000).await;
+    let answer = soon("an answer", client.lease_keep_alive(lease)).await;
+    let (committed, executed) = commands(server).await;
+    assert!(committed > executed, "the control: it is busy still");
+    drop(busy);
+    idle(server).await;
+    user.works().await;
+    answer.err().map(|refusal| refusal.to_string())
+}
+
+/// Before 3.7 a renewal waits for the commands before it, for up to a second, and is refused then. Since 3.7 that of a
+/// lease that exists waits for none (`FastLeaseKeepAlive`). A refused renewal costs no lease, whose TTL is longer.
+#[tokio::test]
+async fn renewals_wait_for_commands_before_3_7() {
+    const SINCE: Release = Release(3, 7, 0);
+    const REFUSED: &str = "waiting for the applied index took too long";
+    let server = server_with(&["--max-txn-ops=100000"]).await;
+    let release = Release::of(&server).await;
+    let refusal = renewal_while_busy(&server).await;
+    println!("{release:?}: {refusal:?}");
+    assert_eq!(refusal.is_some_and(|text| text.contains(REFUSED)), release < SINCE, "{release:?}");
+    if release >= SINCE {
+        let without = with_feature(release, SINCE, "FastLeaseKeepAlive=false").await;
+        let refusal = renewal_while_busy(&without).await;
+        assert!(refusal.as_ref().is_some_and(|text| text.contains(REFUSED)), "{refusal:?}");
+    }
+}
+
+/// Writes until etcd refuses further commands, because it has too many to execute. The writes continue in the
+/// background.
+async fn overload(server: &EtcdServer) -> BackgroundTask<()> {
+    let client = raw(server).await;
+    let (send, mut refusals) = mpsc::unbounded_channel();
+    let writing = BackgroundTask::run(async move {
+        let write = |number: usize| {
+            let (mut client, send) = (client.clone(), send.clone());
+            async move {
+                if let Err(refusal) = client.put(format!("load/{number}"), "x", None).await {
+                    // The first one is received; the others are not needed.
+                    let _ = send.send(refusal.to_string());
+                }
+            }
+        };
+        stream::iter(0..MAX_GAP + 500).for_each_concurrent(None, write).await;
+    });
+    let refusal = soon("a refusal", refusals.recv()).await.unwrap();
+    assert!(refusal.contains("too many requests"), "{refusal}");
+    writing
+}
+
+/// Outcome of a revocation while etcd refuses other commands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Revocation {
+    Refused,
+    Accepted,
+}
+
+/// Revokes a lease while the server refuses other commands. An instance that comes meanwhile is registered afterwards.
+async fn revocation_under_overload(server: &EtcdServer) -> Revocation {
+    let user = User::new(server).await;
+    let mut client = raw(server).await;
+    let lease = client.lease_grant(600, None).await.unwrap().id();
+    let (busy, begun) = (keep_busy(server, 6_000).await, Moment::now());
+    let writing = overload(server).await;
+    println!("overloaded after {:?}", begun.elapsed());
+    let mut joining = BackgroundTask::run({
+        let etcd = user.etcd.clone();
+        // A registration has a time limit; a program that wants to start repeats it.
+        async move {
+            let register = || {
+                let (etcd, options) = (etcd.clone(), RegisterOptions::new().ttl(LONG));
+                async move { etcd.register(&service(), instance("b"), options).await }
+            };
+            eventually("the instance that came meanwhile is registered", register).await
+        }
+    });
+    let outcome = revoke(client.clone(), lease).await;
+    let (committed, executed) = commands(server).await;
+    assert!(committed > executed + MAX_GAP, "the control: it is overloaded still: {committed}, {executed}");
+    joining.assert_running();
+    drop((busy, writing));
+    idle(server).await;
+    println!("idle after {:?}", begun.elapsed());
+    let left = eventually("etcd answers", || {
+        let mut client = client.clone();
+        async move { client.lease_time_to_live(lease, None).await }
+    })
+    .await;
+    assert_eq!(left.ttl() > 0, outcome == Revocation::Refused, "only an accepted revocation has an effect");
+    let joined = joining.done("the instance that came meanwhile").await;
+    assert!(matches!(joined.state(), RegistrationState::Registered { .. }));
+    user.works().await;
+    outcome
+}
+
+/// Revokes a lease. A refusal is immediate, so a revocation without an answer after several refused writes is accepted.
+async fn revoke(mut client: Client, lease: i64) -> Revocation {
+    const WRITES: usize = 50;
+    let mut revoking = client.clone();
+    let writes = async {
+        for _ in 0..WRITES {
+            let refusal = client.put("more", "x", None).await.unwrap_err().to_string();
+            assert!(refusal.contains("too many requests"), "{refusal}");
+        }
+    };
+    tokio::select! {
+        biased;
+        answer = revoking.lease_revoke(lease) => {
+            let refusal = answer.expect_err("it is too early for an effect").to_string();
+            assert!(refusal.contains("too many requests"), "{refusal}");
+            Revocation::Refused
+        }
+        () = writes => Revocation::Accepted,
+    }
+}
+
+/// etcd refuses commands once more than 5,000 wait to be executed. Since 3.7 revocations, also those of expired leases,
+/// can have twice that number (`PriorityRequest`, off by default).
+#[tokio::test]
+async fn revocations_have_no_priority_by_default() {
+    const SINCE: Release = Release(3, 7, 0);
+    let server = server_with(&["--max-txn-ops=100000"]).await;
+    let release = Release::of(&server).await;
+    assert_eq!(revocation_under_overload(&server).await, Revocation::Refused, "{release:?}");
+    if release >= SINCE {
+        let with = with_feature(release, SINCE, "PriorityRequest=true").await;
+        assert_eq!(revocation_under_overload(&with).await, Revocation::Accepted, "{release:?}");
+    }
+}
+
+/// Users that may ask a member for its status, where authentication is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Permitted {
+    Everyone,
+    EveryUser,
+    Root,
+}
+
+impl Permitted {
+    fn in_release(release: Release) -> Self {
+        match release {
+            Release(3, 4, ..42) | Release(3, 5, ..28) => Self::Everyone,
+            Release(3, 4, _) | Release(3, 5, ..32) | Release(3, 6, ..12) => Self::Root,
+            _ => Self::EveryUser,
+        }
+    }
+}
+
+/// Starts a server with authentication: `root`, and `user`, who may read and write the keys of registrations.
+async fn guarded() -> EtcdServer {
+    let server = server_with(&[]).await;
+    let mut client = raw(&server).await;
+    client.user_add("root", PASSWORD, None).await.unwrap();
+    client.user_grant_role("root", "root").await.unwrap();
+    client.role_add("own").await.unwrap();
+    let permission = Permission::new(PermissionType::Readwrite, "enlist/").with_range_end("enlist0");
+    client.role_grant_permission("own", permission).await.unwrap();
+    client.user_add("user", PASSWORD, None).await.unwrap();
+    client.user_grant_role("user", "own").await.unwrap();
+    client.auth_enable().await.unwrap();
+    server
+}
+
+async fn is_told_the_status(server: &EtcdServer, user: Option<&str>) -> bool {
+    let options = user.map(|user| ConnectOptions::new().with_user(user, PASSWORD));
+    let mut client = Client::connect([server.url()], options).await.unwrap();
+    match soon("an answer", client.status()).await {
+        Ok(_) => true,
+        Err(refusal) => {
+            let text = refusal.to_string();
+            assert!(text.contains("permission denied") || text.contains("user name is empty"), "{text}");
+            false
+        }
+    }
+}
+
+/// The status of a member is for everyone, then for `root` only (since 3.4.42, 3.5.28 and 3.6.0), then for every user
+/// (since 3.5.32, 3.6.12 and 3.7.0). A diagnosis as a user works with all of them; it reports a hidden version.
+#[tokio::test]
+async fn the_status_is_for_root_in_some_releases() {
+    let server = guarded().await;
+    let release = Release::of(&server).await;
+    let permitted = Permitted::in_release(release);
+    assert_eq!(is_told_the_status(&server, None).await, permitted == Permitted::Everyone, "{release:?}");
+    assert_eq!(is_told_the_status(&server, Some("user")).await, permitted < Permitted::Root, "{release:?}");
+    assert!(is_told_the_status(&server, Some("root")).await);
+
+    let builder = Etcd::builder([server.url()]).user("user", PASSWORD.to_owned());
+    let mut found = Vec::new();
+    let report = |finding| {
+        found.push(finding);
+        Ok::<_, Error>(())
+    };
+    soon("a diagnosis", builder.clone().diagnose(&Namespace::default(), report)).await.unwrap();
+    let version = found.iter().find(|finding| finding.check() == Check::Version).unwrap();
+    assert_eq!(matches!(version, Finding::VersionHidden), permitted == Permitted::Root, "{release:?}: {version:?}");
+    assert!(found.iter().all(|finding| finding.status() != Status::Failed), "{found:#?}");
+    let etcd = builder.connect().await.unwrap();
+    soon("deregistered", register(&etcd, "a").await.deregister()).await.unwrap();
+}
+
+/// Sends an empty request to etcd's JSON gateway, without a user.
+async fn ask(server: &EtcdServer, path: &str) -> String {
+    let mut stream = TcpStream::connect(server.address()).await.unwrap();
+    let head = format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{{}}");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    text
+}
+
+/// A client learns without a user whether it needs one since 3.7. Before, it needs one for the question; 3.4 does not
+/// know the question. A refusal names its cause in all of them, and that is what this library relies on.
+#[tokio::test]
+async fn the_need_of_a_user_is_public_since_3_7() {
+    let server = guarded().await;
+    let release = Release::of(&server).await;
+    let answer = soon("an answer", ask(&server, "/v3/auth/status")).await;
+    assert_eq!(answer.contains("\"enabled\":true"), release >= Release(3, 7, 0), "{release:?}: {answer}");
+    assert_eq!(answer.starts_with("HTTP/1.1 404"), release < Release(3, 5, 0), "{release:?}: {answer}");
+    let refused = soon("an answer", Etcd::connect(server.url())).await.unwrap_err();
+    assert!(matches!(refused, Error::AuthFailed(_)), "{refused:?}");
+}
+
+async fn downgrade(client: &mut Client, options: DowngradeOptions) -> Result<(), String> {
+    let answer = soon("an answer", client.maintenance_client().downgrade(options)).await;
+    answer.map(drop).map_err(|refusal| refusal.to_string())
+}
+
+/// Announces or cancels a downgrade. etcd 3.5 does it, and does not answer.
+async fn announce(client: &mut Client, release: Release, options: DowngradeOptions) {
+    let outcome = downgrade(client, options).await;
+    if release < Release(3, 6, 0) {
+        let refusal = outcome.unwrap_err();
+        assert!(refusal.contains("request timed out"), "{refusal}");
+    } else {
+        assert_eq!(outcome, Ok(()), "{release:?}");
+    }
+}
+
+/// Downgrades are announced to the cluster since 3.5, and the status has them since 3.6. Clients continue before,
+/// during and after one; the version of the members does not change by it.
+#[tokio::test]
+async fn an_announced_downgrade_disturbs_no_client() {
+    let server = server_with(&[]).await;
+    let (user, mut client) = (User::new(&server).await, raw(&server).await);
+    let release = Release::of(&server).await;
+    let target = format!("{}.{}.0", release.0, release.1.saturating_sub(1));
+    let validated = downgrade(&mut client, DowngradeOptions::Validate(target.clone())).await;
+    if release < Release(3, 5, 0) {
+        let refusal = validated.unwrap_err();
+        assert!(refusal.contains("unknown method"), "{refusal}");
+        return user.works().await;
+    }
+    assert_eq!(validated, Ok(()), "{release:?}");
+    let other = downgrade(&mut client, DowngradeOptions::Validate("3.1.0".to_owned())).await.unwrap_err();
+    assert!(other.contains("invalid downgrade target version"), "{other}");
+    announce(&mut client, release, DowngradeOptions::Enable(target.clone())).await;
+    // 3.5 keeps the version of the cluster.
+    if release >= Release(3, 6, 0) {
+        eventually("the cluster has the lower version", || async {
+            let versions = server.versions().await;
+            let is_lower = versions.as_ref().is_some_and(|(_, cluster)| *cluster == target);
+            if is_lower { Ok(()) } else { Err(versions) }
+        })
+        .await;
+    }
+    let status = client.status().await.unwrap();
+    let shown = status.downgrade_info().map(|info| (info.enabled(), info.target_version().to_owned()));
+    let expected = (release >= Release(3, 6, 0)).then(|| (true, target.clone()));
+    assert_eq!(shown, expected, "{release:?}");
+    assert_eq!(Release::of(&server).await, release);
+    user.works().await;
+    announce(&mut client, release, DowngradeOptions::Cancel).await;
+    user.works().await;
+    soon("deregistered", register(&user.etcd, "b").await.deregister()).await.unwrap();
+}
+
+/// Opens a quiet watch over a connection with pings.
+async fn watch_with_pings(server: &EtcdServer, interval: Duration) -> WatchStream {
+    let options = ConnectOptions::new().with_keep_alive(interval, LONG);
+    let mut client = Client::connect([server.url()], Some(options)).await.unwrap();
+    let mut watch = client.watch("quiet", None).await.unwrap();
+    assert!(soon("it is open", watch.message()).await.unwrap().unwrap().created());
+    watch
+}
+
+/// Every release closes a connection after the third ping that follows another one within 5 s. The shortest interval
+/// that this library accepts is 6 s (`options.md`).
+#[tokio::test]
+async fn pings_within_five_seconds_close_a_connection() {
+    /// Rounds in which three pings, 6 s apart, would be too many if they were counted.
+    const ROUNDS: usize = 8;
+    let server = server_with(&[]).await;
+    let mut slow = watch_with_pings(&server, Duration::from_secs(6)).await;
+    for round in 0..ROUNDS {
+        let mut fast = watch_with_pings(&server, Duration::from_secs(1)).await;
+        let ended = soon("the connection is closed", fast.message()).await;
+        assert!(ended.is_err(), "{round}: {ended:?}");
+    }
+    raw(&server).await.put("quiet", "x", None).await.unwrap();
+    let change = soon("the other one is open", slow.message()).await.unwrap().unwrap();
+    assert_eq!(change.events().len(), 1);
+}
+
+/// An expired lease keeps its id until its keys are deleted: a grant of the id is refused before, and the expiry does
+/// not concern the lease of a later grant. A key that was put under another lease meanwhile stays. This library draws
+/// ids at random, so it uses none of them twice.
+#[tokio::test]
+async fn an_expired_lease_ends_before_its_id_is_granted_again() {
+    const ID: i64 = 77;
+    let server = server_with(&[]).await;
+    let mut client = raw(&server).await;
+    let under = |lease| Some(PutOptions::new().with_lease(lease));
+    let granted = |id| Some(LeaseGrantOptions::new().with_id(id));
+    client.lease_grant(1, granted(ID)).await.unwrap();
+    client.put("lost", "x", under(ID)).await.unwrap();
+    client.put("kept", "x", under(ID)).await.unwrap();
+    let next = client.lease_grant(600, None).await.unwrap().id();
+    client.put("kept", "y", under(next)).await.unwrap();
+    let refused = client.lease_grant(600, granted(ID)).await.unwrap_err().to_string();
+    assert!(refused.contains("lease already exists"), "{refused}");
+    eventually("the id is free", || {
+        let mut client = client.clone();
+        async move { client.lease_grant(600, granted(ID)).await }
+    })
+    .await;
+    let count = |mut client: Client, key: &'static str| async move { client.get(key, None).await.unwrap().count() };
+    assert_eq!(count(client.clone(), "lost").await, 0, "the keys are deleted first");
+    client.put("again", "x", under(ID)).await.unwrap();
+    // A later expiry shows that no late part of the former one is left.
+    let marker = client.lease_grant(1, None).await.unwrap().id();
+    client.put("marker", "x", under(marker)).await.unwrap();
+    eventually("the marker expires", || async {
+        let left = count(client.clone(), "marker").await;
+        if left == 0 { Ok(()) } else { Err(left) }
+    })
+    .await;
+    for key in ["kept", "again"] {
+        assert_eq!(count(client.clone(), key).await, 1, "{key}");
+    }
+}
