@@ -32,7 +32,7 @@ pub(crate) async fn follow(
                 }
             }
             Err(failure) => {
-                // Some releases require a permission for it, which stays missing.
+                // A proxy may refuse it for good.
                 let error = failure.into_error("the member list");
                 if std::mem::replace(&mut refused, true) {
                     tracing::debug!(cause = %with_causes(&error), "member list not read");
