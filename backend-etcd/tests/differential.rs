@@ -5,7 +5,10 @@
 
 mod support;
 
-use std::{collections::BTreeSet, fmt::Write as _};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+};
 
 use enlist_testkit::{EtcdServer, FakeEtcd, Provider, ServerOptions, soon};
 use etcd_client::{
@@ -465,5 +468,34 @@ async fn the_fake_answers_as_etcd_does() {
     for refused in ["required revision has been compacted", "duplicate key", "lease not found", "lease already exists"]
     {
         assert!(covered.iter().any(|kind| kind.contains(refused)), "nothing was refused with {refused}: {covered:?}");
+    }
+}
+
+/// The keys of each lease are deleted at one revision, which no other lease shares.
+#[tokio::test]
+async fn leases_that_expire_together_end_one_by_one() {
+    let server = EtcdServer::start_with(Provider::own(), ServerOptions::new()).await;
+    let fake = FakeEtcd::start();
+    fake.expire_leases();
+    let imitation = Client::from_channel(etcd_client::Channel::Tonic(fake.channel()), None).await.unwrap();
+    for (side, mut client) in [("etcd", support::raw(&server).await), ("the fake", imitation)] {
+        let mut watch = client.watch("k", Some(WatchOptions::new().with_prefix())).await.unwrap();
+        for lease in 1..=5 {
+            client.lease_grant(2, Some(LeaseGrantOptions::new().with_id(lease))).await.unwrap();
+            for key in ["a", "b"] {
+                let under = PutOptions::new().with_lease(lease);
+                client.put(format!("k{lease}{key}"), "", Some(under)).await.unwrap();
+            }
+        }
+        let mut ended = BTreeMap::<i64, Vec<String>>::new();
+        while ended.values().map(Vec::len).sum::<usize>() < 10 {
+            let message = soon("the leases expire", watch.message()).await.unwrap().unwrap();
+            for event in message.events().iter().filter(|event| event.event_type() == EventType::Delete) {
+                let pair = event.kv().unwrap();
+                ended.entry(pair.mod_revision()).or_default().push(pair.key_str().unwrap().to_owned());
+            }
+        }
+        let is_one_lease = |keys: &Vec<String>| keys.len() == 2 && keys[0][..2] == keys[1][..2];
+        assert!(ended.values().all(is_one_lease), "{side}: {ended:?}");
     }
 }

@@ -97,7 +97,7 @@ impl FakeEtcd {
     }
 
     /// Makes leases without renewals expire, by the clock of the runtime. As in etcd, expired leases are looked for
-    /// twice a second, but not while the server is frozen.
+    /// twice a second, but not while the server is frozen, and each is revoked at a revision of its own.
     pub fn expire_leases(&self) {
         self.shared.store().expires = true;
         let (shared, stop) = (Arc::clone(&self.shared), self.tasks.stop_signal());
@@ -105,7 +105,10 @@ impl FakeEtcd {
             loop {
                 tokio::time::sleep(EXPIRY).await;
                 shared.awake().await;
-                shared.change(Store::expire);
+                let expired = shared.store().expired();
+                for lease in expired {
+                    shared.change(|store| store.revoke(lease));
+                }
             }
         };
         // An error means that the server has ended.
@@ -142,6 +145,11 @@ impl FakeEtcd {
     /// Returns `true` if all requested misbehavior has happened.
     pub fn has_misbehaved(&self) -> bool {
         self.shared.store().misbehavior.is_empty()
+    }
+
+    /// Returns the misbehavior that has happened so far, in order.
+    pub fn misbehaved(&self) -> Vec<Misbehavior> {
+        self.shared.store().misbehaved.clone()
     }
 
     /// Returns the latest revision.

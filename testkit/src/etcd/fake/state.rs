@@ -116,6 +116,11 @@ impl FakeState {
     /// Takes the next misbehavior, if it is one of `these`.
     pub(super) fn next_misbehavior(&self, these: impl Fn(&Misbehavior) -> bool) -> Option<Misbehavior> {
         let mut store = self.store();
-        if store.misbehavior.front().is_some_and(these) { store.misbehavior.pop_front() } else { None }
+        if !store.misbehavior.front().is_some_and(these) {
+            return None;
+        }
+        let next = store.misbehavior.pop_front();
+        store.misbehaved.extend(next);
+        next
     }
 }

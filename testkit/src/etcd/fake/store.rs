@@ -45,6 +45,8 @@ pub(super) struct Store {
     /// All changes.
     pub(super) journal: Vec<KeyChange>,
     pub(super) misbehavior: VecDeque<Misbehavior>,
+    /// Misbehavior that has happened.
+    pub(super) misbehaved: Vec<Misbehavior>,
     /// Outcomes of late transactions; the error of one that was refused.
     pub(super) late: Vec<Result<LateWrite, Status>>,
     pub(super) requests: Requests,
@@ -188,12 +190,9 @@ impl Store {
         Some((lease.ttl, if self.expires { lease.remaining() } else { lease.ttl }))
     }
 
-    /// Revokes expired leases.
-    pub(super) fn expire(&mut self) {
-        let over: Vec<_> = self.leases.iter().filter(|(_, lease)| lease.remaining() == 0).map(|(id, _)| *id).collect();
-        for lease in over {
-            self.revoke(lease);
-        }
+    /// Returns the expired leases.
+    pub(super) fn expired(&self) -> Vec<i64> {
+        self.leases.iter().filter(|(_, lease)| lease.remaining() == 0).map(|(id, _)| *id).collect()
     }
 
     pub(super) fn revoke(&mut self, lease: i64) -> bool {
