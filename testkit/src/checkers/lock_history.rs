@@ -14,6 +14,29 @@ use serde::{Deserialize, Serialize};
 /// loss before another contender is granted the lock.
 pub const LOSS_NOTICE: u64 = 1_000_000;
 
+/// Time after a request to revoke a lease or to delete a key in which it may end a queue entry unnoticed by the
+/// holder, in microseconds: etcd gives a request 7 s, and a holder whose watch is late notices the loss within 15 s.
+/// A lock that another contender is granted later than that has to be free.
+pub const EXCUSED: u64 = 22_000_000;
+
+/// Period in which another client, or etcd itself, may end a queue entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Excuse {
+    pub(crate) from: u64,
+    pub(crate) until: u64,
+}
+
+impl Excuse {
+    pub(crate) fn after(micros: u64) -> Self {
+        Self { from: micros, until: micros.saturating_add(EXCUSED) }
+    }
+
+    /// Returns `true` if it covers a grant at this time.
+    pub(crate) fn covers(self, granted: u64) -> bool {
+        (self.from..=self.until).contains(&granted)
+    }
+}
+
 /// Step of a contender, with its time in microseconds on a clock that all contenders share.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(clippy::exhaustive_enums, reason = "plain input of a pure function")]
@@ -52,10 +75,9 @@ pub struct LockHistory {
     steps: Vec<(u64, usize, Step)>,
     /// Lease of each queue entry, by token.
     leases: BTreeMap<u64, i64>,
-    /// Leases that were revoked and queue entries that were deleted by other clients, each with a time before the
-    /// request.
-    revoked: BTreeMap<i64, u64>,
-    deleted: BTreeMap<u64, u64>,
+    /// Leases that may have been revoked, and queue entries that may have been deleted, by others than their owners.
+    revoked: BTreeMap<i64, Vec<Excuse>>,
+    deleted: BTreeMap<u64, Vec<Excuse>>,
     /// Value of the resource at the end.
     value: u64,
     /// Queue entries at the end, after all contenders had finished.
@@ -147,12 +169,17 @@ impl LockHistory {
 
     /// Records that another client requests the revocation of `lease` after `micros`.
     pub fn revoked(&mut self, micros: u64, lease: i64) {
-        self.revoked.entry(lease).or_insert(micros);
+        self.revoked.entry(lease).or_default().push(Excuse::after(micros));
+    }
+
+    /// Records that etcd itself may revoke `lease` between two times, although it is renewed.
+    pub fn may_be_revoked(&mut self, from: u64, until: u64, lease: i64) {
+        self.revoked.entry(lease).or_default().push(Excuse { from, until });
     }
 
     /// Records that another client requests the deletion of the queue entry of `token` after `micros`.
     pub fn deleted(&mut self, micros: u64, token: u64) {
-        self.deleted.entry(token).or_insert(micros);
+        self.deleted.entry(token).or_default().push(Excuse::after(micros));
     }
 
     /// Records the end: the resource has `value`, and the queue has the entries `residue`.
@@ -185,12 +212,12 @@ impl LockHistory {
     }
 
     /// Returns the time until which the holder of `token` may hold the lock after it was granted to `successor`: the
-    /// limit for noticing a loss if its entry was deleted or its lease revoked before, otherwise the time of that
-    /// grant.
+    /// limit for noticing a loss if its entry may have been deleted or its lease revoked shortly before, otherwise the
+    /// time of that grant.
     fn held_until(&self, token: u64, successor: &Grant) -> u64 {
         let deleted = self.deleted.get(&token);
         let revoked = self.leases.get(&token).and_then(|lease| self.revoked.get(lease));
-        let was_deleted = deleted.into_iter().chain(revoked).any(|at| *at <= successor.at);
+        let was_deleted = deleted.into_iter().chain(revoked).flatten().any(|excuse| excuse.covers(successor.at));
         if was_deleted { successor.at + LOSS_NOTICE } else { successor.at }
     }
 
@@ -244,9 +271,8 @@ impl LockHistory {
         violations
     }
 
-    /// Checks that no contender holds a lock that was granted to another one, except within the limit for noticing a
-    /// loss.
-    fn overlaps(&self, grants: &[Grant]) -> Vec<LockViolation> {
+    /// Returns the time of the last check at which each contender held the lock, by token.
+    fn last_held(&self) -> BTreeMap<u64, u64> {
         let mut last_held = BTreeMap::<u64, u64>::new();
         for (at, _, step) in &self.steps {
             if let Step::Believed { token } = step {
@@ -254,6 +280,13 @@ impl LockHistory {
                 *last = (*last).max(*at);
             }
         }
+        last_held
+    }
+
+    /// Checks that no contender holds a lock that was granted to another one, except within the limit for noticing a
+    /// loss.
+    fn overlaps(&self, grants: &[Grant]) -> Vec<LockViolation> {
+        let last_held = self.last_held();
         let mut violations = Vec::new();
         for grant in grants {
             let Some(held) = last_held.get(&grant.token) else { continue };
@@ -267,6 +300,18 @@ impl LockHistory {
             }
         }
         violations
+    }
+
+    /// Returns the number of holders that held the lock, or were granted it, after the first successor had been granted
+    /// it, and are excused because their entry may have been ended by others shortly before.
+    pub fn excused(&self) -> usize {
+        let (grants, last_held) = (self.granted(), self.last_held());
+        let is_excused = |grant: &&Grant| {
+            let last = last_held.get(&grant.token).copied().unwrap_or_default().max(grant.at);
+            Self::successor(&grants, **grant)
+                .is_some_and(|first| last > first.at && last <= self.held_until(grant.token, first))
+        };
+        grants.iter().filter(is_excused).count()
     }
 
     fn resource(&self) -> Vec<LockViolation> {
@@ -425,6 +470,31 @@ mod tests {
         let reordered = LockViolation::OutOfOrder { token: 10, overtaken_by: 12 };
         assert_eq!(found, [reordered, LockViolation::Overlap { token: 10, successor: 12, after: 599_990 }]);
         assert_eq!(violations((9, 10), two_hold_it), []);
+    }
+
+    #[test]
+    fn an_excuse_ends_after_its_time() {
+        let overlap = |granted_at: u64| {
+            let mut history = LockHistory::default();
+            history.queued(10, 7);
+            history.step(1, 0, granted(10));
+            history.step(granted_at, 1, granted(12));
+            history.step(granted_at + 1, 0, Step::Believed { token: 10 });
+            history
+        };
+        let excused = |history: &LockHistory| (history.overlaps(&history.granted()).len(), history.excused());
+        let second = 1_000_000;
+        let mut history = overlap(30 * second);
+        assert_eq!(excused(&history), (1, 0));
+        history.may_be_revoked(25 * second, 29 * second, 7);
+        history.revoked(30 * second - EXCUSED - 1, 7);
+        history.deleted(30 * second - EXCUSED - 1, 10);
+        assert_eq!(excused(&history), (1, 0), "the time of each has passed");
+        history.may_be_revoked(25 * second, 30 * second, 7);
+        assert_eq!(excused(&history), (0, 1));
+        let mut history = overlap(30 * second);
+        history.revoked(30 * second - EXCUSED, 7);
+        assert_eq!(excused(&history), (0, 1));
     }
 
     #[test]

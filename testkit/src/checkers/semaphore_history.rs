@@ -11,7 +11,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::checkers::lock_history::LOSS_NOTICE;
+use crate::checkers::lock_history::{Excuse, LOSS_NOTICE};
 
 /// Step of a contender, with its time in microseconds on a clock that all contenders share.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,10 +70,9 @@ pub struct SemaphoreHistory {
     steps: Vec<(u64, usize, PermitStep)>,
     /// Lease of each queue entry, by token.
     leases: BTreeMap<u64, i64>,
-    /// Leases that were revoked and queue entries that were deleted by other clients, each with a time before the
-    /// request.
-    revoked: BTreeMap<i64, u64>,
-    deleted: BTreeMap<u64, u64>,
+    /// Leases that may have been revoked, and queue entries that may have been deleted, by others than their owners.
+    revoked: BTreeMap<i64, Vec<Excuse>>,
+    deleted: BTreeMap<u64, Vec<Excuse>>,
     /// Queue entries at the end, after all contenders had finished.
     residue: Vec<String>,
 }
@@ -172,12 +171,17 @@ impl SemaphoreHistory {
 
     /// Records that another client requests the revocation of `lease` after `micros`.
     pub fn revoked(&mut self, micros: u64, lease: i64) {
-        self.revoked.entry(lease).or_insert(micros);
+        self.revoked.entry(lease).or_default().push(Excuse::after(micros));
+    }
+
+    /// Records that etcd itself may revoke `lease` between two times, although it is renewed.
+    pub fn may_be_revoked(&mut self, from: u64, until: u64, lease: i64) {
+        self.revoked.entry(lease).or_default().push(Excuse { from, until });
     }
 
     /// Records that another client requests the deletion of the queue entry of `token` after `micros`.
     pub fn deleted(&mut self, micros: u64, token: u64) {
-        self.deleted.entry(token).or_insert(micros);
+        self.deleted.entry(token).or_default().push(Excuse::after(micros));
     }
 
     /// Records the queue entries at the end.
@@ -267,6 +271,54 @@ impl SemaphoreHistory {
     /// Checks the permits in use after each grant: those of the grant, and those of earlier holders that still held
     /// them, except within the limit for noticing a loss.
     fn in_use(&self, grants: &[StoredGrant]) -> Vec<SemaphoreViolation> {
+        let exceeding = self.exceeding(grants, |token, granted| self.held_until(token, granted));
+        let violation = |(grant, used): (StoredGrant, u64)| SemaphoreViolation::InUse {
+            token: grant.token,
+            used,
+            permits: grant.number,
+        };
+        exceeding.into_iter().map(violation).collect()
+    }
+
+    /// Returns the number of grants after which more permits were in use than there were, which is excused because
+    /// entries of earlier holders may have been ended by others shortly before.
+    pub fn excused(&self) -> usize {
+        let (grants, _) = self.replay();
+        self.exceeding(&grants, |_, granted| granted).len() - self.in_use(&grants).len()
+    }
+
+    /// Returns the grants after which more permits were in use than there were, with their number. `held_until` returns
+    /// the time until which the holder of a token may hold permits after a grant at a time.
+    fn exceeding(&self, grants: &[StoredGrant], held_until: impl Fn(u64, u64) -> u64) -> Vec<(StoredGrant, u64)> {
+        let (noticed, last_held) = self.noticed_and_last_held();
+        let mut exceeding = Vec::new();
+        for (number, grant) in grants.iter().enumerate() {
+            let Some(at) = noticed.get(&grant.token) else { continue };
+            let still_held = |earlier: &&StoredGrant| {
+                last_held.get(&earlier.token).is_some_and(|held| *held > held_until(earlier.token, *at))
+            };
+            let others = grants[..number].iter().filter(still_held).map(|earlier| u64::from(earlier.permits));
+            let used = others.sum::<u64>() + u64::from(grant.permits);
+            if used > u64::from(grant.number) {
+                exceeding.push((*grant, used));
+            }
+        }
+        exceeding
+    }
+
+    /// Returns the time until which the holder of `token` may hold permits that were granted to another contender at
+    /// `granted`: the limit for noticing a loss if its entry may have been deleted or its lease revoked shortly before,
+    /// otherwise the time of that grant.
+    fn held_until(&self, token: u64, granted: u64) -> u64 {
+        let deleted = self.deleted.get(&token);
+        let revoked = self.leases.get(&token).and_then(|lease| self.revoked.get(lease));
+        let was_deleted = deleted.into_iter().chain(revoked).flatten().any(|excuse| excuse.covers(granted));
+        if was_deleted { granted + LOSS_NOTICE } else { granted }
+    }
+
+    /// Returns the times at which contenders noticed their grants, and the last ones at which they held their permits,
+    /// by token.
+    fn noticed_and_last_held(&self) -> (BTreeMap<u64, u64>, BTreeMap<u64, u64>) {
         let (mut noticed, mut last_held) = (BTreeMap::<u64, u64>::new(), BTreeMap::<u64, u64>::new());
         for (at, _, step) in &self.steps {
             match step {
@@ -278,30 +330,7 @@ impl SemaphoreHistory {
                 _ => {}
             }
         }
-        let mut violations = Vec::new();
-        for (number, grant) in grants.iter().enumerate() {
-            let Some(at) = noticed.get(&grant.token) else { continue };
-            let still_held = |earlier: &&StoredGrant| {
-                last_held.get(&earlier.token).is_some_and(|held| *held > self.held_until(earlier.token, *at))
-            };
-            let others = grants[..number].iter().filter(still_held).map(|earlier| u64::from(earlier.permits));
-            let used = others.sum::<u64>() + u64::from(grant.permits);
-            if used > u64::from(grant.number) {
-                let (token, permits) = (grant.token, grant.number);
-                violations.push(SemaphoreViolation::InUse { token, used, permits });
-            }
-        }
-        violations
-    }
-
-    /// Returns the time until which the holder of `token` may hold permits that were granted to another contender at
-    /// `granted`: the limit for noticing a loss if its entry was deleted or its lease revoked before, otherwise the
-    /// time of that grant.
-    fn held_until(&self, token: u64, granted: u64) -> u64 {
-        let deleted = self.deleted.get(&token);
-        let revoked = self.leases.get(&token).and_then(|lease| self.revoked.get(lease));
-        let was_deleted = deleted.into_iter().chain(revoked).any(|at| *at <= granted);
-        if was_deleted { granted + LOSS_NOTICE } else { granted }
+        (noticed, last_held)
     }
 }
 
@@ -433,5 +462,16 @@ mod tests {
         assert_eq!(late(31 + LOSS_NOTICE, |history| history.deleted(1, 11)), ["InUse"]);
         assert_eq!(late(31, |history| history.deleted(31, 11)), ["InUse"], "it excuses nothing before it");
         assert_eq!(late(31, |history| history.deleted(1, 12)), ["InUse"]);
+        assert_eq!(late(31, |history| history.may_be_revoked(1, 30, 7)), [""; 0]);
+        assert_eq!(late(31, |history| history.may_be_revoked(1, 29, 7)), ["InUse"], "its time has passed");
+    }
+
+    #[test]
+    fn excused_grants_are_counted() {
+        let mut history = good();
+        history.step(31, 1, PermitStep::Believed { token: 11 });
+        assert_eq!(history.excused(), 0);
+        history.deleted(1, 11);
+        assert_eq!(history.excused(), 1);
     }
 }
