@@ -5,7 +5,7 @@
 //! | `conformance/` | the cases, one per guarantee, and the [`Harness`] that a backend implements |
 //! | `etcd/` | etcd servers, clusters of three, and `FakeEtcd`, a scripted server |
 //! | `faults/` | a TCP [`Proxy`] that delays, holds or cuts connections |
-//! | `checkers/` | checkers for recorded runs: [`history`], [`lock_history`], [`semaphore_history`] |
+//! | `checkers/` | checkers for recorded runs: [`history`], [`lock_history`], [`semaphore_history`], [`losses`] |
 //!
 //! A backend implements [`Harness`] and [`ClientFaults`] in its tests and expands the suite with one line; see
 //! [`conformance!`](crate::conformance). Each guarantee of the traits is one case, named after the guarantee. The cases
@@ -31,7 +31,7 @@ mod wait;
 pub use etcd::fake::{EtcdDefect, FakeEtcd, FakeSnapshot, KeyChange, LateWrite, Link, Minority, Misbehavior, Requests};
 pub use {
     background_task::BackgroundTask,
-    checkers::{history, lock_history, semaphore_history},
+    checkers::{history, lock_history, losses, semaphore_history},
     conformance::{
         cases,
         harness::{Backend, Client, ClientFaults, Harness, LayoutFeature},

@@ -38,6 +38,11 @@ impl LockGuard {
     /// Returns `true` while the lock is known to be held, without a request to the store. It becomes `false` before the
     /// store can grant the lock to another holder by expiry, and stays `false`. It is cheap enough for a check before
     /// every write.
+    ///
+    /// If another client revokes the lease or deletes the key, it becomes `false` within a second. While the connection
+    /// or the watch of the key is disturbed, that takes longer: after a revocation up to the TTL, after a deletion
+    /// until the watch continues. The store may grant the lock to another holder before, and only the fencing token
+    /// protects the resource then.
     pub fn is_held(&self) -> bool {
         self.state.validity.is_held()
     }

@@ -4,7 +4,8 @@
 //! last check and its write. The guarantee is that the [`FencingToken`](crate::FencingToken) of a later holder is
 //! larger, so a resource that refuses smaller tokens is safe. Without fencing there is at most one *live* guard, as
 //! long as clocks run at about the same rate, the holder checks [`LockGuard::is_held`] right before it acts, and the
-//! store keeps its leases.
+//! store keeps its leases and keys. [`LockGuard::is_held`] states the bounds for a lease that another client revokes,
+//! and for a key that it deletes.
 
 use std::fmt;
 

@@ -218,15 +218,18 @@ impl History {
         known
     }
 
-    /// Returns the ages that were reported too small.
+    /// Returns the ages that were reported too small: the view was not the content of the store at any time since.
     fn wrong_ages(&self, contents: &BTreeMap<u64, OrdMap<String, Version>>) -> Vec<Violation> {
         let known = self.known(contents);
         let mut violations = Vec::new();
         for (watcher, ages) in self.ages.iter().enumerate() {
             for Age { micros, revision, reported } in ages {
-                let proven_at = micros.saturating_sub(reported + AGE_TOLERANCE);
+                // Nothing was changed before the start of the record.
+                let Some(proven_at) = micros.checked_sub(reported + AGE_TOLERANCE) else { continue };
                 let due = known.range(..=proven_at).next_back().map_or(0, |(_, due)| *due);
-                if due > *revision {
+                let now = known.range(..=micros).next_back().map_or(0, |(_, now)| *now);
+                let view = contents.range(..=*revision).next_back().map(|(_, held)| held.clone()).unwrap_or_default();
+                if due > *revision && !contents.range(due..=now).any(|(_, held)| *held == view) {
                     violations.push(Violation::Dishonest { watcher, revision: *revision, missed: due });
                 }
             }
@@ -433,6 +436,28 @@ mod tests {
         let loaded = Record::load(&path).unwrap();
         assert_eq!(loaded, record);
         assert_eq!(loaded.check().len(), 2, "{:?}", loaded.check());
+    }
+
+    #[test]
+    fn a_view_that_is_current_again_is_fresh() {
+        let mut history = History::new(1);
+        history.changed(2 * SECOND, 2, "a", Some(version(2, 2)));
+        history.changed(3 * SECOND, 3, "a", None);
+        history.aged(0, 3 * SECOND, 1, 0);
+        assert_eq!(history.wrong_ages(&history.contents()), []);
+        history.changed(9 * SECOND, 4, "a", Some(version(4, 4)));
+        history.aged(0, 10 * SECOND, 1, 0);
+        assert_eq!(history.wrong_ages(&history.contents()).len(), 1);
+    }
+
+    #[test]
+    fn an_age_from_before_the_record_is_honest() {
+        let mut history = History::new(1);
+        history.changed(0, 2, "a", Some(version(2, 2)));
+        history.aged(0, AGE_TOLERANCE - 1, 1, 0);
+        assert_eq!(history.wrong_ages(&history.contents()), []);
+        history.aged(0, AGE_TOLERANCE, 1, 0);
+        assert_eq!(history.wrong_ages(&history.contents()).len(), 1);
     }
 
     #[test]
