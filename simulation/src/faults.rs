@@ -2,45 +2,16 @@
 
 use std::time::Duration;
 
-use enlist_testkit::{Direction, Link, Misbehavior};
+use enlist_testkit::{Direction, EtcdDefect, Link, Misbehavior, losses::RECOVERY};
 
-use crate::world::{Delivery, INSTANCES, LOCK_QUEUE, World, between};
+use crate::{
+    counts::Kind,
+    kinds::{Fault, KnownDefect, ServerDefect},
+    world::{AUDIT_INTERVAL, Delivery, INSTANCES, LOCK_QUEUE, World, between},
+};
 
-/// A kind of fault. Each run injects a random subset, because some defects show only without certain other faults.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fault {
-    Freeze,
-    Stall,
-    Cut,
-    Refuse,
-    Compact,
-    Revoke,
-    DeleteInstance,
-    DeleteQueueEntry,
-    Garbage,
-    HoldRenewals,
-    HoldRevocations,
-    Deny,
-    Slow,
-    Misbehavior,
-}
-
-const ALL: [Fault; 14] = [
-    Fault::Freeze,
-    Fault::Stall,
-    Fault::Cut,
-    Fault::Refuse,
-    Fault::Compact,
-    Fault::Revoke,
-    Fault::DeleteInstance,
-    Fault::DeleteQueueEntry,
-    Fault::Garbage,
-    Fault::HoldRenewals,
-    Fault::HoldRevocations,
-    Fault::Deny,
-    Fault::Slow,
-    Fault::Misbehavior,
-];
+/// Maximum delay of a transaction that is executed late.
+const MAX_LATENESS: u64 = 30_000;
 
 /// Faults that neither end a lease nor prolong one.
 const CALM: [Fault; 4] = [Fault::Compact, Fault::DeleteInstance, Fault::DeleteQueueEntry, Fault::Garbage];
@@ -49,6 +20,19 @@ const CALM: [Fault; 4] = [Fault::Compact, Fault::DeleteInstance, Fault::DeleteQu
 const CUT_OFF: [Fault; 7] =
     [Fault::Freeze, Fault::Stall, Fault::Cut, Fault::Refuse, Fault::Deny, Fault::Slow, Fault::Misbehavior];
 
+/// Faults that may delay messages to a client, or its requests, while they last. Misbehavior may do so until all faults
+/// end, because it waits for its occasion.
+const DISTURBANCES: [Fault; 8] = [
+    Fault::Freeze,
+    Fault::Stall,
+    Fault::Cut,
+    Fault::Refuse,
+    Fault::Deny,
+    Fault::Slow,
+    Fault::HoldRenewals,
+    Fault::HoldRevocations,
+];
+
 /// Returns a random misbehavior, and its effect on the delivery of events.
 fn misbehavior(random: &mut fastrand::Rng) -> (Misbehavior, Delivery) {
     let misbehavior = match random.u8(..17) {
@@ -56,7 +40,7 @@ fn misbehavior(random: &mut fastrand::Rng) -> (Misbehavior, Delivery) {
         1 => Misbehavior::Again(random.u32(1..20)),
         2 => Misbehavior::Silence,
         3 => Misbehavior::LateWatch(between(random, 100, 15_000)),
-        4 | 5 | 13..17 => Misbehavior::LateTxn(between(random, 100, 30_000)),
+        4 | 5 | 13..17 => Misbehavior::LateTxn(between(random, 100, MAX_LATENESS)),
         6 => Misbehavior::NoList,
         7 => Misbehavior::LeaseGone,
         8 => Misbehavior::UnknownType,
@@ -75,25 +59,62 @@ fn misbehavior(random: &mut fastrand::Rng) -> (Misbehavior, Delivery) {
     (misbehavior, delivery)
 }
 
+/// Gives the server a known defect, in a quarter of the runs. Clients ask for its version, so it must have it before.
+pub(crate) fn set_known_defect(world: &World, random: &mut fastrand::Rng) {
+    let known = [KnownDefect::EarlyProgress, KnownDefect::ForgottenDeletion, KnownDefect::OldEvents];
+    let Some(kind) = known.get(random.usize(..12)).copied() else { return };
+    world.log(|| format!("defect: {kind:?}"));
+    world.count(Kind::KnownDefect(kind));
+    world.fake.set_defect(match kind {
+        KnownDefect::EarlyProgress => EtcdDefect::EarlyProgress,
+        KnownDefect::ForgottenDeletion => EtcdDefect::ForgottenDeletion,
+        KnownDefect::OldEvents => EtcdDefect::OldEvents,
+    });
+    if kind == KnownDefect::EarlyProgress {
+        // It holds all events back.
+        let mut shared = world.shared();
+        (shared.delivery, shared.cut_off) = (Delivery::Silent, true);
+        (shared.misbehaved_since, shared.misbehavior_recovery) = (Some(0), RECOVERY);
+    }
+}
+
+/// Returns the time after the end of all faults in which a misbehavior may still have an effect on clients: that of
+/// any fault, later for a late transaction, and until the audit for a lost event.
+fn recovery(misbehavior: Misbehavior, delivery: Delivery) -> u64 {
+    let later = match (misbehavior, delivery) {
+        (Misbehavior::LateTxn(_), _) => Duration::from_millis(MAX_LATENESS),
+        (_, Delivery::Lossy) => AUDIT_INTERVAL,
+        _ => Duration::ZERO,
+    };
+    RECOVERY + u64::try_from(later.as_micros()).unwrap_or(u64::MAX)
+}
+
 /// Injects faults until `end`, and ends all that last.
 pub(crate) async fn nemesis(world: World, links: Vec<Link>, end: Duration, mut random: fastrand::Rng) {
-    let mut kinds: Vec<_> = ALL.into_iter().filter(|_| random.u8(..3) == 0).collect();
+    let mut kinds: Vec<_> = Fault::ALL.iter().copied().filter(|_| random.u8(..3) == 0).collect();
     if kinds.is_empty() {
-        kinds.extend(ALL);
+        kinds.extend(Fault::ALL);
     }
     world.shared().calm = kinds.iter().all(|kind| CALM.contains(kind));
-    world.shared().cut_off = kinds.iter().any(|kind| CUT_OFF.contains(kind));
+    world.shared().cut_off |= kinds.iter().any(|kind| CUT_OFF.contains(kind));
     let pace = between(&mut random, 500, 8000);
     let faults = async {
         loop {
             tokio::time::sleep(pace.mul_f64(random.f64() * 2.0)).await;
             let kind = kinds[random.usize(..kinds.len())];
             world.log(|| format!("fault: {kind:?}"));
+            world.count(Kind::Fault(kind));
             let link = &links[random.usize(..links.len())];
+            if DISTURBANCES.contains(&kind) {
+                world.shared().disturbed_since = Some(world.micros());
+            }
             inject(&world, kind, link, &mut random).await;
+            world.end_disturbance();
         }
     };
     let _ = tokio::time::timeout(end, faults).await;
+    world.end_disturbance();
+    count_misbehavior(&world);
     world.log(|| "all faults have ended".to_owned());
     world.fake.thaw();
     world.fake.release_renewals();
@@ -101,9 +122,27 @@ pub(crate) async fn nemesis(world: World, links: Vec<Link>, end: Duration, mut r
     world.fake.permit_access();
     world.fake.slow_down(Duration::ZERO);
     world.fake.cancel_misbehavior();
+    world.fake.mend();
     for link in links {
         link.accept_connections();
         link.stall(None);
+    }
+}
+
+/// Counts the defects of the server that have shown, and records the time in which they may have had an effect.
+fn count_misbehavior(world: &World) {
+    for misbehavior in world.fake.misbehaved() {
+        let text = format!("{misbehavior:?}");
+        let name = text.split('(').next().unwrap_or_default();
+        if let Some(kind) = ServerDefect::ALL.iter().find(|kind| format!("{kind:?}") == name) {
+            world.count(Kind::ServerDefect(*kind));
+        }
+    }
+    let now = world.micros();
+    let mut shared = world.shared();
+    if let Some(since) = shared.misbehaved_since {
+        let recovery = shared.misbehavior_recovery;
+        shared.losses.disturbed(since, now, recovery);
     }
 }
 
@@ -186,8 +225,12 @@ async fn disturb_server(world: &World, fault: Fault, time: Duration, random: &mu
         _ => {
             let (misbehavior, delivery) = misbehavior(random);
             world.log(|| format!("misbehavior: {misbehavior:?}"));
-            let worst = world.shared().delivery.max(delivery);
-            world.shared().delivery = worst;
+            let now = world.micros();
+            let mut shared = world.shared();
+            shared.delivery = shared.delivery.max(delivery);
+            shared.misbehaved_since.get_or_insert(now);
+            shared.misbehavior_recovery = shared.misbehavior_recovery.max(recovery(misbehavior, delivery));
+            drop(shared);
             fake.misbehave(misbehavior);
         }
     }
@@ -222,6 +265,7 @@ fn change_store(world: &World, fault: Fault, random: &mut fastrand::Rng) {
                     let (now, token) = (world.micros(), u64::try_from(put.created).unwrap_or(0));
                     world.shared().record.locks.deleted(now, token);
                     world.shared().deleted.insert(token);
+                    world.shared().removed.insert(token);
                     fake.delete(key);
                 }
             }

@@ -17,13 +17,16 @@ static FORCED: AtomicBool = AtomicBool::new(false);
 static RANDOM: AtomicU64 = AtomicU64::new(0);
 static WALL_MILLIS: AtomicI64 = AtomicI64::new(0);
 
-/// Makes the rest of this process follow from `seed`, if it has one thread. The process is killed after `limit` real
-/// seconds.
+/// Makes the rest of this process follow from `seed`, if it has one thread. The signal `SIGPROF` kills the process
+/// after `limit` seconds of processor time, which do not depend on the load of the machine.
 pub(crate) fn force(seed: u64, limit: u32) {
     RANDOM.store(seed, Ordering::SeqCst);
     FORCED.store(true, Ordering::SeqCst);
-    // SAFETY: it has no preconditions. The signal ends the process, as nothing handles it.
-    unsafe { libc::alarm(limit) };
+    let never = libc::timeval { tv_sec: 0, tv_usec: 0 };
+    let limit = libc::itimerval { it_interval: never, it_value: libc::timeval { tv_sec: limit.into(), ..never } };
+    // SAFETY: `limit` is valid, and the former value is not asked for. The signal ends the process, as nothing handles
+    // it.
+    unsafe { libc::setitimer(libc::ITIMER_PROF, &raw const limit, std::ptr::null_mut()) };
 }
 
 /// Returns the next number of a sequence (splitmix64).

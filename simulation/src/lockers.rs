@@ -9,7 +9,18 @@ use enlist::{Fence, Lock, LockGuard, LockMode, LockName, LockOptions, Released, 
 use enlist_etcd::Etcd;
 use enlist_testkit::lock_history::Step;
 
-use crate::world::{World, between};
+use crate::{
+    kinds::{Observed, Operation},
+    verdicts::Invariant,
+    world::{World, between},
+};
+
+/// Maximum time for which a contender holds the lock without a write, and the interval of its checks.
+const LONG_HOLD: Duration = Duration::from_secs(20);
+const HELD_POLL: Duration = Duration::from_millis(300);
+
+/// Minimum TTL that etcd grants.
+const MIN_TTL: Duration = Duration::from_secs(2);
 
 /// A number that a fence guards.
 #[derive(Default)]
@@ -42,48 +53,87 @@ impl Locker {
         let name = LockName::parse("sim").expect("a valid name");
         while !self.world.is_stopping() {
             let options = options(&mut self.random);
-            let mode = options.mode;
+            let (mode, ttl) = (options.mode, options.ttl.max(MIN_TTL));
+            self.count_acquisition(&options);
             self.world.step(self.number, Step::Asked);
             let acquiring = self.etcd.acquire(&name, options);
             let granted = if self.random.u8(..6) == 0 {
                 // Drops the future after a random time.
+                self.world.count(Operation::DropAcquiring);
                 tokio::time::timeout(between(&mut self.random, 0, 2000), acquiring).await.ok()
             } else {
                 Some(acquiring.await)
             };
             if let Some(Ok(guard)) = granted {
-                self.hold(guard, mode).await;
+                self.hold(guard, mode, ttl).await;
             } else {
+                self.world.count(Observed::LockNotGranted);
                 self.world.step(self.number, Step::GaveUp);
             }
             tokio::time::sleep(between(&mut self.random, 0, 1000)).await;
         }
     }
 
-    async fn hold(&mut self, guard: LockGuard, mode: LockMode) {
+    fn count_acquisition(&self, options: &LockOptions) {
+        let world = &self.world;
+        world.count(match options.mode {
+            LockMode::Exclusive => Operation::AcquireExclusive,
+            LockMode::Shared => Operation::AcquireShared,
+        });
+        if options.own_lease {
+            world.count(Operation::AcquireUnderOwnLease);
+        }
+        if options.deadline.is_some() {
+            world.count(Operation::AcquireWithDeadline);
+        }
+        world.count(Invariant::ContendersServed);
+    }
+
+    async fn hold(&mut self, guard: LockGuard, mode: LockMode, ttl: Duration) {
         let Self { world, number, .. } = self;
         let (world, number) = (world.clone(), *number);
         let token = guard.fencing_token().get();
+        let ttl = u64::try_from(ttl.as_micros()).unwrap_or(u64::MAX);
+        world.shared().losses.granted(token, ttl);
         world.step(number, Step::Granted { token, shared: mode == LockMode::Shared });
+        if self.random.u8(..8) == 0 {
+            self.hold_long(&guard).await;
+        }
         for _ in 0..self.random.u8(1..8) {
             if !world.check_held(number, &guard) {
                 break;
             }
             self.increment(&guard, mode).await;
         }
-        world.check_held(number, &guard);
+        if !world.check_held(number, &guard) {
+            world.count_loss(&guard);
+        }
         if self.random.bool() {
+            world.count(Operation::Release);
             let released = guard.release().await;
             world.log(|| format!("locker {number}: released, {released:?}"));
-            if let Ok(Released::Released) = released
-                && has_queue_entry(&world, token)
-            {
-                world.broken(format!("the queue entry {token} exists although its release was confirmed"));
+            if let Ok(Released::Released) = released {
+                world.count(Invariant::ReleaseConfirmed);
+                if has_queue_entry(&world, token) {
+                    let detail = format!("the queue entry {token} exists although its release was confirmed");
+                    world.broken(Invariant::ReleaseConfirmed, detail);
+                }
             }
         } else {
+            world.count(Operation::DropGuard);
             drop(guard);
         }
         world.step(number, Step::Ended { token });
+    }
+
+    /// Holds the lock until it is lost, the run stops, or a time is over.
+    async fn hold_long(&self, guard: &LockGuard) {
+        self.world.count(Operation::HoldLong);
+        let begun = tokio::time::Instant::now();
+        while begun.elapsed() < LONG_HOLD && !self.world.is_stopping() && guard.is_held() {
+            self.world.check_held(self.number, guard);
+            tokio::time::sleep(HELD_POLL).await;
+        }
     }
 
     /// Waits, and increments the resource meanwhile if the lock is exclusive.
@@ -101,6 +151,7 @@ impl Locker {
             if resource.fence.admit(token).is_ok() {
                 resource.value = value + 1;
                 self.world.shared().value = resource.value;
+                self.world.count(Operation::WriteResource);
                 self.world.step(self.number, Step::Wrote { token: token.get() });
             }
         }

@@ -5,26 +5,36 @@
 //! and break, and a paused clock. Its choices, the order of its tasks and its random numbers follow from the seed.
 //! `many` starts one process per seed. Begin with `run.rs`.
 
+mod configs;
+mod counts;
 mod faults;
 mod forced;
+mod judge;
+mod kinds;
 mod lockers;
 mod many;
 mod owners;
 mod run;
+#[cfg(feature = "defects")]
+mod teeth;
+mod verdicts;
 mod world;
 
 use std::{env, error::Error, process::ExitCode};
 
+#[cfg(feature = "defects")]
+use self::teeth::teeth;
 use self::world::Logs;
 
 const HELP: &str = "\
 usage: simulation one SEED [--log] [--trace] [--defect NAME]
        simulation many [--seed FIRST] [--seeds COUNT] [--jobs JOBS] [--defect NAME]
-       simulation teeth [--seeds COUNT] [--jobs JOBS]
+       simulation teeth [--seeds COUNT] [--jobs JOBS] [--defect NAME]
 
-  one    a single run: prints the violations; --log adds the events, --trace also the log of the library
-  many   COUNT runs (default 2000) with the seeds from FIRST on (default 1)
-  teeth  for each deliberate defect, runs until one finds it, at most COUNT (default 10000); needs the feature `defects`
+  one    a single run: prints counts and violations; --log adds the events, --trace also the log of the library
+  many   COUNT runs (default 2000) with the seeds from FIRST on (default 1), and a table of the counts
+  teeth  for each deliberate defect, runs until one violates an invariant that is about it, at most COUNT (default
+         10000), and the same seeds without a defect; needs the feature `defects`
 ";
 
 type Result<T = ()> = std::result::Result<T, Box<dyn Error>>;
@@ -81,7 +91,7 @@ fn turn_on(_: &str) -> Result {
 
 fn one(options: &Options) -> Result<Outcome> {
     let seed = options.seed.ok_or("SEED is missing")?;
-    forced::force(seed, run::REAL_LIMIT);
+    forced::force(seed, run::PROCESSOR_LIMIT);
     if let Some(defect) = &options.defect {
         turn_on(defect)?;
     }
@@ -90,11 +100,15 @@ fn one(options: &Options) -> Result<Outcome> {
         lines.with_max_level(tracing_subscriber::filter::LevelFilter::TRACE).init();
     }
     let logs = if options.log || options.trace { Logs::Printed } else { Logs::Omitted };
-    let broken = run::run(seed, logs);
-    for broken in &broken {
-        println!("broken: {broken}");
-    }
-    Ok(if broken.is_empty() { Outcome::Passed } else { Outcome::Failed })
+    let run::RunOutcome { verdicts, counts } = run::run(seed, logs);
+    counts.lines().for_each(|line| println!("{line}"));
+    verdicts.iter().for_each(|verdict| println!("{verdict}"));
+    Ok(if verdicts.is_empty() { Outcome::Passed } else { Outcome::Failed })
+}
+
+#[cfg(not(feature = "defects"))]
+fn teeth(_: &Options) -> Result<Outcome> {
+    Err("this needs the feature `defects`".into())
 }
 
 fn main() -> ExitCode {
@@ -103,7 +117,7 @@ fn main() -> ExitCode {
     let outcome = Options::parse(args).and_then(|options| match command.as_str() {
         "one" => one(&options),
         "many" => Ok(many::many(&options)),
-        "teeth" => many::teeth(&options),
+        "teeth" => teeth(&options),
         _ => Err(HELP.into()),
     });
     match outcome {

@@ -1,6 +1,7 @@
 //! Many runs, each in its own process.
 
 use std::{
+    os::unix::process::ExitStatusExt as _,
     process::{Command, Output},
     sync::{
         Mutex, PoisonError,
@@ -11,26 +12,46 @@ use std::{
 
 use enlist::Moment;
 
-use crate::{Options, Outcome, Result};
+use crate::{
+    Options, Outcome, Result,
+    counts::Counts,
+    run::PROCESSOR_LIMIT,
+    verdicts::{Invariant, Verdict},
+};
 
 /// Number of failed runs after which no more are started.
 const MAX_FAILURES: usize = 10;
 
+/// Number of runs from which on each kind of operation, fault, observation and check has to occur.
+const COMPLETE_FROM: u64 = 2000;
+
+/// Exit status of a process that panicked.
+const PANICKED: i32 = 101;
+
 /// A run that failed.
-struct Failed {
-    seed: u64,
-    cause: String,
+pub(crate) struct Failed {
+    pub(crate) seed: u64,
+    pub(crate) verdicts: Vec<Verdict>,
+}
+
+/// Seeds of several runs.
+#[derive(Clone, Copy)]
+pub(crate) struct Seeds {
+    pub(crate) first: u64,
+    pub(crate) count: u64,
 }
 
 /// Outcome of several runs.
-struct Batch {
-    runs: u64,
-    failed: Vec<Failed>,
-    took: Duration,
+pub(crate) struct Batch {
+    pub(crate) runs: u64,
+    /// In the order of their seeds.
+    pub(crate) failed: Vec<Failed>,
+    pub(crate) counts: Counts,
+    pub(crate) took: Duration,
 }
 
-/// Runs one seed in its own process. Returns `None` if it passed.
-fn failure(seed: u64, defect: Option<&str>) -> Option<Failed> {
+/// Runs one seed in its own process. Returns its verdicts and counts.
+fn run_one(seed: u64, defect: Option<&str>) -> (Vec<Verdict>, Counts) {
     let run = || -> Result<Output> {
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["one", &seed.to_string()]);
@@ -38,22 +59,38 @@ fn failure(seed: u64, defect: Option<&str>) -> Option<Failed> {
         Ok(command.output()?)
     };
     match run() {
-        Ok(output) if output.status.success() => None,
-        Ok(output) => {
-            let text = [output.stdout, output.stderr].concat();
-            let cause = format!("{}\n{}", output.status, String::from_utf8_lossy(&text));
-            Some(Failed { seed, cause })
-        }
-        Err(error) => Some(Failed { seed, cause: error.to_string() }),
+        Ok(output) => verdicts(&output),
+        Err(error) => (vec![Verdict { invariant: None, detail: error.to_string() }], Counts::default()),
     }
 }
 
-/// Runs `count` seeds from `first` on, until `max_failures` have failed.
-fn batch(first: u64, count: u64, jobs: usize, defect: Option<&str>, max_failures: usize) -> Batch {
+/// Returns the verdicts and counts in the output of a run. A run that was killed or panicked has a verdict of its own.
+fn verdicts(output: &Output) -> (Vec<Verdict>, Counts) {
+    let text = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let mut verdicts: Vec<Verdict> = text.lines().filter_map(Verdict::parse).collect();
+    if output.status.signal() == Some(libc::SIGPROF) {
+        verdicts.push(Verdict::of(Invariant::Ends, format!("killed after {PROCESSOR_LIMIT} s of processor time")));
+    } else if output.status.code() == Some(PANICKED) {
+        verdicts.push(Verdict::of(Invariant::NoPanic, errors));
+    } else if verdicts.is_empty() && !output.status.success() {
+        verdicts.push(Verdict { invariant: None, detail: format!("{}: {}", output.status, errors.replace('\n', " ")) });
+    }
+    (verdicts, Counts::parse(&text))
+}
+
+/// Runs `seeds` until `enough` returns `true` for the failed ones.
+pub(crate) fn batch(
+    seeds: Seeds,
+    jobs: usize,
+    defect: Option<&str>,
+    enough: impl Fn(&[Failed]) -> bool + Sync,
+) -> Batch {
+    let Seeds { first, count } = seeds;
     let begun = Moment::now();
     let next = AtomicU64::new(first);
     let stop = AtomicBool::new(false);
-    let failed = Mutex::new(Vec::new());
+    let done = Mutex::new((Vec::new(), Counts::default()));
     std::thread::scope(|scope| {
         for _ in 0..jobs {
             scope.spawn(|| {
@@ -62,10 +99,12 @@ fn batch(first: u64, count: u64, jobs: usize, defect: Option<&str>, max_failures
                     if seed >= first + count {
                         return;
                     }
-                    if let Some(failure) = failure(seed, defect) {
-                        let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
-                        failed.push(failure);
-                        if failed.len() >= max_failures {
+                    let (verdicts, counts) = run_one(seed, defect);
+                    let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+                    done.1.merge(&counts);
+                    if !verdicts.is_empty() {
+                        done.0.push(Failed { seed, verdicts });
+                        if enough(&done.0) {
                             stop.store(true, Ordering::SeqCst);
                         }
                     }
@@ -73,58 +112,70 @@ fn batch(first: u64, count: u64, jobs: usize, defect: Option<&str>, max_failures
             });
         }
     });
-    let mut failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let (mut failed, counts) = done.into_inner().unwrap_or_else(PoisonError::into_inner);
     failed.sort_by_key(|failed: &Failed| failed.seed);
     let runs = next.into_inner().min(first + count) - first;
-    Batch { runs, failed, took: begun.elapsed() }
+    Batch { runs, failed, counts, took: begun.elapsed() }
 }
 
-fn jobs(options: &Options) -> usize {
+/// Returns the first failed run that violates one of `wanted`, and that violation.
+#[cfg(any(test, feature = "defects"))]
+pub(crate) fn found<'a>(failed: &'a [Failed], wanted: &[Invariant]) -> Option<(&'a Failed, Invariant)> {
+    failed.iter().find_map(|failed| {
+        let mut violated = failed.verdicts.iter().filter_map(|verdict| verdict.invariant);
+        violated.find(|invariant| wanted.contains(invariant)).map(|invariant| (failed, invariant))
+    })
+}
+
+pub(crate) fn jobs(options: &Options) -> usize {
     options.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(2, usize::from)).max(1)
 }
 
 pub(crate) fn many(options: &Options) -> Outcome {
-    let (first, count) = (options.seed.unwrap_or(1), options.seeds.unwrap_or(2000));
-    let batch = batch(first, count, jobs(options), options.defect.as_deref(), MAX_FAILURES);
-    for Failed { seed, cause } in &batch.failed {
-        println!("seed {seed} failed; repeat it with `cargo xtask simulate --seed {seed} --log`: {cause}");
+    let seeds = Seeds { first: options.seed.unwrap_or(1), count: options.seeds.unwrap_or(COMPLETE_FROM) };
+    let batch = batch(seeds, jobs(options), options.defect.as_deref(), |failed| failed.len() >= MAX_FAILURES);
+    println!("{}", batch.counts.table(batch.runs, batch.took));
+    for Failed { seed, verdicts } in &batch.failed {
+        println!("seed {seed} failed; repeat it with `cargo xtask simulate --seed {seed} --log`:");
+        verdicts.iter().for_each(|verdict| println!("  {verdict}"));
     }
     println!("{} runs, {} failed, in {:.1} s", batch.runs, batch.failed.len(), batch.took.as_secs_f64());
-    if batch.failed.is_empty() { Outcome::Passed } else { Outcome::Failed }
-}
-
-/// Returns the names of all defects.
-#[cfg(feature = "defects")]
-fn defects() -> Vec<String> {
-    enlist_etcd::DeliberateDefect::ALL.iter().map(|defect| format!("{defect:?}")).collect()
-}
-
-#[cfg(not(feature = "defects"))]
-fn defects() -> Vec<String> {
-    Vec::new()
-}
-
-/// Runs each defect until a run finds it.
-pub(crate) fn teeth(options: &Options) -> Result<Outcome> {
-    let defects = defects();
-    if defects.is_empty() {
-        return Err("this needs the feature `defects`".into());
+    let missing = if batch.runs >= COMPLETE_FROM { batch.counts.missing() } else { Vec::new() };
+    if !missing.is_empty() {
+        println!("these never occurred, although each has to in {COMPLETE_FROM} runs: {}", missing.join(", "));
     }
-    let mut missed = 0;
-    for defect in &defects {
-        let batch = batch(options.seed.unwrap_or(1), options.seeds.unwrap_or(10_000), jobs(options), Some(defect), 1);
-        let seconds = batch.took.as_secs_f64();
-        if let Some(Failed { seed, cause }) = batch.failed.first() {
-            let first = cause.lines().nth(1).unwrap_or_default();
-            println!(
-                "{defect}: found by seed {seed} in {seconds:.1} s: {}",
-                first.chars().take(160).collect::<String>()
-            );
-        } else {
-            missed += 1;
-            println!("{defect}: not found by {} runs in {seconds:.1} s", batch.runs);
-        }
+    if batch.failed.is_empty() && missing.is_empty() { Outcome::Passed } else { Outcome::Failed }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::ExitStatus;
+
+    use super::*;
+
+    fn output(status: i32, stdout: &str, stderr: &str) -> Vec<Option<Invariant>> {
+        let status = ExitStatus::from_raw(status);
+        let output = Output { status, stdout: stdout.into(), stderr: stderr.into() };
+        verdicts(&output).0.into_iter().map(|verdict| verdict.invariant).collect()
     }
-    println!("{} of {} defects were found", defects.len() - missed, defects.len());
-    Ok(if missed == 0 { Outcome::Passed } else { Outcome::Failed })
+
+    #[test]
+    fn each_end_of_a_run_has_its_verdict() {
+        let failed = 1 << 8;
+        assert_eq!(output(0, "count: operation/Close 2\n", ""), []);
+        assert_eq!(output(failed, "broken: QueueOrder: a\nbroken: Exclusion: b\n", "").len(), 2);
+        assert_eq!(output(libc::SIGPROF, "", ""), [Some(Invariant::Ends)]);
+        assert_eq!(output(PANICKED << 8, "", "thread 'main' panicked"), [Some(Invariant::NoPanic)]);
+        assert_eq!(output(failed << 1, "", "there is no such defect"), [None]);
+        assert_eq!(output(libc::SIGKILL, "", ""), [None]);
+    }
+
+    #[test]
+    fn a_failure_for_another_reason_finds_nothing() {
+        let failed = |seed, invariant| Failed { seed, verdicts: vec![Verdict { invariant, detail: String::new() }] };
+        let runs = [failed(1, None), failed(2, Some(Invariant::Ends)), failed(3, Some(Invariant::QueueOrder))];
+        let by = |wanted: &[Invariant]| found(&runs, wanted).map(|(failed, invariant)| (failed.seed, invariant));
+        assert_eq!(by(&[Invariant::QueueOrder, Invariant::Exclusion]), Some((3, Invariant::QueueOrder)));
+        assert_eq!(by(&[Invariant::Exclusion]), None);
+    }
 }

@@ -1,4 +1,4 @@
-//! One run: its parts, and the conditions that have to hold at its end.
+//! One run: its parts, and the conditions that have to hold at its end. `judge.rs` completes the verdicts.
 
 use std::{
     collections::BTreeMap,
@@ -9,22 +9,28 @@ use std::{
 
 use enlist::{Counter, Resolver};
 use enlist_etcd::Etcd;
-use enlist_testkit::{
-    KeyChange,
-    history::{Version, Violation},
-    lock_history::LockViolation,
+use tokio::{
+    task::{JoinError, JoinSet},
+    time::Instant,
 };
-use tokio::{task::JoinSet, time::Instant};
 
 use crate::{
-    faults::nemesis,
+    configs,
+    counts::Counts,
+    faults::{nemesis, set_known_defect},
+    judge::judge,
+    kinds::{Observed, Operation},
     lockers::{Locker, Resource},
     owners::{InstanceOwner, watcher},
+    verdicts::{Invariant, Verdict},
     world::{Delivery, INSTANCES, LOCK_QUEUE, Logs, World, between, service},
 };
 
-/// Real seconds after which a run is killed.
-pub(crate) const REAL_LIMIT: u32 = 60;
+/// Seconds of processor time after which a run is killed. Most take less than a tenth of a second.
+pub(crate) const PROCESSOR_LIMIT: u32 = 20;
+
+/// Time of the run's clock after which it counts as hung. The longest that ends takes about ten minutes.
+const CLOCK_LIMIT: Duration = Duration::from_secs(1800);
 
 /// Maximum time after the last fault until the store has the desired state.
 const HEALING: Duration = Duration::from_secs(150);
@@ -35,73 +41,128 @@ const WATCH_HEALING: Duration = Duration::from_secs(25);
 /// Maximum TTL of a lease in a run, plus the interval at which the fake looks for expired leases.
 const LONGEST_TTL: Duration = Duration::from_secs(12);
 
+/// TTL of registrations that share leases.
+const SHARED_TTL: Duration = Duration::from_secs(5);
+
 /// Interval of checks of a condition.
 const CONDITION_POLL: Duration = Duration::from_millis(500);
 
 /// Maximum average number of requests per second and client.
 const MAX_REQUEST_RATE: u64 = 60;
 
-/// Runs the scenario of `seed`. Returns the violations.
-pub(crate) fn run(seed: u64, logs: Logs) -> Vec<String> {
+/// Outcome of a run.
+pub(crate) struct RunOutcome {
+    pub(crate) verdicts: Vec<Verdict>,
+    pub(crate) counts: Counts,
+}
+
+/// Runs the scenario of `seed`.
+pub(crate) fn run(seed: u64, logs: Logs) -> RunOutcome {
     fastrand::seed(seed);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     let runtime = runtime.expect("a runtime without input and output needs nothing of the system");
-    runtime.block_on(play(fastrand::Rng::with_seed(seed), logs))
+    let run = async { tokio::time::timeout(CLOCK_LIMIT, play(fastrand::Rng::with_seed(seed), logs)).await };
+    runtime.block_on(run).unwrap_or_else(|_| RunOutcome {
+        verdicts: vec![Verdict::of(Invariant::Ends, format!("it has not ended after {CLOCK_LIMIT:?} of its clock"))],
+        counts: Counts::default(),
+    })
 }
 
-async fn play(mut random: fastrand::Rng, logs: Logs) -> Vec<String> {
+/// Tasks of a run.
+#[derive(Default)]
+struct Tasks {
+    /// Owners and watchers, which last until the end.
+    lasting: JoinSet<()>,
+    owners: usize,
+    /// Contenders for the lock, and writers of the configuration, which end when the run stops.
+    ending: JoinSet<()>,
+}
+
+async fn play(mut random: fastrand::Rng, logs: Logs) -> RunOutcome {
     let clients = random.usize(2..=3);
     let watchers = random.usize(1..=2);
     let world = World::new(watchers, logs);
-    let mut tasks = JoinSet::new();
-    let mut lockers = JoinSet::new();
+    set_known_defect(&world, &mut random);
     let (etcds, links): (Vec<_>, Vec<_>) = (0..clients).map(|_| world.client()).unzip();
-    let of = |number: usize| etcds[number % clients].clone();
+    let mut tasks = start(&world, &etcds, watchers, &mut random);
+    let end = between(&mut random, 4_000, 30_000);
+    nemesis(world.clone(), links, end, random.fork()).await;
+    world.shared().stopping = true;
+    finish(&world, &mut tasks, clients).await;
+    check_counters(&world, &etcds);
+    tasks.lasting.abort_all();
+    while let Some(ended) = tasks.lasting.join_next().await {
+        check_end(&world, ended);
+    }
+    // Watchers do not see the changes of the end, so they do not belong to the journal that is checked.
+    let journal = world.fake.journal();
+    let verdicts = judge(&world, &journal);
+    close(&world, &etcds).await;
+    let closed: Vec<_> = world.shared().broken.iter().filter(|late| !verdicts.contains(late)).cloned().collect();
+    let counts = world.shared().counts.clone();
+    RunOutcome { verdicts: verdicts.into_iter().chain(closed).collect(), counts }
+}
+
+/// Starts the owners, watchers, contenders and writers of a run.
+fn start(world: &World, etcds: &[Etcd], watchers: usize, random: &mut fastrand::Rng) -> Tasks {
+    let mut tasks = Tasks::default();
+    let of = |number: usize| etcds[number % etcds.len()].clone();
     // Two thirds of the runs have either locks or instances only.
     let (about_locks, about_instances) = [(true, true), (true, false), (false, true)][random.usize(..3)];
     if about_instances {
-        for number in 0..random.usize(1..=3) {
-            let (world, etcd) = (world.clone(), of(number));
-            tasks.spawn(InstanceOwner { world, etcd, number, random: random.fork() }.run());
+        tasks.owners = random.usize(1..=3);
+        // In half of the runs they share leases: a late write under a lease of its own is refused with the lease.
+        let share = random.bool();
+        let ttl = share.then_some(SHARED_TTL);
+        for number in 0..tasks.owners {
+            let (world, etcd) = (world.clone(), of(if share { 0 } else { number }));
+            tasks.lasting.spawn(InstanceOwner { world, etcd, number, ttl, random: random.fork() }.run());
         }
     }
     for number in 0..watchers {
-        tasks.spawn(watcher(world.clone(), of(number + 1), number));
+        tasks.lasting.spawn(watcher(world.clone(), of(number + 1), number));
     }
     if about_locks {
         let resource = Arc::<Mutex<Resource>>::default();
         for number in 0..random.usize(2..=4) {
             let (world, etcd, resource) = (world.clone(), of(number), Arc::clone(&resource));
-            lockers.spawn(Locker { world, etcd, number, resource, random: random.fork() }.run());
+            tasks.ending.spawn(Locker { world, etcd, number, resource, random: random.fork() }.run());
         }
     }
-    let end = between(&mut random, 4_000, 30_000);
-    nemesis(world.clone(), links, end, random.fork()).await;
-    world.shared().stopping = true;
-    finish(&world, &mut tasks, &mut lockers, clients).await;
-    check_counters(&world, &etcds);
-    tasks.shutdown().await;
-    // Watchers do not see the changes of the end, so they do not belong to the journal that is checked.
-    let journal = world.fake.journal();
-    close(&world, &etcds).await;
-    judge(&world, &journal)
+    if random.u8(..4) == 0 {
+        tasks.lasting.spawn(configs::watcher(world.clone(), of(0), 0));
+        for number in 0..random.usize(1..=2) {
+            tasks.ending.spawn(configs::writer(world.clone(), of(number), random.fork()));
+        }
+    }
+    tasks
+}
+
+/// Records a panic of a task.
+fn check_end(world: &World, ended: Result<(), JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        world.broken(Invariant::NoPanic, error);
+    }
 }
 
 /// Waits for a condition. Records a violation if it does not hold within `limit`.
 async fn heals<F: Future<Output = Result<(), String>>>(
     world: &World,
     limit: Duration,
-    what: &str,
+    what: Invariant,
     mut check: impl FnMut() -> F,
 ) {
+    world.count(what);
     let begun = Instant::now();
     while let Err(seen) = check().await {
         if begun.elapsed() >= limit {
-            return world.broken(format!("not within {limit:?}: {what}; last seen: {seen}"));
+            return world.broken(what, format!("not within {limit:?}; last seen: {seen}"));
         }
         tokio::time::sleep(CONDITION_POLL).await;
     }
-    world.log(|| format!("{what}, after {:?}", begun.elapsed()));
+    world.log(|| format!("{what:?}, after {:?}", begun.elapsed()));
 }
 
 /// Returns the stored instances of the service, with their weights, without garbage.
@@ -116,24 +177,29 @@ fn stored(world: &World) -> BTreeMap<String, u32> {
 }
 
 /// Waits, after the last fault, until the store and the watchers have the desired state.
-async fn finish(world: &World, tasks: &mut JoinSet<()>, lockers: &mut JoinSet<()>, clients: usize) {
-    let owners = tasks.len() - world.shared().record.instances.watchers();
-    heals(world, HEALING, "every owner has its last instance", || async {
+async fn finish(world: &World, tasks: &mut Tasks, clients: usize) {
+    let owners = tasks.owners;
+    heals(world, HEALING, Invariant::OwnersFinish, || async {
         let have = world.shared().wanted.len();
         if have == owners { Ok(()) } else { Err(format!("{have} of {owners}")) }
     })
     .await;
-    heals(world, HEALING, "exactly the wanted instances are stored, with their last weights", || async {
+    heals(world, HEALING, Invariant::StoreConverges, || async {
         let (now, wanted) = (stored(world), world.shared().wanted.clone());
         if now == wanted { Ok(()) } else { Err(format!("{now:?} instead of {wanted:?}")) }
     })
     .await;
-    let all = async { while lockers.join_next().await.is_some() {} };
+    let all = async {
+        while let Some(ended) = tasks.ending.join_next().await {
+            check_end(world, ended);
+        }
+    };
     if tokio::time::timeout(HEALING, all).await.is_err() {
-        world.broken(format!("not within {HEALING:?}: all lockers have had their turn"));
-        lockers.shutdown().await;
+        let detail = format!("not within {HEALING:?}: all contenders have had their turn");
+        world.broken(Invariant::ContendersServed, detail);
+        tasks.ending.shutdown().await;
     }
-    heals(world, HEALING, "the lock's queue is empty", || async {
+    heals(world, HEALING, Invariant::QueueEmpties, || async {
         let queue = world.fake.under(LOCK_QUEUE.as_bytes());
         let keys = queue.iter().map(|(key, _)| String::from_utf8_lossy(key).into_owned());
         let entries: Vec<String> = keys.filter(|key| !key.contains("garbage")).collect();
@@ -143,9 +209,15 @@ async fn finish(world: &World, tasks: &mut JoinSet<()>, lockers: &mut JoinSet<()
     // A last change, which all watchers have to show.
     world.fake.put(format!("{INSTANCES}last"), r#"{"v":1,"id":"last","endpoints":["h:1"],"weight":1}"#);
     let misses = world.shared().delivery == Delivery::Lossy;
-    heals(world, if misses { HEALING } else { WATCH_HEALING }, "all watchers show the last change", || async {
+    let limit = if misses { HEALING } else { WATCH_HEALING };
+    heals(world, limit, Invariant::WatchersConverge, || async {
         let missing = world.shared().record.instances.behind(u64::try_from(world.fake.revision()).unwrap_or(0));
         if missing.is_empty() { Ok(()) } else { Err(format!("watchers {missing:?} do not")) }
+    })
+    .await;
+    heals(world, limit, Invariant::ConfigConverges, || async {
+        let behind = configs::behind(world);
+        if behind.is_empty() { Ok(()) } else { Err(format!("watchers {behind:?} do not")) }
     })
     .await;
     check_resolve(world).await;
@@ -154,6 +226,8 @@ async fn finish(world: &World, tasks: &mut JoinSet<()>, lockers: &mut JoinSet<()
 
 /// Checks that a new client resolves the stored instances.
 async fn check_resolve(world: &World) {
+    world.count(Operation::Resolve);
+    world.count(Invariant::ResolveAgrees);
     let (etcd, _) = world.client();
     match etcd.resolve(&service()).await {
         Ok(snapshot) => {
@@ -162,42 +236,49 @@ async fn check_resolve(world: &World) {
                 .map(|entry| (entry.instance().id().to_string(), entry.instance().weight()))
                 .collect();
             if now != stored(world) {
-                world.broken(format!("resolved {now:?}, but stored is {:?}", stored(world)));
+                let detail = format!("resolved {now:?}, but stored is {:?}", stored(world));
+                world.broken(Invariant::ResolveAgrees, detail);
             }
         }
-        Err(error) => world.broken(format!("a healthy etcd does not resolve: {error}")),
+        Err(error) => world.broken(Invariant::ResolveAgrees, error),
     }
 }
 
 fn check_request_rate(world: &World, clients: usize) {
-    let requests = world.fake.requests();
+    let mut requests = world.fake.requests();
     let count = requests.ranges + requests.txns + requests.grants + requests.renewals + requests.lease_questions;
     let count = u64::try_from(count + requests.watches).unwrap_or(u64::MAX);
     let seconds = world.micros() / 1_000_000 + 1;
     let clients = u64::try_from(clients).unwrap_or(u64::MAX);
+    world.count(Invariant::RequestRate);
     if count > MAX_REQUEST_RATE * seconds * clients {
-        world.broken(format!("{count} requests in {seconds} s: {requests:?}"));
+        // They would fill the line.
+        requests.txn_times.clear();
+        world.broken(Invariant::RequestRate, format!("{count} requests in {seconds} s: {requests:?}"));
     }
 }
 
 /// Closes the clients, and checks that neither leases nor instances remain.
 async fn close(world: &World, etcds: &[Etcd]) {
     for etcd in etcds {
+        world.count(Operation::Close);
+        world.count(Invariant::ClosesInOrder);
         if let Err(error) = etcd.close().await {
-            world.broken(format!("a client did not end in order: {error}"));
+            world.broken(Invariant::ClosesInOrder, error);
         }
     }
     // A lease that was granted after its caller had gone, and not revoked because etcd did not answer, has to expire.
     let calm = world.shared().calm;
     let limit = if calm { Duration::ZERO } else { LONGEST_TTL };
-    heals(world, limit, "no lease remains", || async {
+    heals(world, limit, Invariant::LeasesRevoked, || async {
         let leases = world.fake.lease_ids();
         if leases.is_empty() { Ok(()) } else { Err(format!("{leases:?}")) }
     })
     .await;
+    world.count(Invariant::InstancesRemoved);
     let remaining = stored(world);
     if remaining.keys().any(|id| id != "last") {
-        world.broken(format!("after the end these remain: {remaining:?}"));
+        world.broken(Invariant::InstancesRemoved, format!("{remaining:?}"));
     }
 }
 
@@ -209,52 +290,30 @@ fn check_counters(world: &World, etcds: &[Etcd]) {
         let shared = world.shared();
         (shared.calm, shared.delivery == Delivery::Complete)
     };
-    if calm && losses > 0 {
-        world.broken(format!("{losses} leases were lost without a cause"));
-    }
-    if honest && repairs > 0 {
-        world.broken(format!("{repairs} keys were repaired by audits although no event was lost"));
-    }
-}
-
-/// Returns the violations of the run, followed by those that the checkers of histories find.
-fn judge(world: &World, journal: &[KeyChange]) -> Vec<String> {
-    let mut shared = world.shared();
-    let number = |revision: i64| u64::try_from(revision).unwrap_or(0);
-    for change in journal {
-        let micros = world.micros_at(change.at);
-        let key = String::from_utf8_lossy(&change.key);
-        if let Some(id) = key.strip_prefix(INSTANCES) {
-            // Watchers do not show values that are no instances.
-            let is_one = change.value.as_ref().is_some_and(|value| value.starts_with(b"{\"v\":1"));
-            let version =
-                is_one.then(|| Version { created: number(change.created), modified: number(change.revision) });
-            shared.record.instances.changed(micros, number(change.revision), id, version);
-        } else if key.starts_with(LOCK_QUEUE) && change.value.is_some() {
-            shared.record.locks.queued(number(change.created), change.lease);
-            if shared.revoked.contains(&change.lease) {
-                shared.deleted.insert(number(change.created));
-            }
+    if calm {
+        world.count(Invariant::LeasesKept);
+        if losses > 0 {
+            world.broken(Invariant::LeasesKept, format!("{losses} leases were lost without a cause"));
         }
     }
-    let value = shared.value;
-    shared.record.locks.ended(value, Vec::new());
-    let mut broken: Vec<String> = shared.broken.iter().cloned().collect();
-    let about_instances = shared.record.instances.check().into_iter().filter(|violation| {
-        use Violation::{CameBack, NotConverged, Torn};
-        shared.delivery != Delivery::Lossy || matches!(violation, CameBack { .. } | NotConverged { .. } | Torn { .. })
-    });
-    broken.extend(about_instances.map(|violation| violation.to_string()));
-    // A client without a connection notices a deletion when it is connected again, or when its lock validity ends.
-    let about_locks = shared.record.locks.check().into_iter().filter(|violation| {
-        let was_deleted = match violation {
-            LockViolation::Overlap { token, .. } | LockViolation::OutOfOrder { token, .. } => {
-                shared.deleted.contains(token)
-            }
-            _ => false,
-        };
-        !(was_deleted && shared.cut_off)
-    });
-    broken.extend(about_locks.map(|violation| violation.to_string()));
-    broken
+    if honest {
+        world.count(Invariant::NothingRepaired);
+        if repairs > 0 {
+            world.broken(Invariant::NothingRepaired, format!("{repairs} keys were repaired by audits"));
+        }
+    }
+    for (counter, observed) in [
+        (Counter::Renewals, Observed::LeaseRenewed),
+        (Counter::LeaseLosses, Observed::LeaseLost),
+        (Counter::Reregistrations, Observed::InstanceRegisteredAgain),
+        (Counter::WatchResumes, Observed::WatchResumed),
+        (Counter::WatchRelists, Observed::WatchListedAgain),
+        (Counter::WatchChecks, Observed::WatchChecked),
+        (Counter::WatchRepeats, Observed::RepeatedEventDropped),
+        (Counter::MalformedValues, Observed::MalformedValueSkipped),
+        (Counter::Audits, Observed::Audited),
+        (Counter::AuditRepairs, Observed::RepairedByAudit),
+    ] {
+        world.shared().counts.add(observed, sum(counter));
+    }
 }

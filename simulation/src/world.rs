@@ -2,25 +2,35 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
-use enlist::{LockGuard, ServiceRef, backend::MutexExt as _};
+use enlist::{LockGuard, Loss, ServiceRef, backend::MutexExt as _};
 use enlist_etcd::{Etcd, SessionRuntime};
 use enlist_testkit::{
     FakeEtcd, Link,
     history::{History, Record},
     lock_history::Step,
+    losses::{LossHistory, RECOVERY},
 };
+use futures::FutureExt;
 use tokio::time::Instant;
 
-/// Key ranges of the instances and of the lock's queue.
+use crate::{
+    counts::{Counts, Kind},
+    kinds::Observed,
+    verdicts::{Invariant, Verdict},
+};
+
+/// Key ranges of the instances and of the lock's queue, and the key of the configuration.
 pub(crate) const INSTANCES: &str = "enlist/services/default/svc/";
 pub(crate) const LOCK_QUEUE: &str = "enlist/locks/default/sim/";
+pub(crate) const CONFIG: &str = "enlist/config/default/sim";
 
 /// Audit interval of watched ranges.
-const AUDIT_INTERVAL: Duration = Duration::from_secs(60);
+pub(crate) const AUDIT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Log of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +62,17 @@ pub(crate) enum Delivery {
     Lossy,
 }
 
+/// Writes and views of the configuration.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ConfigRecord {
+    /// Confirmed writes: revisions and values.
+    pub(crate) confirmed: Vec<(u64, u64)>,
+    /// Views of the watchers: revisions and values; `None` if the value is absent.
+    pub(crate) shown: Vec<(u64, Option<u64>)>,
+    /// Last view of each watcher.
+    pub(crate) last: BTreeMap<usize, Option<u64>>,
+}
+
 /// Notes that the parts of a run share.
 pub(crate) struct Notes {
     pub(crate) record: Record,
@@ -64,13 +85,26 @@ pub(crate) struct Notes {
     pub(crate) delivery: Delivery,
     /// The faults of the run may delay messages to clients, so that clients notice losses late.
     pub(crate) cut_off: bool,
-    /// Tokens of queue entries that were deleted, and leases that were revoked, by the faults of the run.
+    /// Tokens of queue entries that were deleted, or whose leases were revoked, by the faults of the run.
     pub(crate) deleted: BTreeSet<u64>,
+    /// Of these, the entries whose keys were deleted.
+    pub(crate) removed: BTreeSet<u64>,
+    /// Leases that were revoked by the faults of the run.
     pub(crate) revoked: BTreeSet<i64>,
+    /// Tokens and leases of queue entries by key, while the journal is read.
+    pub(crate) queued: BTreeMap<Vec<u8>, (u64, i64)>,
     /// The faults of the run cannot end a lease.
     pub(crate) calm: bool,
     /// Violations that the run found itself, beside those of the checkers.
-    pub(crate) broken: BTreeSet<String>,
+    pub(crate) broken: BTreeSet<Verdict>,
+    pub(crate) losses: LossHistory,
+    pub(crate) config: ConfigRecord,
+    pub(crate) counts: Counts,
+    /// Time at which the present fault began, if it may delay messages or requests.
+    pub(crate) disturbed_since: Option<u64>,
+    /// Time of the first request for misbehavior, and the longest recovery from one.
+    pub(crate) misbehaved_since: Option<u64>,
+    pub(crate) misbehavior_recovery: u64,
 }
 
 impl World {
@@ -84,9 +118,17 @@ impl World {
             delivery: Delivery::Complete,
             cut_off: false,
             deleted: BTreeSet::new(),
+            removed: BTreeSet::new(),
             revoked: BTreeSet::new(),
+            queued: BTreeMap::new(),
             calm: false,
             broken: BTreeSet::new(),
+            losses: LossHistory::default(),
+            config: ConfigRecord::default(),
+            counts: Counts::default(),
+            disturbed_since: None,
+            misbehaved_since: None,
+            misbehavior_recovery: 0,
         };
         let fake = FakeEtcd::start();
         fake.expire_leases();
@@ -112,8 +154,21 @@ impl World {
         }
     }
 
-    pub(crate) fn broken(&self, what: impl Into<String>) {
-        self.shared().broken.insert(what.into());
+    pub(crate) fn broken(&self, invariant: Invariant, detail: impl fmt::Display) {
+        self.shared().broken.insert(Verdict::of(invariant, detail));
+    }
+
+    pub(crate) fn count(&self, kind: impl Into<Kind>) {
+        self.shared().counts.add(kind, 1);
+    }
+
+    /// Records the end of the present fault, if it may have delayed messages or requests.
+    pub(crate) fn end_disturbance(&self) {
+        let now = self.micros();
+        let mut shared = self.shared();
+        if let Some(since) = shared.disturbed_since.take() {
+            shared.losses.disturbed(since, now, RECOVERY);
+        }
     }
 
     pub(crate) fn is_stopping(&self) -> bool {
@@ -131,7 +186,21 @@ impl World {
         let token = guard.fencing_token().get();
         let held = guard.is_held();
         self.step(locker, if held { Step::Believed { token } } else { Step::Ended { token } });
+        if held {
+            let now = self.micros();
+            self.shared().losses.held(now, token);
+        }
         held
+    }
+
+    /// Counts the reason for which a lock was lost.
+    pub(crate) fn count_loss(&self, guard: &LockGuard) {
+        match guard.lost().now_or_never() {
+            Some(Loss::Expired) => self.count(Observed::HolderNoticedExpiry),
+            Some(Loss::LeaseGone) => self.count(Observed::HolderNoticedLease),
+            Some(Loss::KeyGone) => self.count(Observed::HolderNoticedKey),
+            _ => {}
+        }
     }
 
     /// Returns a client with connections of its own.

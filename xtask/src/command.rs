@@ -28,8 +28,9 @@ cargo xtask <command>
           random faults against registrations, watchers and locks (default: 10 minutes, another seed each time, a single
           etcd; members of a cluster are also wiped and added again), or judge the saved record of a failed run again
   simulate [--seed N] [--seeds M] [--log] [--trace] [--teeth]
-          simulated runs of M seeds from N on (default: 2000 from 1); --log and --trace show the events of seed N;
-          --teeth looks for the deliberate defects instead, each in up to M runs (default: 10000)
+          simulated runs of M seeds from N on (default: 2000 from 1), with a table of what they covered; --log and
+          --trace show the events of seed N; --teeth looks for the deliberate defects instead, each in up to M runs
+          (default: 10000), by the invariants that are about it, and runs the same seeds without a defect
   mutants [--file FILE …] [--rest]
           mutants of `cargo-mutants` in the code that makes decisions: each has to fail a test, or have a reason in
           xtask/survivors.txt; --rest measures the rest of core
