@@ -102,7 +102,9 @@ fn one(options: &Options) -> Result<Outcome> {
     let logs = if options.log || options.trace { Logs::Printed } else { Logs::Omitted };
     let run::RunOutcome { verdicts, counts } = run::run(seed, logs);
     counts.lines().for_each(|line| println!("{line}"));
-    verdicts.iter().for_each(|verdict| println!("{verdict}"));
+    for verdict in &verdicts {
+        println!("{verdict}");
+    }
     Ok(if verdicts.is_empty() { Outcome::Passed } else { Outcome::Failed })
 }
 

@@ -137,7 +137,9 @@ pub(crate) fn many(options: &Options) -> Outcome {
     println!("{}", batch.counts.table(batch.runs, batch.took));
     for Failed { seed, verdicts } in &batch.failed {
         println!("seed {seed} failed; repeat it with `cargo xtask simulate --seed {seed} --log`:");
-        verdicts.iter().for_each(|verdict| println!("  {verdict}"));
+        for verdict in verdicts {
+            println!("  {verdict}");
+        }
     }
     println!("{} runs, {} failed, in {:.1} s", batch.runs, batch.failed.len(), batch.took.as_secs_f64());
     let missing = if batch.runs >= COMPLETE_FROM { batch.counts.missing() } else { Vec::new() };
