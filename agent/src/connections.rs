@@ -1,23 +1,27 @@
 //! Incoming connections of a server, limited in number. A connection above the limit is closed at once, so that its
-//! client can try another agent. One on which nothing arrives is closed after [`OPENING`], and frees its slot.
+//! client can try another agent. One on which nothing arrives is closed after [`OPENING`], and one whose client takes
+//! nothing after [`STALL`]. Both free their slots, and what is kept for the client.
 
 use std::{
     io,
+    net::SocketAddr,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex},
     task::{Context, Poll},
     time::Duration,
 };
 
+use enlist::{Moment, backend::MutexExt as _};
 use futures::{Stream, stream};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::{OwnedSemaphorePermit, watch},
     time::Sleep,
 };
-use tonic::transport::server::{Connected, TcpConnectInfo};
+use tonic::transport::server::Connected;
 
+use crate::limits::Permits;
 #[cfg(feature = "tls")]
 use crate::{
     error::AgentError,
@@ -31,6 +35,10 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// Maximum time until a connection has begun: for the handshake of TLS and its first [`PREFACE_BYTES`]. The server for
 /// HTTP/2 waits for the first bytes without a deadline, and sends pings only after them.
 pub(crate) const OPENING: Duration = Duration::from_secs(10);
+
+/// Maximum time for which a client takes none of the bytes that wait for it. Until then, the response that it does not
+/// read stays in memory.
+pub(crate) const STALL: Duration = Duration::from_secs(60);
 
 /// Bytes with which each connection of HTTP/2 begins (RFC 9113, section 3.4), within TLS. A request of HTTP/1.1 with
 /// its header `host` is longer.
@@ -77,14 +85,61 @@ trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
 
+/// The client of a connection. Requests over it have a clone of this.
+#[derive(Clone, Debug)]
+pub(crate) struct Peer {
+    address: Option<SocketAddr>,
+    heard: Arc<Mutex<Moment>>,
+}
+
+impl Peer {
+    /// Creates the client of a new connection.
+    pub(crate) fn new(address: Option<SocketAddr>) -> Self {
+        Self { address, heard: Arc::new(Mutex::new(Moment::now())) }
+    }
+
+    /// Address of the client.
+    pub(crate) fn address(&self) -> Option<SocketAddr> {
+        self.address
+    }
+
+    /// Time at which bytes of the client arrived last.
+    pub(crate) fn heard(&self) -> Moment {
+        *self.heard.locked()
+    }
+
+    /// Records that bytes of the client have arrived.
+    fn hear(&self) {
+        *self.heard.locked() = Moment::now();
+    }
+}
+
 /// A connection, which counts until it is dropped.
 pub(crate) struct Connection {
     stream: Box<dyn ByteStream>,
-    peer: TcpConnectInfo,
+    peer: Peer,
     /// `None` once the connection has begun.
     opening: Option<Opening>,
+    writing: Stall,
+    flushing: Stall,
     owner: OwnerGone,
     _slot: OwnedSemaphorePermit,
+}
+
+/// Deadline of the next progress; `None` while nothing waits.
+#[derive(Debug, Default)]
+struct Stall(Option<Pin<Box<Sleep>>>);
+
+impl Stall {
+    /// Returns the result of an operation; an error if it has waited for [`STALL`] without progress.
+    fn or_late<T>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if result.is_ready() {
+            self.0 = None;
+            return result;
+        }
+        let deadline = self.0.get_or_insert_with(|| Box::pin(tokio::time::sleep(STALL)));
+        deadline.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
+    }
 }
 
 /// End of the [`ConnectionOwner`].
@@ -130,18 +185,17 @@ impl Opening {
 struct Acceptor {
     listener: TcpListener,
     transport: Transport,
-    slots: Arc<Semaphore>,
+    slots: Arc<Permits>,
     owner: watch::Receiver<()>,
 }
 
-/// Returns the connections that a listener accepts, at most `max` at a time.
+/// Returns the connections that a listener accepts, as many at a time as there are slots.
 pub(crate) fn incoming(
     listener: TcpListener,
     transport: Transport,
-    max: usize,
+    slots: Arc<Permits>,
     owner: &ConnectionOwner,
 ) -> impl Stream<Item = io::Result<Connection>> + Send + use<> {
-    let slots = Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS)));
     let acceptor = Acceptor { listener, transport, slots, owner: owner.0.subscribe() };
     stream::unfold(acceptor, |acceptor| async move {
         let connection = next(&acceptor).await;
@@ -159,18 +213,29 @@ async fn next(Acceptor { listener, transport, slots, owner }: &Acceptor) -> Conn
                 continue;
             }
         };
-        let Ok(slot) = Arc::clone(slots).try_acquire_owned() else {
-            tracing::warn!("connection closed: there are too many");
-            continue;
-        };
+        let Some(slot) = slots.take() else { continue };
         // Responses are small, and a client waits for each.
         let _ = stream.set_nodelay(true);
-        let (peer, stream) = (stream.connect_info(), transport.over(stream));
-        return Connection { stream, peer, opening: Some(Opening::new()), owner: OwnerGone::of(owner), _slot: slot };
+        let peer = Peer::new(stream.peer_addr().ok());
+        return Connection::new(transport.over(stream), peer, OwnerGone::of(owner), slot);
     }
 }
 
 impl Connection {
+    fn new(stream: Box<dyn ByteStream>, peer: Peer, owner: OwnerGone, slot: OwnedSemaphorePermit) -> Self {
+        let (opening, writing, flushing) = (Some(Opening::new()), Stall::default(), Stall::default());
+        Self { stream, peer, opening, writing, flushing, owner, _slot: slot }
+    }
+
+    /// Returns a connection over a pipe that holds this number of bytes, its client, and its owner.
+    #[cfg(test)]
+    pub(crate) fn over_pipe(bytes: usize) -> (Self, tokio::io::DuplexStream, ConnectionOwner) {
+        let (client, server) = tokio::io::duplex(bytes);
+        let owner = ConnectionOwner::default();
+        let slot = Permits::new("connections", 1).take().expect("it is the only one");
+        (Self::new(Box::new(server), Peer::new(None), OwnerGone::of(&owner.0.subscribe()), slot), client, owner)
+    }
+
     /// Returns the result of an operation; an error if it waits although the owner is gone or the connection has not
     /// begun in time. A write waits as well during the handshake of TLS.
     fn or_late<T>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -192,6 +257,9 @@ impl AsyncRead for Connection {
         self.owner.check()?;
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        if buffer.filled().len() > before {
+            self.peer.hear();
+        }
         if read.is_ready()
             && let Some(opening) = &mut self.opening
         {
@@ -208,11 +276,14 @@ impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.owner.check()?;
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        let written = self.writing.or_late(cx, written);
         self.or_late(cx, written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        // Over TLS, bytes wait in the stream itself.
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        self.flushing.or_late(cx, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -226,6 +297,7 @@ impl AsyncWrite for Connection {
     ) -> Poll<io::Result<usize>> {
         self.owner.check()?;
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bytes);
+        let written = self.writing.or_late(cx, written);
         self.or_late(cx, written)
     }
 
@@ -235,7 +307,7 @@ impl AsyncWrite for Connection {
 }
 
 impl Connected for Connection {
-    type ConnectInfo = TcpConnectInfo;
+    type ConnectInfo = Peer;
 
     fn connect_info(&self) -> Self::ConnectInfo {
         self.peer.clone()
@@ -248,12 +320,44 @@ mod tests {
     use futures::StreamExt as _;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+    fn one_slot() -> Arc<Permits> {
+        Arc::new(Permits::new("connections", 1))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_nothing_loses_its_slot() {
+        let (mut connection, mut client, _owner) = Connection::over_pipe(1024);
+        client.write_all(&[b'x'; PREFACE_BYTES]).await.unwrap();
+        connection.read_exact(&mut [0; PREFACE_BYTES]).await.unwrap();
+        let writing = tokio::time::timeout(2 * STALL, connection.write_all(&[0; 4096]));
+        let end = writing.await.expect("the write ends").unwrap_err();
+        assert_eq!(end.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_client_gets_everything() {
+        const PARTS: usize = 20;
+        let (mut connection, mut client, _owner) = Connection::over_pipe(1024);
+        client.write_all(&[b'x'; PREFACE_BYTES]).await.unwrap();
+        connection.read_exact(&mut [0; PREFACE_BYTES]).await.unwrap();
+        let sent = vec![0; PARTS * 1024];
+        let read = async {
+            for _ in 0..PARTS {
+                tokio::time::sleep(STALL * 9 / 10).await;
+                client.read_exact(&mut [0; 1024]).await.unwrap();
+            }
+        };
+        let (written, ()) = tokio::join!(connection.write_all(&sent), read);
+        written.unwrap();
+    }
+
     #[tokio::test]
     async fn a_connection_above_the_limit_is_closed() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let owner = ConnectionOwner::default();
-        let mut incoming = Box::pin(incoming(listener, Transport::Tcp, 1, &owner));
+        let slots = one_slot();
+        let mut incoming = Box::pin(incoming(listener, Transport::Tcp, Arc::clone(&slots), &owner));
         let mut first = TcpStream::connect(address).await.unwrap();
         let accepted = incoming.next().await.unwrap().unwrap();
         let mut second = TcpStream::connect(address).await.unwrap();
@@ -264,6 +368,7 @@ mod tests {
             _ = incoming.next() => panic!("above the limit"),
         };
         assert_eq!(end, 0);
+        assert_eq!((slots.usage().used, slots.usage().refused), (Some(1), 1));
         drop(accepted);
         assert_eq!(first.read(&mut [0]).await.unwrap_or(0), 0);
         let third = TcpStream::connect(address).await.unwrap();
@@ -276,7 +381,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let owner = ConnectionOwner::default();
-        let mut incoming = Box::pin(incoming(listener, Transport::Tcp, 1, &owner));
+        let mut incoming = Box::pin(incoming(listener, Transport::Tcp, one_slot(), &owner));
         let _silent = TcpStream::connect(address).await.unwrap();
         let mut accepted = incoming.next().await.unwrap().unwrap();
         let read = tokio::time::timeout(Duration::from_mins(1), accepted.read(&mut [0])).await;
@@ -292,7 +397,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let owner = ConnectionOwner::default();
-        let mut incoming = Box::pin(incoming(listener, Transport::Tcp, 1, &owner));
+        let mut incoming = Box::pin(incoming(listener, Transport::Tcp, one_slot(), &owner));
         let mut client = TcpStream::connect(address).await.unwrap();
         let mut accepted = incoming.next().await.unwrap().unwrap();
         client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();

@@ -14,6 +14,9 @@ mod agent;
 mod connections;
 mod error;
 mod http;
+mod limits;
+#[cfg(test)]
+mod logged;
 mod security;
 #[cfg(feature = "tls")]
 mod tls;

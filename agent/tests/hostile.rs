@@ -4,11 +4,15 @@
 
 mod support;
 
-use std::{fs, net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use enlist::DirectoryOptions;
-use enlist_testkit::{eventually, soon};
-use support::{ASSIGNMENT, AdsClient, CLUSTER, LISTENER, ROUTE, Store, TestAgent, instance, local, ports};
+use enlist_testkit::eventually;
+use support::{
+    ASSIGNMENT, AdsClient, CLUSTER, LISTENER, ROUTE, Store, TestAgent,
+    hostile::{Random, assert_growth, memory, send},
+    instance, local, ports,
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -28,58 +32,16 @@ static ALONE: Mutex<()> = Mutex::const_new(());
 /// `HEALTHY` of xDS.
 const HEALTHY: i32 = 1;
 
-/// Numbers that are the same in each run (`SplitMix64`).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        usize::try_from(self.next() % u64::try_from(limit).unwrap()).unwrap()
-    }
-
-    fn bytes(&mut self, count: usize) -> Vec<u8> {
-        (0..count).map(|_| self.next().to_le_bytes()[0]).collect()
-    }
-
-    /// Returns a frame of any type, flags and stream, whose length is right or nearly right.
-    fn frame(&mut self) -> Vec<u8> {
-        let payload = self.below(64);
-        let length = if self.below(4) == 0 { self.below(1 << 24) } else { payload };
-        let mut frame = u32::try_from(length).unwrap().to_be_bytes()[1..].to_vec();
-        frame.extend([u8::try_from(self.below(12)).unwrap(), self.next().to_le_bytes()[0]]);
-        frame.extend(u32::try_from(self.below(6)).unwrap().to_be_bytes());
-        assert_eq!(frame.len(), FRAME_HEADER);
-        frame.extend(self.bytes(payload));
-        frame
-    }
-}
-
-/// Returns the memory of this process, the agent included, in bytes.
-fn memory() -> usize {
-    let text = fs::read_to_string("/proc/self/statm").unwrap();
-    let pages: usize = text.split(' ').nth(1).unwrap().parse().unwrap();
-    pages * 4096
-}
-
-/// Asserts that the memory has grown by at most this number of bytes.
-fn assert_growth(before: usize, limit: usize, what: &str) {
-    let growth = memory().saturating_sub(before);
-    assert!(growth <= limit, "{growth} bytes for {what}");
-}
-
-/// Sends bytes over a connection of their own, and reads what comes until the end.
-async fn send(agent: SocketAddr, bytes: &[u8]) {
-    let mut stream = TcpStream::connect(agent).await.unwrap();
-    // The agent may close it at any time.
-    if stream.write_all(bytes).await.is_ok() && stream.shutdown().await.is_ok() {
-        let _ = soon("the connection ends", stream.read_to_end(&mut Vec::new())).await;
-    }
+/// Returns a frame of any type, flags and stream, whose length is right or nearly right.
+fn frame(random: &mut Random) -> Vec<u8> {
+    let payload = random.below(64);
+    let length = if random.below(4) == 0 { random.below(1 << 24) } else { payload };
+    let mut frame = u32::try_from(length).unwrap().to_be_bytes()[1..].to_vec();
+    frame.extend([u8::try_from(random.below(12)).unwrap(), random.next().to_le_bytes()[0]]);
+    frame.extend(u32::try_from(random.below(6)).unwrap().to_be_bytes());
+    assert_eq!(frame.len(), FRAME_HEADER);
+    frame.extend(random.bytes(payload));
+    frame
 }
 
 /// Awaits the end of all streams.
@@ -128,7 +90,7 @@ async fn random_frames_are_survived() {
     for _ in 0..CONNECTIONS {
         let mut bytes = PREFACE.to_vec();
         for _ in 0..random.below(64) {
-            bytes.extend(random.frame());
+            bytes.extend(frame(&mut random));
         }
         send(agent.address, &bytes).await;
     }

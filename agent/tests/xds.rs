@@ -231,6 +231,8 @@ async fn streams_and_names_are_limited() {
     three.request(ASSIGNMENT, &["b"]).await;
     let end = three.ended().await;
     assert!(end.code() == Code::ResourceExhausted && end.message().contains("services"), "{end}");
+    let totals = agent.status.xds_totals();
+    assert_eq!((totals.refused, totals.too_many_names, totals.too_many_services), (1, 1, 1));
     let _one = store.register("a", instance("one", 1001)).await;
     assert_eq!(two.changed("a").await, [(1001, HEALTHY)], "others are not affected");
 }

@@ -16,6 +16,7 @@ use crate::xds::{XdsClient, XdsRejection};
 #[derive(Serialize)]
 struct ClientsJson<'a> {
     clients: Vec<ClientJson<'a>>,
+    not_sent: usize,
 }
 
 #[derive(Serialize)]
@@ -25,6 +26,7 @@ struct ClientJson<'a> {
     zone: &'a str,
     peer: Option<String>,
     connected_ms: u64,
+    silent_ms: u64,
     services: &'a [String],
     rejected: u64,
     last_rejection: Option<RejectionJson<'a>>,
@@ -40,13 +42,14 @@ struct RejectionJson<'a> {
 
 impl<'a> From<&'a XdsClient> for ClientJson<'a> {
     fn from(client: &'a XdsClient) -> Self {
-        let XdsClient { node, user_agent, zone, peer, since, services, rejected, last_rejection } = client;
+        let XdsClient { node, user_agent, zone, peer, since, heard, services, rejected, last_rejection } = client;
         Self {
             node,
             user_agent,
             zone,
             peer: peer.map(|peer| peer.to_string()),
             connected_ms: millis(since.elapsed()),
+            silent_ms: millis(heard.elapsed()),
             services,
             rejected: *rejected,
             last_rejection: last_rejection.as_ref().map(Into::into),
@@ -60,11 +63,33 @@ impl<'a> From<&'a XdsRejection> for RejectionJson<'a> {
     }
 }
 
-/// Serves the clients of xDS that are connected to this agent.
+/// Serves the clients of xDS that are connected to this agent, and the number of assignments that are too large for
+/// them.
 pub(super) async fn clients(
     State(shared): State<Arc<Shared>>,
     Parameters(NoQuery {}): Parameters<NoQuery>,
 ) -> Response {
     let clients = shared.xds.clients();
-    json::response(&ClientsJson { clients: clients.iter().map(Into::into).collect() })
+    let not_sent = shared.xds.totals().not_sent;
+    json::response(&ClientsJson { clients: clients.iter().map(Into::into).collect(), not_sent })
+}
+
+/// Returns the JSON of a client that has rejected a response, for tests.
+#[cfg(test)]
+pub(super) fn example() -> serde_json::Value {
+    use crate::xds::ResourceType;
+    let now = enlist::Moment::now();
+    let rejection = XdsRejection { kind: ResourceType::Assignment, message: "a reason".to_owned(), at: now };
+    let client = XdsClient {
+        node: "node-1".to_owned(),
+        user_agent: "gRPC".to_owned(),
+        zone: "eu-1a".to_owned(),
+        peer: Some(([127, 0, 0, 1], 1).into()),
+        since: now,
+        heard: now,
+        services: vec!["greeter".to_owned()],
+        rejected: 1,
+        last_rejection: Some(rejection),
+    };
+    serde_json::to_value(ClientJson::from(&client)).expect("keys are texts")
 }

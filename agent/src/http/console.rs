@@ -39,6 +39,7 @@ pub(super) async fn file(Path(name): Path<String>) -> Result<Response, ApiError>
         "elements.js" => (SCRIPT, include_str!("console/elements.js")),
         "registry.js" => (SCRIPT, include_str!("console/registry.js")),
         "rendering.js" => (SCRIPT, include_str!("console/rendering.js")),
+        "status.js" => (SCRIPT, include_str!("console/status.js")),
         "view.js" => (SCRIPT, include_str!("console/view.js")),
         "views.js" => (SCRIPT, include_str!("console/views.js")),
         _ => return Err(ApiError::new(Code::NotFound, "there is no such file")),

@@ -145,9 +145,8 @@ fn difference(old: Option<&ServiceState>, new: Option<&ServiceState>) -> Vec<Eve
 /// Returns the notice of a change.
 fn notice(target: &Target, event: Event) -> Notice {
     let service = target.service.clone();
-    let end = |entry: &Entry, snapshot: Option<&Snapshot>| {
-        snapshot.map_or(End::Departed, |snapshot| End::of(entry, snapshot))
-    };
+    let end =
+        |entry: &Entry, snapshot: Option<&Snapshot>| snapshot.map_or(End::Unknown, |snapshot| End::of(entry, snapshot));
     match event {
         Event::Added(entry) => Notice::Added(service, entry),
         Event::Updated { new, .. } => Notice::Updated(service, new),

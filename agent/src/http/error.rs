@@ -34,8 +34,29 @@ pub(super) enum Code {
 }
 
 impl Code {
+    /// All codes.
+    #[cfg(test)]
+    pub(super) const ALL: [Self; 16] = [
+        Self::BodyNotAllowed,
+        Self::ForbiddenHost,
+        Self::ForbiddenOrigin,
+        Self::Internal,
+        Self::InvalidName,
+        Self::InvalidParameter,
+        Self::MethodNotAllowed,
+        Self::NotFound,
+        Self::NotReady,
+        Self::StoreRefused,
+        Self::StoreUnavailable,
+        Self::TooManyEventClients,
+        Self::TooManyViews,
+        Self::Unauthorized,
+        Self::Unsupported,
+        Self::UriTooLong,
+    ];
+
     /// Returns the text in the response and the status. Both are part of the interface.
-    fn parts(self) -> (&'static str, StatusCode) {
+    pub(super) fn parts(self) -> (&'static str, StatusCode) {
         match self {
             Self::BodyNotAllowed => ("body_not_allowed", StatusCode::PAYLOAD_TOO_LARGE),
             Self::ForbiddenHost => ("forbidden_host", StatusCode::MISDIRECTED_REQUEST),

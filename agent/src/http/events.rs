@@ -32,8 +32,8 @@ use super::{
     stop::{Stop, stopping},
 };
 
-/// Interval of the events that show the age of the data, and keep the connection open.
-const HEARTBEAT: Duration = Duration::from_secs(15);
+/// Interval of the events that show the age of the data, and that the connection works.
+const HEARTBEAT: Duration = Duration::from_secs(5);
 
 /// Time after which a client connects again, and the first line of the stream.
 const RETRY: &str = "retry: 1000\n\n";
@@ -48,7 +48,7 @@ pub(super) async fn events(
     headers: HeaderMap,
     Parameters(query): Parameters<ScopeQuery>,
 ) -> Result<Response, ApiError> {
-    let Ok(slot) = Arc::clone(&shared.event_slots).try_acquire_owned() else {
+    let Some(slot) = shared.event_clients.take() else {
         return Err(ApiError::new(Code::TooManyEventClients, "as many clients as permitted read events"));
     };
     let user = shared.scopes.open(&query.scope()?)?;

@@ -9,7 +9,7 @@ use std::{
 
 use enlist::{
     Change, Directory, Error, Event, Namespace, Resolver, ServiceName, ServiceRef, ServicesChange, ServicesWatcher,
-    ViewChanges,
+    ViewChanges, escape::escaped,
 };
 use futures::{
     FutureExt as _, StreamExt as _,
@@ -55,6 +55,8 @@ pub(super) struct Follower {
     followed: HashMap<ServiceName, AbortHandle>,
     /// Services that the list contains.
     listed: HashSet<ServiceName>,
+    /// Number of listed services above the limit.
+    omitted: usize,
     /// Followed services that are not known yet.
     unknown: HashSet<ServiceName>,
     /// Followed services that are over, with the time at which they are forgotten.
@@ -84,6 +86,7 @@ impl Follower {
             progress: Progress::Loading,
             followed: HashMap::new(),
             listed: HashSet::new(),
+            omitted: 0,
             unknown: HashSet::new(),
             over: HashMap::new(),
             steps: FuturesUnordered::new(),
@@ -165,10 +168,21 @@ impl Follower {
         for name in &missing {
             self.start(name);
         }
-        if let Some(list) = &mut self.state.list {
-            list.omitted = omitted.len();
-        }
+        self.note_omitted(omitted.len());
         self.changed();
+    }
+
+    /// Records the number of omitted services. The beginning and the end of such a state are logged, not each change.
+    fn note_omitted(&mut self, omitted: usize) {
+        let namespace = escaped(self.shared.scope.namespace());
+        match (std::mem::replace(&mut self.omitted, omitted), omitted) {
+            (0, 1..) => tracing::warn!(%namespace, omitted, max = self.max_services, "services omitted"),
+            (1.., 0) => tracing::info!(%namespace, "no service omitted"),
+            _ => {}
+        }
+        if let Some(list) = &mut self.state.list {
+            list.omitted = omitted;
+        }
     }
 
     /// Returns the number of services that can be followed in addition.

@@ -1,16 +1,21 @@
 //! Writing of JSON. Texts from the store are foreign: unprintable characters and angle brackets are written as numbers,
 //! so that a response can neither change a terminal nor be read as HTML.
 
-use std::io;
+use std::{convert::Infallible, future, io};
 
 use axum::{
     body::Body,
     http::{HeaderValue, header},
     response::Response,
 };
+use bytes::Bytes;
 use enlist::escape::is_unprintable;
+use futures::stream;
 use serde::Serialize;
 use serde_json::ser::Formatter;
+
+/// Number of items of a large list that are written at a time.
+const PART: usize = 64;
 
 /// Media type of JSON.
 pub(super) const MEDIA_TYPE: HeaderValue = HeaderValue::from_static("application/json");
@@ -49,6 +54,44 @@ pub(super) fn response(value: &impl Serialize) -> Response {
     with_media_type(Body::from(text(value)), MEDIA_TYPE)
 }
 
+/// Returns a response with a list of any length: `head`, the texts of the items, separated by commas, and `tail`. It is
+/// made in parts, each when the client has read so far, so that a slow client takes little memory.
+pub(super) fn in_parts<T: Send + 'static>(
+    head: Vec<u8>,
+    items: Vec<T>,
+    write: impl FnMut(T) -> Option<Vec<u8>> + Send + 'static,
+    tail: &'static [u8],
+) -> Response {
+    let mut texts = items.into_iter().filter_map(write).enumerate();
+    let parts = stream::unfold(Some(head), move |part| {
+        let next = part.map(|mut part| {
+            let mut written = 0;
+            for (number, text) in texts.by_ref().take(PART) {
+                if number > 0 {
+                    part.push(b',');
+                }
+                part.extend(text);
+                written += 1;
+            }
+            if written == PART {
+                return (part, Some(Vec::new()));
+            }
+            part.extend_from_slice(tail);
+            (part, None)
+        });
+        future::ready(next.map(|(part, rest)| (Ok::<_, Infallible>(Bytes::from(part)), rest)))
+    });
+    with_media_type(Body::from_stream(parts), MEDIA_TYPE)
+}
+
+/// Returns an object that ends with a list, without its last two brackets.
+pub(super) fn open_list(object: &impl Serialize, list: &str) -> Vec<u8> {
+    let mut text = text(object);
+    text.pop();
+    text.extend(format!(",\"{list}\":[").into_bytes());
+    text
+}
+
 /// Returns a response with this media type.
 pub(super) fn with_media_type(body: Body, media_type: HeaderValue) -> Response {
     let mut response = Response::new(body);
@@ -59,6 +102,20 @@ pub(super) fn with_media_type(body: Body, media_type: HeaderValue) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_list_in_parts_is_complete() {
+        for count in [0, 1, PART - 1, PART, PART + 1, 2 * PART, 3 * PART - 2] {
+            let items: Vec<_> = (0..count).collect();
+            // Every third one is left out.
+            let write = |item: usize| (item % 3 != 1).then(|| text(&item));
+            let response = in_parts(open_list(&serde_json::json!({ "a": 1 }), "b"), items, write, b"]}");
+            let body = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
+            let expected: Vec<_> = (0..count).filter(|item| item % 3 != 1).collect();
+            let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            assert_eq!(body, serde_json::json!({ "a": 1, "b": expected }));
+        }
+    }
 
     #[test]
     fn foreign_characters_are_numbers() {

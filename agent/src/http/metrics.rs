@@ -15,7 +15,10 @@ use super::{
     shared::Shared,
     state::{Progress, Published, RegistryState, Scope},
 };
-use crate::xds::{Omission, ResourceType, XdsClient, XdsStatus};
+use crate::{
+    limits::LimitUse,
+    xds::{Omission, ResourceType, XdsClient, XdsStatus},
+};
 
 /// Media type of the format.
 const MEDIA_TYPE: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
@@ -27,6 +30,7 @@ pub(super) async fn metrics(
 ) -> Response {
     let mut text = Exposition::default();
     of_http(&mut text, &shared);
+    of_limits(&mut text, &shared.limits());
     of_registry(&mut text, &shared.scopes.published());
     of_xds(&mut text, &shared.xds);
     json::with_media_type(Body::from(text.into_text()), MEDIA_TYPE)
@@ -36,10 +40,20 @@ fn of_http(text: &mut Exposition, shared: &Shared) {
     let responses = shared.responses.read();
     let responses = responses.map(|(digit, count)| (label("status", &format!("{digit}xx")), number(count)));
     text.metric(Counter, "enlist_agent_http_responses_total", "Responses by class of status.", responses);
-    let clients = shared.max_event_clients - shared.event_slots.available_permits();
-    text.metric(Gauge, "enlist_agent_event_clients", "Clients that read events.", [unlabelled(clients)]);
+    let clients = unlabelled(shared.event_clients.usage().used.unwrap_or_default());
+    text.metric(Gauge, "enlist_agent_event_clients", "Clients that read events.", [clients]);
     let views = unlabelled(shared.scopes.len());
     text.metric(Gauge, "enlist_agent_views", "Namespaces and single services that are followed.", [views]);
+}
+
+/// Adds metrics of the limits of both servers.
+fn of_limits(text: &mut Exposition, limits: &[LimitUse]) {
+    let refused = limits.iter().map(|limit| (label("limit", limit.name), number(limit.refused)));
+    text.metric(Counter, "enlist_agent_refused_total", "What was refused because of a limit.", refused);
+    let max = limits.iter().map(|limit| (label("limit", limit.name), number(limit.max as u64)));
+    text.metric(Gauge, "enlist_agent_limit", "Limits of the agent.", max);
+    let used = limits.iter().filter_map(|limit| Some((label("limit", limit.name), number(limit.used? as u64))));
+    text.metric(Gauge, "enlist_agent_limit_used", "Use of the limits of the agent.", used);
 }
 
 /// Adds metrics of the followed namespaces.
@@ -99,6 +113,8 @@ fn of_xds(text: &mut Exposition, xds: &XdsStatus) {
         (label("reason", reason.as_str()), number(count as u64))
     });
     text.metric(Gauge, "enlist_agent_xds_omitted_instances", "Instances that assignments do not contain.", omitted);
+    let not_sent = [unlabelled(totals.not_sent)];
+    text.metric(Gauge, "enlist_agent_xds_assignments_not_sent", "Assignments that are too large to be sent.", not_sent);
 }
 
 /// Returns the kind of a client of xDS, by the name of its library.

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::{
     freshness::{FreshnessJson, millis},
-    state::{Departure, RegistryState, ServiceState},
+    state::{Departure, ServiceState},
 };
 
 /// An instance.
@@ -121,23 +121,6 @@ impl<'a> ServiceJson<'a> {
             }
         }
         json
-    }
-}
-
-/// The services of a namespace.
-#[derive(Debug, Serialize)]
-pub(super) struct ServicesJson<'a> {
-    namespace: &'a str,
-    freshness: FreshnessJson,
-    services: Vec<ServiceJson<'a>>,
-    omitted: usize,
-}
-
-impl<'a> ServicesJson<'a> {
-    /// The services of a state.
-    pub(super) fn new(namespace: &'a str, state: &'a RegistryState) -> Self {
-        let services = state.present().map(|(name, service)| ServiceJson::new(name.as_str(), service)).collect();
-        Self { namespace, freshness: state.freshness(), services, omitted: state.omitted() }
     }
 }
 

@@ -125,7 +125,8 @@ impl HttpOptions {
     }
 
     /// Sets the maximum number of namespaces and single services that are read at a time, by all clients. A request for
-    /// a further one is refused with status 503. One without a reader counts for another 70 s. Default: 1,000.
+    /// a further one is refused with status 503. One without a reader is kept for 70 s, or until another one needs its
+    /// slot. Default: 1,000.
     #[must_use]
     pub fn max_views(mut self, max_views: usize) -> Self {
         self.max_views = max_views;

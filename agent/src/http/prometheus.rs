@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{extract::State, response::Response};
-use enlist::{Endpoint, Entry, Instance};
+use enlist::{Endpoint, Entry, Instance, ServiceName};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -13,7 +13,6 @@ use super::{
     objects::presence,
     parameters::{Parameters, parse_scope},
     shared::Shared,
-    state::{RegistryState, Scope},
 };
 
 /// Key of the metadata with the port of metrics.
@@ -45,18 +44,18 @@ pub(super) async fn targets(
 ) -> Result<Response, ApiError> {
     let scope = parse_scope(query.namespace.as_deref(), query.service.as_deref())?;
     let published = shared.scopes.open(&scope)?.ready().await?;
-    let groups = groups(&scope, &published.state, query.protocol.as_deref());
-    Ok(published.state.freshness().mark(json::response(&groups)))
-}
-
-/// Returns the targets of a state.
-fn groups(scope: &Scope, state: &RegistryState, protocol: Option<&str>) -> Vec<TargetGroup> {
-    let namespace = scope.namespace().as_str();
-    let entries = state
+    let entries = published
+        .state
         .services
         .iter()
-        .flat_map(|(name, service)| service.snapshot.entries().map(move |entry| (name, Arc::clone(entry))));
-    entries.filter_map(|(name, entry)| group(namespace, name.as_str(), &entry, protocol)).collect()
+        .flat_map(|(name, service)| service.snapshot.entries().map(|entry| (name.clone(), Arc::clone(entry))));
+    let namespace = scope.namespace().clone();
+    let write = move |(name, entry): (ServiceName, Arc<Entry>)| {
+        let group = group(namespace.as_str(), name.as_str(), &entry, query.protocol.as_deref())?;
+        Some(json::text(&group))
+    };
+    let response = json::in_parts(b"[".to_vec(), entries.collect(), write, b"]");
+    Ok(published.state.freshness().mark(response))
 }
 
 /// Returns the target of an instance; `None` if it has no address for metrics.

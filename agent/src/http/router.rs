@@ -16,7 +16,7 @@ use super::{
     error::{ApiError, Code},
     events,
     guard::{RequestHead, admit},
-    health, metrics, prometheus, queues, services,
+    health, limits, metrics, openapi, prometheus, queues, services,
     shared::Shared,
 };
 
@@ -38,6 +38,8 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/locks", get(queues::locks))
         .route("/v1/elections", get(queues::elections))
         .route("/v1/clients", get(clients::clients))
+        .route("/v1/limits", get(limits::limits))
+        .route("/v1/openapi.json", get(openapi::document))
         .route("/v1/prometheus/targets", get(prometheus::targets))
         .fallback(async || ApiError::new(Code::NotFound, "there is no such path"))
         .layer(middleware::from_fn_with_state(Arc::clone(&shared), check))

@@ -5,8 +5,8 @@ use std::{
     time::Duration,
 };
 
-use enlist::backend::MutexExt as _;
-use tokio::sync::watch;
+use enlist::{Moment, backend::MutexExt as _};
+use tokio::sync::{Notify, watch};
 
 use super::{
     error::ApiError,
@@ -23,6 +23,9 @@ const READY_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) struct ScopeShared {
     pub(super) scope: Scope,
     users: watch::Sender<usize>,
+    /// Time at which the last user left.
+    left: Mutex<Moment>,
+    evicted: Notify,
     published: watch::Sender<Arc<Published>>,
     history: Mutex<History>,
 }
@@ -37,7 +40,8 @@ impl ScopeShared {
     /// Creates the state of a scope that is not known yet.
     pub(super) fn new(scope: Scope) -> Self {
         let (users, published) = (watch::Sender::new(0), watch::Sender::new(Arc::default()));
-        Self { scope, users, published, history: Mutex::default() }
+        let (left, evicted) = (Mutex::new(Moment::now()), Notify::new());
+        Self { scope, users, left, evicted, published, history: Mutex::default() }
     }
 
     /// Publishes a state. It is kept for clients that return.
@@ -56,6 +60,21 @@ impl ScopeShared {
     /// Returns `true` if the scope has a user.
     pub(super) fn is_used(&self) -> bool {
         *self.users.borrow() > 0
+    }
+
+    /// Returns the time since the last user left; `None` while there is one.
+    pub(super) fn unused_time(&self) -> Option<Duration> {
+        if self.is_used() { None } else { Some(self.left.locked().elapsed()) }
+    }
+
+    /// Ends the follower.
+    pub(super) fn evict(&self) {
+        self.evicted.notify_one();
+    }
+
+    /// Waits until the follower is to end, because another scope needs its slot.
+    pub(super) async fn evicted(&self) {
+        self.evicted.notified().await;
     }
 
     /// Waits until there was no user for this time. One that has come and left meanwhile counts.
@@ -115,6 +134,7 @@ impl ScopeUser {
 
 impl Drop for ScopeUser {
     fn drop(&mut self) {
+        *self.shared.left.locked() = Moment::now();
         self.shared.users.send_modify(|users| *users -= 1);
     }
 }

@@ -1,5 +1,5 @@
-//! Scopes that are followed. All requests and event clients of a scope share one follower; the number of followers is
-//! bounded, and one without a user ends after a while.
+//! Scopes that are followed. All requests and event clients of a scope share one follower. The number of followers is
+//! bounded: one without a user ends after a while, or at once if another scope needs its slot.
 
 use std::{
     collections::HashMap,
@@ -17,15 +17,18 @@ use super::{
     scope::{ScopeShared, ScopeUser},
     state::{Published, Scope},
 };
+use crate::limits::{Limit, LimitUse};
 
-/// Time for which a follower without a user goes on: longer than the usual interval of a poll.
+/// Time for which a follower without a user goes on if no other scope needs its slot: longer than the usual interval of
+/// a poll.
 const IDLE: Duration = Duration::from_secs(70);
 
 /// All followers.
 pub(super) struct Scopes {
     resolver: Arc<dyn Resolver>,
     directory: Directory,
-    limits: Limits,
+    limit: Arc<Limit>,
+    max_services: usize,
     followed: Mutex<HashMap<Scope, Arc<ScopeShared>>>,
     tasks: TaskOwner,
 }
@@ -40,7 +43,8 @@ enum Use {
 impl Scopes {
     /// Creates a set without followers.
     pub(super) fn new(resolver: Arc<dyn Resolver>, directory: Directory, limits: Limits) -> Arc<Self> {
-        Arc::new(Self { resolver, directory, limits, followed: Mutex::default(), tasks: TaskOwner::new() })
+        let (limit, max_services) = (Limit::new("http_views", limits.followers), limits.services);
+        Arc::new(Self { resolver, directory, limit, max_services, followed: Mutex::default(), tasks: TaskOwner::new() })
     }
 
     /// The registry.
@@ -53,24 +57,31 @@ impl Scopes {
         self.followed.locked().len()
     }
 
+    /// Returns the use of the limit of followers.
+    pub(super) fn usage(&self) -> LimitUse {
+        self.limit.usage(Some(self.len()))
+    }
+
     /// Returns the published states of all followers, in no order.
     pub(super) fn published(&self) -> Vec<(Scope, Arc<Published>)> {
         self.followed.locked().values().map(|shared| (shared.scope.clone(), shared.published())).collect()
     }
 
-    /// Returns a user of a scope. Starts its follower if there is none.
+    /// Returns a user of a scope. Starts its follower if there is none; at the limit, in place of the follower that has
+    /// been without a user for the longest time.
     pub(super) fn open(self: &Arc<Self>, scope: &Scope) -> Result<ScopeUser, ApiError> {
         let mut followed = self.followed.locked();
         if let Some(shared) = followed.get(scope) {
             return Ok(ScopeUser::new(shared));
         }
-        if followed.len() >= self.limits.followers {
+        if followed.len() >= self.limit.max() && !evict_unused(&mut followed) {
+            self.limit.refuse();
             return Err(ApiError::new(Code::TooManyViews, "too many services and namespaces are read at a time"));
         }
         let shared = Arc::new(ScopeShared::new(scope.clone()));
         let user = ScopeUser::new(&shared);
         let (resolver, directory) = (Arc::clone(&self.resolver), self.directory.clone());
-        let task = Follower::new(resolver, directory, Arc::clone(&shared), self.limits.services);
+        let task = Follower::new(resolver, directory, Arc::clone(&shared), self.max_services);
         let task = follow_while_used(task, Arc::clone(&shared), Arc::downgrade(self));
         self.tasks
             .spawn_until_stopped("follower", task)
@@ -80,13 +91,16 @@ impl Scopes {
     }
 
     /// Forgets a scope if it has no user. Returns the decision.
-    fn close_if_unused(&self, shared: &ScopeShared) -> Use {
+    fn close_if_unused(&self, shared: &Arc<ScopeShared>) -> Use {
         // Under the lock, so that no user is added in between.
         let mut followed = self.followed.locked();
         if shared.is_used() {
             return Use::Used;
         }
-        followed.remove(&shared.scope);
+        // After an eviction, the scope can have another follower already.
+        if followed.get(&shared.scope).is_some_and(|followed| Arc::ptr_eq(followed, shared)) {
+            followed.remove(&shared.scope);
+        }
         Use::Unused
     }
 
@@ -100,11 +114,21 @@ impl Scopes {
 
 impl fmt::Debug for Scopes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Scopes").field("limits", &self.limits).finish_non_exhaustive()
+        f.debug_struct("Scopes").field("limit", &self.limit).finish_non_exhaustive()
     }
 }
 
-/// Follows a scope until there was no user for a while.
+/// Ends the follower that has been without a user for the longest time. Returns `true` if there was one.
+fn evict_unused(followed: &mut HashMap<Scope, Arc<ScopeShared>>) -> bool {
+    let unused = followed.values().filter_map(|shared| Some((shared.unused_time()?, shared)));
+    let Some((_, shared)) = unused.max_by_key(|(time, _)| *time) else { return false };
+    let scope = shared.scope.clone();
+    shared.evict();
+    followed.remove(&scope);
+    true
+}
+
+/// Follows a scope until there was no user for a while, or another scope needs the slot.
 async fn follow_while_used(follower: Follower, shared: Arc<ScopeShared>, scopes: Weak<Scopes>) {
     let unused = async {
         loop {
@@ -117,5 +141,6 @@ async fn follow_while_used(follower: Follower, shared: Arc<ScopeShared>, scopes:
     tokio::select! {
         () = follower.run() => {}
         () = unused => tracing::debug!(scope = ?shared.scope, "no user, follower ended"),
+        () = shared.evicted() => tracing::debug!(scope = ?shared.scope, "no user, follower ended for another scope"),
     }
 }

@@ -46,7 +46,6 @@ type Service = TowerToHyperService<axum::Router>;
 pub(crate) struct HttpServer {
     listener: TcpListener,
     address: SocketAddr,
-    max_connections: usize,
     transport: Transport,
     shared: Arc<Shared>,
     stop: watch::Sender<Stop>,
@@ -70,7 +69,7 @@ impl HttpServer {
         let address = listener.local_addr().map_err(bind)?;
         let (stop, stopped) = watch::channel(Stop::Serving);
         let shared = Arc::new(Shared::new(sources, &options, stopped));
-        Ok(Self { listener, address, max_connections: options.max_connections, transport, shared, stop })
+        Ok(Self { listener, address, transport, shared, stop })
     }
 
     /// Returns the address that the server listens on.
@@ -81,11 +80,12 @@ impl HttpServer {
     /// Serves until `stop` completes; then ends the event streams, and waits a short time for connections to end. At
     /// its end, or once the future is dropped, no connection remains.
     pub(crate) async fn serve(self, stop: impl Future<Output = ()>) {
-        let Self { listener, max_connections, transport, shared, stop: stopping, .. } = self;
+        let Self { listener, transport, shared, stop: stopping, .. } = self;
         let (connections, owner) = (TaskOwner::new(), ConnectionOwner::default());
         let service = TowerToHyperService::new(router(Arc::clone(&shared)));
         let accept = async {
-            let mut incoming = pin!(incoming(listener, transport, max_connections, &owner));
+            let slots = Arc::clone(&shared.connections);
+            let mut incoming = pin!(incoming(listener, transport, slots, &owner));
             while let Some(Ok(connection)) = incoming.next().await {
                 let serving = serve_connection(connection, service.clone(), shared.stop.clone());
                 // It fails after a stop only.
@@ -131,7 +131,10 @@ async fn serve_connection(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::xds::{XdsOptions, XdsStatus};
+    use crate::{
+        connections::{Connection, STALL},
+        xds::{XdsOptions, XdsStatus},
+    };
     use enlist::{Directory, Endpoint, Instance, InstanceId, RegisterOptions, Registry as _, Resolver, ServiceRef};
     use enlist_memory::MemoryStore;
     use tokio::{
@@ -183,6 +186,19 @@ mod tests {
         }
     }
 
+    /// The deadline is that of the whole head: single bytes do not extend it.
+    #[tokio::test(start_paused = true)]
+    async fn a_dripping_request_is_ended() {
+        let (shared, _stop) = shared(&MemoryStore::new());
+        let tasks = TaskOwner::new();
+        let mut client = connect(&tasks, &shared, 1024);
+        let begin = tokio::time::Instant::now();
+        while client.write_all(b"x").await.is_ok() {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+        }
+        assert!(begin.elapsed() <= HEAD_TIMEOUT + Duration::from_secs(5), "{:?}", begin.elapsed());
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_request_that_is_too_large_is_refused() {
         let (shared, _stop) = shared(&MemoryStore::new());
@@ -226,6 +242,35 @@ mod tests {
         assert!(states[1].contains("\"weight\":300,"), "{states:?}");
         stop.send_replace(Stop::Stopping);
         fast.read_to_end(&mut Vec::new()).await.unwrap();
+    }
+
+    /// The server keeps neither the connections nor the instances for them. The event client returns with its position.
+    #[tokio::test(start_paused = true)]
+    async fn clients_that_take_nothing_are_disconnected() {
+        let store = MemoryStore::new();
+        let writer = store.client();
+        let service = ServiceRef::parse("s").unwrap();
+        let endpoint = Endpoint::parse("grpc://10.0.0.1:80").unwrap();
+        for number in 0..2000 {
+            let instance = Instance::new(InstanceId::parse(number.to_string()).unwrap(), [endpoint.clone()]).unwrap();
+            writer.publish(&service, instance).await.unwrap();
+        }
+        let (shared, _stop) = shared(&store);
+        let tasks = TaskOwner::new();
+        let mut clients = Vec::new();
+        for path in ["/v1/services/default/s", "/v1/prometheus/targets", "/v1/events"] {
+            let (server, mut client, owner) = Connection::over_pipe(1024);
+            let service = TowerToHyperService::new(router(Arc::clone(&shared)));
+            tasks.spawn_until_stopped("connection", serve_connection(server, service, shared.stop.clone())).unwrap();
+            client.write_all(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n").as_bytes()).await.unwrap();
+            clients.push((client, owner));
+        }
+        assert!(tasks.drain(2 * STALL).await, "the connections end");
+        for (mut client, _owner) in clients {
+            let mut read = Vec::new();
+            client.read_to_end(&mut read).await.unwrap();
+            assert!(read.len() <= 1024, "only what was on its way");
+        }
     }
 
     #[tokio::test]

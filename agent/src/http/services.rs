@@ -1,30 +1,31 @@
 //! Reads of services and namespaces. Responses come from shared views, not from the store.
 
-use std::{convert::Infallible, sync::Arc};
+use std::sync::Arc;
 
 use axum::{
-    body::Body,
     extract::{Path, State, rejection::PathRejection},
     response::Response,
 };
-use bytes::Bytes;
 use enlist::{Entry, Namespace, ServiceName, ServiceRef};
-use futures::stream;
 use serde::Serialize;
 
 use super::{
     error::{ApiError, Code},
     freshness::FreshnessJson,
-    json::{self, MEDIA_TYPE},
-    objects::{DepartureJson, InstanceJson, ServicesJson, picked_weight},
+    json,
+    objects::{DepartureJson, InstanceJson, ServiceJson, picked_weight},
     parameters::{NamespaceQuery, NoQuery, Parameters, parse_namespace},
     shared::Shared,
     state::{Scope, ServiceState},
 };
 
-/// Number of instances that are written at a time. The rest of a large response is made when the client has read so
-/// far.
-const PART: usize = 64;
+/// Beginning of the response for a namespace; its services follow.
+#[derive(Serialize)]
+struct NamespaceHead<'a> {
+    namespace: &'a str,
+    freshness: FreshnessJson,
+    omitted: usize,
+}
 
 /// Serves the services of a namespace.
 pub(super) async fn services(
@@ -33,8 +34,11 @@ pub(super) async fn services(
 ) -> Result<Response, ApiError> {
     let namespace = query.namespace()?;
     let published = shared.scopes.open(&Scope::Namespace(namespace.clone()))?.ready().await?;
-    let response = json::response(&ServicesJson::new(namespace.as_str(), &published.state));
-    Ok(published.state.freshness().mark(response))
+    let (freshness, omitted) = (published.state.freshness(), published.state.omitted());
+    let head = NamespaceHead { namespace: namespace.as_str(), freshness: freshness.clone(), omitted };
+    let services = published.state.present().map(|(name, state)| (name.clone(), state.clone())).collect();
+    let write = |(name, state): (ServiceName, ServiceState)| Some(json::text(&ServiceJson::new(name.as_str(), &state)));
+    Ok(freshness.mark(json::in_parts(json::open_list(&head, "services"), services, write, b"]}")))
 }
 
 /// Serves one service. A service without instances is not an error: it may have had some a moment ago.
@@ -48,8 +52,7 @@ pub(super) async fn service(
     let service = ServiceRef::new(parse_namespace(Some(&namespace))?, name);
     let published = shared.scopes.open(&Scope::Service(service.clone()))?.ready().await?;
     let state = published.state.services.get(service.name()).ok_or_else(ApiError::not_ready)?;
-    let response = json::with_media_type(service_body(&service, state), MEDIA_TYPE);
-    Ok(FreshnessJson::from(&state.freshness).mark(response))
+    Ok(FreshnessJson::from(&state.freshness).mark(service_response(&service, state)))
 }
 
 /// Beginning of the response for one service; its instances follow.
@@ -64,11 +67,11 @@ struct ServiceHead<'a> {
     departures: Vec<DepartureJson<'a>>,
 }
 
-/// Returns the JSON of one service. It is made in parts, so that a slow client of a large service takes little memory.
-fn service_body(service: &ServiceRef, state: &ServiceState) -> Body {
+/// Returns the response for one service.
+fn service_response(service: &ServiceRef, state: &ServiceState) -> Response {
     let entries: Vec<Arc<Entry>> = state.snapshot.entries().cloned().collect();
     let weight = entries.iter().map(|entry| picked_weight(entry)).sum();
-    let mut head = json::text(&ServiceHead {
+    let head = ServiceHead {
         namespace: service.namespace().as_str(),
         name: service.name().as_str(),
         revision: state.snapshot.revision().get(),
@@ -76,31 +79,9 @@ fn service_body(service: &ServiceRef, state: &ServiceState) -> Body {
         freshness: (&state.freshness).into(),
         weight,
         departures: state.departures.iter().rev().map(DepartureJson::from).collect(),
-    });
-    head.pop();
-    head.extend_from_slice(br#","instances":["#);
-    let parts = stream::unfold((Some(head), entries, 0), move |(head, entries, from)| async move {
-        let mut part = match head {
-            Some(head) => head,
-            None if from > entries.len() => return None,
-            None => Vec::new(),
-        };
-        let to = (from + PART).min(entries.len());
-        for (at, entry) in entries[from..to].iter().enumerate() {
-            if from + at > 0 {
-                part.push(b',');
-            }
-            part.extend(json::text(&InstanceJson::with_share(entry, weight)));
-        }
-        let next = if to == entries.len() {
-            part.extend_from_slice(b"]}");
-            to + 1
-        } else {
-            to
-        };
-        Some((Ok::<_, Infallible>(Bytes::from(part)), (None, entries, next)))
-    });
-    Body::from_stream(parts)
+    };
+    let write = move |entry: Arc<Entry>| Some(json::text(&InstanceJson::with_share(&entry, weight)));
+    json::in_parts(json::open_list(&head, "instances"), entries, write, b"]}")
 }
 
 #[derive(Serialize)]

@@ -3,13 +3,17 @@
 use std::{sync::Arc, time::Duration};
 
 use enlist::{Directory, ElectionQueue, LockQueue, Namespace, Queues, Resolver};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 use super::{
     cache::Cache, guard::Hosts, options::HttpOptions, readiness::Readiness, responses::ResponseCounts, scopes::Scopes,
     stop::Stop,
 };
-use crate::{security::BearerToken, xds::XdsStatus};
+use crate::{
+    limits::{LimitUse, Permits},
+    security::BearerToken,
+    xds::XdsStatus,
+};
 
 /// Age up to which a list of namespaces is reused.
 const NAMESPACES_AGE: Duration = Duration::from_secs(1);
@@ -42,9 +46,10 @@ pub(super) struct Shared {
     /// The namespaces that were read last.
     pub(super) namespaces: Cache<(), Vec<Namespace>>,
     pub(super) readiness: Readiness,
-    /// Slots of event clients.
-    pub(super) event_slots: Arc<Semaphore>,
-    pub(super) max_event_clients: usize,
+    /// Permits for connections.
+    pub(super) connections: Arc<Permits>,
+    /// Permits for event clients.
+    pub(super) event_clients: Permits,
     pub(super) responses: ResponseCounts,
     pub(super) stop: watch::Receiver<Stop>,
     pub(super) hosts: Hosts,
@@ -55,7 +60,6 @@ impl Shared {
     /// Creates the state of a server that ends its connections when `stop` reports it.
     pub(super) fn new(sources: Sources, options: &HttpOptions, stop: watch::Receiver<Stop>) -> Self {
         let Sources { resolver, directory, queues, xds } = sources;
-        let max_event_clients = options.max_event_clients.min(Semaphore::MAX_PERMITS);
         Self {
             scopes: Scopes::new(resolver, directory, options.limits()),
             queues,
@@ -64,12 +68,18 @@ impl Shared {
             elections: Cache::new(QUEUES_AGE),
             namespaces: Cache::new(NAMESPACES_AGE),
             readiness: Readiness::default(),
-            event_slots: Arc::new(Semaphore::new(max_event_clients)),
-            max_event_clients,
+            connections: Arc::new(Permits::new("http_connections", options.max_connections)),
+            event_clients: Permits::new("http_event_clients", options.max_event_clients),
             responses: ResponseCounts::default(),
             stop,
             hosts: options.hosts(),
             token: options.token.clone(),
         }
+    }
+
+    /// Returns the use of all limits.
+    pub(super) fn limits(&self) -> Vec<LimitUse> {
+        let own = [self.connections.usage(), self.event_clients.usage(), self.scopes.usage()];
+        self.xds.limits().into_iter().chain(own).collect()
     }
 }

@@ -55,6 +55,8 @@ pub(super) enum End {
     Departed,
     /// Its lease expired or was revoked.
     Lost,
+    /// The agent has forgotten it meanwhile.
+    Unknown,
 }
 
 impl End {
@@ -68,6 +70,7 @@ impl End {
         match self {
             Self::Departed => "departed",
             Self::Lost => "lost",
+            Self::Unknown => "unknown",
         }
     }
 }

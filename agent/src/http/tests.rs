@@ -1,5 +1,7 @@
 //! Tests of the routes over the memory backend, under a paused clock.
 
+mod openapi;
+
 use std::{sync::Arc, time::Duration};
 
 use axum::{
@@ -21,6 +23,7 @@ use tower::ServiceExt as _;
 use super::{HttpOptions, Sources, router::router, shared::Shared, stop::Stop};
 use crate::{
     BearerToken,
+    logged::Logged,
     xds::{XdsOptions, XdsStatus},
 };
 
@@ -91,6 +94,24 @@ impl Fixture {
         let body = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
         let body: Value = serde_json::from_slice(&body).unwrap_or_default();
         (status, body["error"]["code"].as_str().unwrap_or_default().to_owned())
+    }
+
+    /// The number of refusals by a limit, which the metrics have as well.
+    async fn refused(&self, limit: &str) -> u64 {
+        let body = self.json("/v1/limits").await;
+        let limits = body["limits"].as_array().unwrap();
+        let refused = limits.iter().find(|one| one["name"] == limit).unwrap()["refused"].as_u64().unwrap();
+        let metric = format!("enlist_agent_refused_total{{limit=\"{limit}\"}} {refused}");
+        let metrics = self.metrics().await;
+        assert!(metrics.lines().any(|line| line == metric), "{metric} in {metrics}");
+        refused
+    }
+
+    async fn metrics(&self) -> String {
+        let response = self.send(request("/metrics")).await;
+        assert_eq!(response.headers()["content-type"], "text/plain; version=0.0.4; charset=utf-8");
+        let body = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
+        String::from_utf8(body.to_vec()).unwrap()
     }
 
     async fn events(&self, uri: &str, last: Option<&str>) -> Events {
@@ -309,6 +330,25 @@ async fn a_lost_service_is_not_reported_as_departed() {
     assert_eq!((&removed.data["service"], &removed.data["reason"]), (&"one".into(), &"lost".into()));
 }
 
+/// A client that reads so late that the agent has forgotten the service is not told a cause that nobody knows.
+#[tokio::test(start_paused = true)]
+async fn a_forgotten_end_has_no_cause() {
+    let fixture = Fixture::new();
+    let (service, options) = (ServiceRef::parse("one").unwrap(), RegisterOptions::new().lease(LeaseChoice::Own));
+    let registered = fixture.writer.register(&service, instance("a"), options).await.unwrap();
+    let mut events = fixture.events("/v1/events", None).await;
+    events.synced().await;
+    registered.abandon();
+    tokio::time::sleep(Duration::from_mins(5)).await;
+    let removed = loop {
+        let received = events.next().await.unwrap();
+        if received.event == "removed" {
+            break received;
+        }
+    };
+    assert_eq!((&removed.data["service"], &removed.data["reason"]), (&"one".into(), &"unknown".into()));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_returning_client_gets_only_the_differences() {
     let fixture = Fixture::new();
@@ -413,6 +453,7 @@ async fn event_clients_are_limited() {
     let fixture = Fixture::with(&HttpOptions::new().max_event_clients(1));
     let events = fixture.events("/v1/events", None).await;
     assert_eq!(fixture.refusal(request("/v1/events")).await, (503, "too_many_event_clients".to_owned()));
+    assert_eq!(fixture.refused("http_event_clients").await, 1);
     drop(events);
     fixture.events("/v1/events", None).await;
 }
@@ -495,12 +536,34 @@ async fn an_unknown_state_is_an_error_and_never_empty() {
 #[tokio::test(start_paused = true)]
 async fn views_are_limited() {
     let fixture = Fixture::with(&HttpOptions::new().max_views(1));
-    fixture.json("/v1/services/default/one").await;
+    let events = fixture.events("/v1/events?service=one", None).await;
     let refused = fixture.refusal(request("/v1/services/default/two")).await;
     assert_eq!(refused, (503, "too_many_views".to_owned()));
-    // Unused views are closed.
-    tokio::time::sleep(Duration::from_secs(100)).await;
+    assert_eq!(fixture.refused("http_views").await, 1);
+    drop(events);
     fixture.json("/v1/services/default/two").await;
+}
+
+/// A view without a user makes room at once, the one that has been unused for the longest time first.
+#[tokio::test(start_paused = true)]
+async fn unused_views_make_room() {
+    let fixture = Fixture::with(&HttpOptions::new().max_views(2));
+    let registered = fixture.register("s", instance("a")).await;
+    fixture.json("/v1/services/default/s").await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    fixture.json("/v1/services/default/other").await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    fixture.json("/v1/services/default/s").await;
+    registered.deregister().await.unwrap();
+    // A view that was started anew would not know the departure.
+    let departed = |body: &Value| body["departures"].as_array().unwrap().len() == 1;
+    fixture.json_once("/v1/services/default/s", departed).await;
+    for number in 0..10 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        fixture.json(&format!("/v1/services/default/{number}")).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        assert!(departed(&fixture.json("/v1/services/default/s").await));
+    }
 }
 
 /// Requests are short, and most come while the follower does not run.
@@ -527,15 +590,22 @@ async fn a_polled_view_outlasts_an_outage() {
 
 #[tokio::test(start_paused = true)]
 async fn services_above_the_limit_are_counted() {
+    let logged = Logged::of("enlist_agent::http::follower");
+    let _guard = tracing::subscriber::set_default(logged.clone());
     let fixture = Fixture::with(&HttpOptions::new().max_services(1));
     let first = fixture.register("a", instance("a")).await;
     let _second = fixture.register("b", instance("b")).await;
     let body = fixture.json("/v1/services").await;
     assert_eq!((body["services"].as_array().unwrap().len(), &body["omitted"]), (1, &1.into()));
+    let omitted = "enlist_agent_services_omitted{namespace=\"default\"} 1";
+    assert!(fixture.metrics().await.contains(omitted));
     first.deregister().await.unwrap();
     // A service that is over makes room at once.
     let body = fixture.json_once("/v1/services", |body| body["services"][0]["name"] == "b").await;
     assert_eq!(body["omitted"], 0);
+    let expected = [("services omitted", "default"), ("no service omitted", "default")];
+    let expected = expected.map(|(message, namespace)| (message.to_owned(), namespace.to_owned()));
+    assert_eq!(logged.messages("namespace"), expected);
 }
 
 #[tokio::test(start_paused = true)]
@@ -636,10 +706,7 @@ async fn the_agent_exports_metrics() {
     let fixture = Fixture::new();
     let _registered = fixture.register("s", instance("a")).await;
     fixture.json("/v1/services").await;
-    let response = fixture.send(request("/metrics")).await;
-    assert_eq!(response.headers()["content-type"], "text/plain; version=0.0.4; charset=utf-8");
-    let body = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
-    let text = std::str::from_utf8(&body).unwrap();
+    let text = fixture.metrics().await;
     for line in [
         "enlist_agent_http_responses_total{status=\"2xx\"} 1",
         "enlist_agent_event_clients 0",
@@ -659,9 +726,7 @@ async fn metrics_show_an_unknown_namespace_as_stale() {
     let fixture = Fixture::new();
     fixture.reader.cut();
     assert_eq!(fixture.refusal(request("/v1/services")).await.0, 503);
-    let response = fixture.send(request("/metrics")).await;
-    let body = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
-    let text = std::str::from_utf8(&body).unwrap();
+    let text = fixture.metrics().await;
     let of_namespaces: Vec<_> = text.lines().filter(|line| line.contains("{namespace=")).collect();
     assert_eq!(of_namespaces, ["enlist_agent_stale{namespace=\"default\"} 1"]);
 }
@@ -690,6 +755,6 @@ async fn the_console_has_all_its_files() {
         files.extend(new);
         read += 1;
     }
-    assert_eq!(files.len(), 8, "{files:?}");
+    assert_eq!(files.len(), 9, "{files:?}");
     assert_eq!(fixture.refusal(request("/console/other.js")).await.0, 404);
 }

@@ -21,6 +21,7 @@ use super::{
     stream::{Lookup, Origin, Received, Resources, StreamState},
     target,
 };
+use crate::limits::Limit;
 
 /// Sender of responses to a client.
 pub(super) type Responses = mpsc::Sender<Result<DiscoveryResponse, Status>>;
@@ -33,6 +34,7 @@ pub(super) struct ClientStream {
     assignments: Arc<SharedAssignments>,
     inbox: Arc<Inbox>,
     client: Connected,
+    names: Arc<Limit>,
     zones: ZonePreference,
 }
 
@@ -94,16 +96,17 @@ enum End {
 }
 
 impl ClientStream {
-    /// Creates the stream of a client that may subscribe to `max_names` names.
+    /// Creates the stream of a client. `names`: limit of the names that it subscribes to.
     pub(super) fn new(
         client: Connected,
         assignments: Arc<SharedAssignments>,
         envoy: Arc<EnvoyResources>,
-        max_names: usize,
+        names: Arc<Limit>,
         zones: ZonePreference,
     ) -> Self {
         let resources = StreamResources { zone: None, subscriptions: BTreeMap::new(), envoy };
-        Self { state: StreamState::new(max_names), resources, assignments, inbox: Arc::default(), client, zones }
+        let state = StreamState::new(names.max());
+        Self { state, resources, assignments, inbox: Arc::default(), client, names, zones }
     }
 
     /// Serves the client until it ends the stream or `stop` completes.
@@ -155,7 +158,10 @@ impl ClientStream {
         let received = self.state.receive(request);
         tracing::trace!(kind = request.type_url, nonce = request.response_nonce, ?received, "request received");
         match received {
-            Received::TooManyNames => return Err(End::Limit("the stream subscribes to too many names")),
+            Received::TooManyNames => {
+                self.names.refuse();
+                return Err(End::Limit("the stream subscribes to too many names"));
+            }
             Received::UnknownType => tracing::debug!(kind = request.type_url, "type not served"),
             Received::Subscribed | Received::Rejected(_) => self.follow_subscription()?,
             Received::Accepted | Received::Crossed => {}

@@ -18,6 +18,10 @@ use super::{
     resource::ResourceType,
     stream::{Received, Rejection},
 };
+use crate::{
+    connections::Peer,
+    limits::{Limit, LimitUse},
+};
 
 /// Maximum bytes of a text of a client that are kept.
 const MAX_TEXT_BYTES: usize = 256;
@@ -37,6 +41,9 @@ pub struct XdsClient {
     pub peer: Option<SocketAddr>,
     /// Time at which the stream was opened.
     pub since: Moment,
+    /// Time at which the client sent something last, if only the answer to a ping. The agent pings a client that has
+    /// been silent for 10 s, and ends its connection 5 s later.
+    pub heard: Moment,
     /// Requested names of the assignments that it subscribes to.
     pub services: Vec<String>,
     /// Number of responses that it has rejected.
@@ -65,24 +72,45 @@ pub struct XdsTotals {
     pub opened: u64,
     /// Streams that were refused, because there were as many as permitted.
     pub refused: u64,
+    /// Connections that were closed at once, because there were as many as permitted.
+    pub refused_connections: u64,
+    /// Streams that were ended, because they subscribed to more names than permitted.
+    pub too_many_names: u64,
+    /// Streams that were ended, because the agent followed as many services as permitted.
+    pub too_many_services: u64,
     /// Responses that were sent, by type.
     pub responses: BTreeMap<ResourceType, u64>,
     /// Responses that clients rejected, by type.
     pub rejections: BTreeMap<ResourceType, u64>,
     /// Instances that current assignments do not contain, by reason.
     pub omitted: BTreeMap<Omission, usize>,
+    /// Current assignments that are too large to be sent.
+    pub not_sent: usize,
 }
 
 /// All connected clients.
 #[derive(Debug)]
 pub(super) struct Clients {
-    max: usize,
+    limit: Arc<Limit>,
     last: AtomicU64,
     opened: AtomicU64,
-    refused: AtomicU64,
-    connected: Mutex<BTreeMap<u64, Arc<Mutex<XdsClient>>>>,
+    connected: Mutex<BTreeMap<u64, Entry>>,
     sent: ByType,
     rejected: ByType,
+}
+
+/// A connected client, and the other end of its connection, if that is known.
+#[derive(Clone, Debug)]
+struct Entry {
+    client: Arc<Mutex<XdsClient>>,
+    peer: Option<Peer>,
+}
+
+impl Entry {
+    fn description(&self) -> XdsClient {
+        let client = self.client.locked().clone();
+        XdsClient { heard: self.peer.as_ref().map_or(client.since, Peer::heard), ..client }
+    }
 }
 
 /// A counter per type.
@@ -107,10 +135,9 @@ impl Clients {
     /// Creates the list of at most `max` clients.
     pub(super) fn new(max: usize) -> Self {
         Self {
-            max,
+            limit: Limit::new("xds_streams", max),
             last: AtomicU64::new(0),
             opened: AtomicU64::new(0),
-            refused: AtomicU64::new(0),
             connected: Mutex::default(),
             sent: ByType::default(),
             rejected: ByType::default(),
@@ -118,25 +145,28 @@ impl Clients {
     }
 
     /// Adds a client; `None` if there are as many as permitted.
-    pub(super) fn enter(self: &Arc<Self>, peer: Option<SocketAddr>) -> Option<Connected> {
+    pub(super) fn enter(self: &Arc<Self>, peer: Option<Peer>) -> Option<Connected> {
+        let now = Moment::now();
         let client = Arc::new(Mutex::new(XdsClient {
             node: String::new(),
             user_agent: String::new(),
             zone: String::new(),
-            peer,
-            since: Moment::now(),
+            peer: peer.as_ref().and_then(Peer::address),
+            since: now,
+            heard: now,
             services: Vec::new(),
             rejected: 0,
             last_rejection: None,
         }));
         let mut connected = self.connected.locked();
-        if connected.len() >= self.max {
-            self.refused.fetch_add(1, Ordering::Relaxed);
+        if connected.len() >= self.limit.max() {
+            drop(connected);
+            self.limit.refuse();
             return None;
         }
         self.opened.fetch_add(1, Ordering::Relaxed);
         let number = self.last.fetch_add(1, Ordering::Relaxed);
-        connected.insert(number, Arc::clone(&client));
+        connected.insert(number, Entry { client: Arc::clone(&client), peer });
         drop(connected);
         Some(Connected { number, client, clients: Arc::clone(self) })
     }
@@ -144,18 +174,23 @@ impl Clients {
     /// Returns the connected clients, in the order in which they came.
     pub(super) fn list(&self) -> Vec<XdsClient> {
         let connected: Vec<_> = self.connected.locked().values().cloned().collect();
-        connected.iter().map(|client| client.locked().clone()).collect()
+        connected.iter().map(Entry::description).collect()
     }
 
     /// Returns the counters.
     pub(super) fn totals(&self) -> XdsTotals {
         XdsTotals {
             opened: self.opened.load(Ordering::Relaxed),
-            refused: self.refused.load(Ordering::Relaxed),
+            refused: self.limit.refused(),
             responses: self.sent.read(),
             rejections: self.rejected.read(),
-            omitted: BTreeMap::new(),
+            ..XdsTotals::default()
         }
+    }
+
+    /// Returns the use of the limit of streams.
+    pub(super) fn usage(&self) -> LimitUse {
+        self.limit.usage(Some(self.connected.locked().len()))
     }
 }
 

@@ -29,6 +29,7 @@ use crate::tls::Protocol;
 use crate::{
     connections::{ConnectionOwner, Transport, incoming},
     error::AgentError,
+    limits::{Limit, LimitUse, Permits},
     security::{BearerToken, check_exposure},
 };
 
@@ -41,8 +42,9 @@ const MAX_REQUEST_BYTES: usize = 4 << 20;
 /// Maximum number of streams of one connection.
 const STREAMS_PER_CONNECTION: u32 = 1_000;
 
-/// Interval of the pings that find connections without a client, and the time for an answer.
-const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
+/// Interval of the pings that find connections without a client, and the time for an answer. A client that is gone is
+/// listed for no longer than both together, and its silence is shown meanwhile.
+const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
 
 /// Time for connections to end after the stop. Streams are ended at once, so this is for clients that do not react.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -53,7 +55,6 @@ pub(crate) struct XdsServer {
     transport: Transport,
     listener: TcpListener,
     address: SocketAddr,
-    max_connections: usize,
     service: Service,
     /// Owner of the tasks of streams.
     streams: Arc<TaskOwner>,
@@ -62,7 +63,10 @@ pub(crate) struct XdsServer {
 /// Clients and counters of a server.
 #[derive(Clone, Debug)]
 pub(crate) struct XdsStatus {
+    connections: Arc<Permits>,
     clients: Arc<Clients>,
+    /// Names of one stream.
+    names: Arc<Limit>,
     assignments: Arc<SharedAssignments>,
 }
 
@@ -72,7 +76,6 @@ struct Service {
     status: XdsStatus,
     envoy: Arc<EnvoyResources>,
     token: Option<BearerToken>,
-    max_names: usize,
     zones: ZonePreference,
     /// Weak, because each connection has a clone of the service: the streams end with the server.
     streams: Weak<TaskOwner>,
@@ -101,11 +104,10 @@ impl XdsServer {
             status,
             envoy,
             token: options.token.clone(),
-            max_names: options.max_names,
             zones: options.zones,
             streams: Arc::downgrade(&streams),
         };
-        Ok(Self { transport, listener, address, max_connections: options.max_streams, service, streams })
+        Ok(Self { transport, listener, address, service, streams })
     }
 
     /// Returns the address that the server listens on.
@@ -121,10 +123,11 @@ impl XdsServer {
     /// Serves until `stop` completes; then ends the streams, and waits a short time for connections to end. At its end,
     /// or once the future is dropped, no stream and no connection remains.
     pub(crate) async fn serve(self, stop: impl Future<Output = ()>) -> Result<(), AgentError> {
-        let Self { transport, listener, max_connections, service, streams, .. } = self;
+        let Self { transport, listener, service, streams, .. } = self;
+        let slots = Arc::clone(&service.status.connections);
         let (stopped, connections) = (streams.stop_signal(), ConnectionOwner::default());
         let service = AggregatedDiscoveryServiceServer::new(service).max_decoding_message_size(MAX_REQUEST_BYTES);
-        let incoming = incoming(listener, transport, max_connections, &connections);
+        let incoming = incoming(listener, transport, slots, &connections);
         let serving = server().add_service(service).serve_with_incoming_shutdown(incoming, stopped.cancelled());
         let mut serving = std::pin::pin!(serving);
         let ended = tokio::select! {
@@ -158,7 +161,13 @@ impl XdsStatus {
     /// user.
     pub(crate) fn new(directory: Directory, idle: Duration, options: &XdsOptions) -> Self {
         let assignments = SharedAssignments::new(directory, options.max_services, idle);
-        Self { clients: Arc::new(Clients::new(options.max_streams)), assignments: Arc::new(assignments) }
+        let connections = Permits::new("xds_connections", options.max_streams);
+        Self {
+            connections: Arc::new(connections),
+            clients: Arc::new(Clients::new(options.max_streams)),
+            names: Limit::new("xds_names", options.max_names),
+            assignments: Arc::new(assignments),
+        }
     }
 
     /// Returns the connected clients.
@@ -168,13 +177,25 @@ impl XdsStatus {
 
     /// Returns the counters.
     pub(crate) fn totals(&self) -> XdsTotals {
-        let mut totals = self.clients.totals();
+        let mut totals = XdsTotals {
+            refused_connections: self.connections.usage().refused,
+            too_many_names: self.names.refused(),
+            too_many_services: self.assignments.usage().refused,
+            not_sent: self.assignments.not_sent(),
+            ..self.clients.totals()
+        };
         for assignment in self.assignments.known() {
             for (omission, count) in assignment.omitted {
                 *totals.omitted.entry(omission).or_default() += count;
             }
         }
         totals
+    }
+
+    /// Returns the use of all limits.
+    pub(crate) fn limits(&self) -> [LimitUse; 4] {
+        let Self { connections, clients, names, assignments } = self;
+        [connections.usage(), clients.usage(), names.usage(None), assignments.usage()]
     }
 }
 
@@ -191,9 +212,9 @@ impl AggregatedDiscoveryService for Service {
     ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
         self.check_token(&request)?;
         let too_many = || Status::resource_exhausted("the agent has as many streams as permitted");
-        let client = self.status.clients.enter(request.remote_addr()).ok_or_else(too_many)?;
+        let client = self.status.clients.enter(request.extensions().get().cloned()).ok_or_else(too_many)?;
         let (envoy, assignments) = (Arc::clone(&self.envoy), Arc::clone(&self.status.assignments));
-        let stream = ClientStream::new(client, assignments, envoy, self.max_names, self.zones);
+        let stream = ClientStream::new(client, assignments, envoy, Arc::clone(&self.status.names), self.zones);
         let (sender, responses) = mpsc::channel(RESPONSES);
         let stops = || Status::unavailable("the agent stops");
         let streams = self.streams.upgrade().ok_or_else(stops)?;
@@ -218,5 +239,70 @@ impl Service {
             Some(token) if !token.admits(header) => Err(Status::unauthenticated("the token is missing or wrong")),
             Some(_) | None => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io, iter};
+
+    use super::*;
+    use crate::connections::Connection;
+    use enlist_memory::MemoryStore;
+    use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client;
+    use futures::StreamExt as _;
+    use hyper_util::rt::TokioIo;
+    use tokio::{
+        io::{copy_bidirectional, duplex},
+        sync::oneshot,
+    };
+    use tonic::transport::Endpoint;
+
+    /// The network between it and the agent fails without a word, as after a loss of power.
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_is_gone_leaves_the_list() {
+        let directory = Directory::new(Arc::new(MemoryStore::new().client()));
+        let status = XdsStatus::new(directory, Duration::ZERO, &XdsOptions::new());
+        let (streams, tasks) = (Arc::new(TaskOwner::new()), TaskOwner::new());
+        let service = Service {
+            status: status.clone(),
+            envoy: Arc::new(EnvoyResources::new(&[]).unwrap()),
+            token: None,
+            zones: ZonePreference::None,
+            streams: Arc::downgrade(&streams),
+        };
+        let (connection, mut far, _owner) = Connection::over_pipe(4096);
+        let (client, mut near) = duplex(4096);
+        let connections = futures::stream::iter(iter::once(Ok::<_, io::Error>(connection)));
+        let serving = server().add_service(AggregatedDiscoveryServiceServer::new(service));
+        let serving = serving.serve_with_incoming(connections.chain(futures::stream::pending()));
+        tasks.spawn_until_stopped("server", async { drop(serving.await) }).unwrap();
+        let (fail, failed) = oneshot::channel::<()>();
+        let network = async move {
+            tokio::select! {
+                _ = copy_bidirectional(&mut near, &mut far) => {}
+                _ = failed => std::future::pending().await,
+            }
+        };
+        tasks.spawn_until_stopped("network", network).unwrap();
+        let mut client = Some(TokioIo::new(client));
+        let connector = tower::service_fn(move |_| {
+            let client = client.take().ok_or_else(|| io::Error::other("there is one connection"));
+            async { client }
+        });
+        let channel = Endpoint::from_static("http://localhost").connect_with_connector(connector).await.unwrap();
+        let mut client = aggregated_discovery_service_client::AggregatedDiscoveryServiceClient::new(channel);
+        let _stream = client.stream_aggregated_resources(futures::stream::pending()).await.unwrap();
+        // A client that answers pings is not silent for longer than their interval.
+        tokio::time::sleep(10 * KEEP_ALIVE.0).await;
+        assert!(status.clients()[0].heard.elapsed() <= KEEP_ALIVE.0);
+        fail.send(()).unwrap();
+        let mut silence = Duration::ZERO;
+        while let Some(client) = status.clients().first() {
+            silence = client.heard.elapsed();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert!(silence > KEEP_ALIVE.0 + KEEP_ALIVE.1 / 2, "it was shown as silent: {silence:?}");
+        assert!(silence <= Duration::from_secs(15), "it was listed for too long: {silence:?}");
     }
 }

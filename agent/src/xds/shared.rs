@@ -24,6 +24,7 @@ use super::{
     resource::{Resource, Version},
     target,
 };
+use crate::limits::{Limit, LimitUse};
 
 /// Time after the first answer of the store in which a client that has instances does not receive an empty assignment.
 /// Instances that lost their registration with the store register again in less.
@@ -32,7 +33,7 @@ const SETTLING: Duration = Duration::from_secs(15);
 /// Assignments by requested name.
 pub(super) struct SharedAssignments {
     directory: Directory,
-    max: usize,
+    limit: Arc<Limit>,
     /// Time for which the directory keeps a watch without a user.
     idle: Duration,
     names: Mutex<Names>,
@@ -121,7 +122,7 @@ impl SharedAssignments {
     /// Creates the assignments of at most `max` names at a time. `idle`: time for which the directory keeps a watch
     /// without a user.
     pub(super) fn new(directory: Directory, max: usize, idle: Duration) -> Self {
-        Self { directory, max, idle, names: Mutex::default() }
+        Self { directory, limit: Limit::new("xds_services", max), idle, names: Mutex::default() }
     }
 
     /// Subscribes to the assignment of a name. Later changes are marked in the inbox.
@@ -129,7 +130,8 @@ impl SharedAssignments {
         let mut names = self.names.locked();
         let shared = match names.followed.get(name).cloned() {
             Some(shared) => shared,
-            None if !names.idle.contains_key(name) && !names.have_room(self.max, Instant::now()) => {
+            None if !names.idle.contains_key(name) && !names.have_room(self.limit.max(), Instant::now()) => {
+                self.limit.refuse();
                 return Err(Refusal::TooManyNames);
             }
             None => {
@@ -148,6 +150,18 @@ impl SharedAssignments {
     pub(super) fn known(&self) -> Vec<Assignment> {
         let shared: Vec<_> = self.names.locked().followed.values().cloned().collect();
         shared.iter().filter_map(|shared| shared.published.locked().clone()).collect()
+    }
+
+    /// Returns the number of services whose latest assignment is too large to be sent.
+    pub(super) fn not_sent(&self) -> usize {
+        let names = self.names.locked();
+        names.followed.values().filter(|shared| *shared.logged.locked() == Completeness::NotSent).count()
+    }
+
+    /// Returns the use of the limit of services.
+    pub(super) fn usage(&self) -> LimitUse {
+        let names = self.names.locked();
+        self.limit.usage(Some(names.followed.len() + names.idle.len()))
     }
 
     fn start(&self, name: &str) -> Result<Arc<Shared>, Refusal> {
@@ -365,6 +379,7 @@ impl fmt::Debug for Subscription {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::logged::Logged;
     use async_trait::async_trait;
     use enlist::{
         Endpoint, Entry, Freshness, Instance, InstanceId, Moment, Namespace, RegisterOptions, Registry as _, Resolver,
@@ -482,38 +497,6 @@ mod tests {
         assert_eq!(subscription.assignment().unwrap().endpoints, 1, "the first assignment");
     }
 
-    /// Messages that this module has logged, each with its service.
-    #[derive(Clone, Debug, Default)]
-    struct Logged(Arc<Mutex<Vec<(String, String)>>>);
-
-    impl tracing::Subscriber for Logged {
-        fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
-            metadata.target() == "enlist_agent::xds::shared"
-        }
-
-        fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
-            tracing::span::Id::from_u64(1)
-        }
-
-        fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
-
-        fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
-
-        fn event(&self, event: &tracing::Event<'_>) {
-            let (mut message, mut service) = (String::new(), String::new());
-            event.record(&mut |field: &tracing::field::Field, value: &dyn fmt::Debug| match field.name() {
-                "message" => message = format!("{value:?}"),
-                "service" => service = format!("{value:?}"),
-                _ => {}
-            });
-            self.0.locked().push((message, service));
-        }
-
-        fn enter(&self, _: &tracing::span::Id) {}
-
-        fn exit(&self, _: &tracing::span::Id) {}
-    }
-
     /// Returns instances at different addresses, each in a zone of its own with a name of this length.
     fn zones(count: usize, length: usize) -> Snapshot {
         let service = ServiceRef::parse("gr\u{202e}eeter").unwrap();
@@ -532,7 +515,7 @@ mod tests {
         let directory = Directory::new(Arc::new(MemoryStore::new().client()));
         let all = Arc::new(SharedAssignments::new(directory, 1, Duration::ZERO));
         let subscription = all.subscribe("greeter", &Arc::default()).unwrap();
-        let logged = Logged::default();
+        let logged = Logged::of("enlist_agent::xds::shared");
         tracing::subscriber::with_default(logged.clone(), || {
             // Instances with one address; then too many bytes.
             for snapshot in [snapshot("greeter", 2), snapshot("greeter", 3), zones(40, 100_000), zones(41, 100_000)] {
@@ -542,12 +525,12 @@ mod tests {
                 subscription.shared.publish(&zones(count, 1));
             }
         });
-        let messages = logged.0.locked().clone();
         let expected = [
             ("instances omitted", "default/greeter"),
             ("assignment not sent", "default/gr\\u{202e}eeter"),
             ("assignment complete", "default/gr\\u{202e}eeter"),
         ];
+        let messages = logged.messages("service");
         assert_eq!(messages, expected.map(|(message, service)| (message.to_owned(), service.to_owned())));
     }
 }

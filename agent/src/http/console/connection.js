@@ -1,11 +1,12 @@
 // Requests to the agent: one stream of events, and reads of the data that the stream does not have.
 
 import { $, clean } from "./elements.js";
-import { state, take } from "./registry.js";
+import { lose, state, take } from "./registry.js";
+import { SILENCE_MS } from "./status.js";
 import { changed, view } from "./view.js";
 
-export const POLL_MS = 2000; // interval of reads of queues and clients
-const SILENCE_MS = 40000; // without an event for so long, the connection counts as broken
+export const POLL_MS = 2000; // interval of reads of queues, clients and limits
+const READ_MS = 10000; // time after which a read has failed
 
 // Tests read the page once: a stream of events would not end.
 export const once = new URLSearchParams(location.search).has("once");
@@ -16,7 +17,7 @@ function headers(more) {
 }
 
 export async function read(path) {
-  const response = await fetch(path, { headers: headers(), cache: "no-store" });
+  const response = await fetch(path, { headers: headers(), cache: "no-store", signal: AbortSignal.timeout(READ_MS) });
   if (response.status === 401) askForToken();
   const body = await response.json();
   if (!response.ok)
@@ -42,17 +43,22 @@ export async function follow() {
       await readEvents(namespace);
       if (once && state.synced) return;
       if (state.synced) delay = 1000;
+      lose("ended", "", Date.now());
     } catch (error) {
-      state.problem = error.message;
+      const silent = Date.now() - state.received > SILENCE_MS;
+      if (error instanceof Refusal) lose("refused", error.message, Date.now());
+      else if (silent) lose("silent", "", state.received);
+      else lose("unreachable", error.message, Date.now());
     }
     if (namespace !== state.namespace) continue;
-    if (state.live || state.disconnected === null) state.disconnected = Date.now();
-    state.live = false;
     changed();
     await new Promise((done) => setTimeout(done, delay));
     delay = Math.min(delay * 2, 10000);
   }
 }
+
+// A response of the agent that is not a stream of events.
+class Refusal extends Error {}
 
 async function readEvents(namespace) {
   const abort = new AbortController();
@@ -69,7 +75,8 @@ async function readEvents(namespace) {
       signal: abort.signal,
     });
     if (response.status === 401) askForToken();
-    if (!response.ok) throw new Error((await response.json()).error?.message ?? response.statusText);
+    state.received = Date.now();
+    if (!response.ok) throw new Refusal((await response.json()).error?.message ?? response.statusText);
     $("login").hidden = true;
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
     let text = "";
@@ -79,7 +86,9 @@ async function readEvents(namespace) {
       state.received = Date.now();
       const events = (text + value).split("\n\n");
       text = events.pop();
+      const gaps = state.gaps;
       for (const event of events) take(event);
+      if (gaps !== state.gaps && view.name === "service") loadDepartures(view.service);
       changed();
       if (once && state.synced) {
         abort.abort();
@@ -91,22 +100,30 @@ async function readEvents(namespace) {
   }
 }
 
-// Reads what the shown view needs besides the events.
+let polling = false;
+
+// Reads what the page needs besides the events.
 export async function poll() {
+  if (polling || document.hidden) return;
+  polling = true;
   const wants = view.name;
-  if (wants === "queues" && !document.hidden) {
-    const query = "?namespace=" + encodeURIComponent(state.namespace);
-    const [locks, elections] = await Promise.allSettled([read("v1/locks" + query), read("v1/elections" + query)]);
-    state.queues = { locks, elections, at: Date.now() };
-    changed();
-  } else if (wants === "clients" && !document.hidden) {
-    try {
-      state.clients = { list: (await read("v1/clients")).clients };
-    } catch (error) {
-      state.clients = { list: [], error };
+  try {
+    if (wants === "queues") {
+      const query = "?namespace=" + encodeURIComponent(state.namespace);
+      const [locks, elections] = await Promise.allSettled([read("v1/locks" + query), read("v1/elections" + query)]);
+      state.queues = { locks, elections, at: Date.now() };
+    } else if (wants === "clients") {
+      const [clients] = await Promise.allSettled([read("v1/clients")]);
+      state.clients = { clients, at: Date.now() };
     }
-    changed();
+    state.limits = (await read("v1/limits")).limits;
+  } catch {
+    // The stream of events shows that the agent is gone.
+  } finally {
+    polling = false;
   }
+  changed();
+  if (wants !== view.name) poll();
 }
 
 export async function loadNamespaces() {
@@ -123,8 +140,9 @@ export async function loadNamespaces() {
 }
 
 export async function loadDepartures(name) {
-  if (state.departures.has(name)) return;
-  state.departures.set(name, []);
+  state.departuresProblem = "";
+  if (state.departuresRead.has(name)) return;
+  state.departuresRead.add(name);
   try {
     const path = "v1/services/" + encodeURIComponent(state.namespace) + "/" + encodeURIComponent(name);
     const body = await read(path);
@@ -132,8 +150,9 @@ export async function loadDepartures(name) {
     const known = new Set(later.map((one) => one.instance.id + one.instance.created));
     const earlier = body.departures.filter((one) => !known.has(one.instance.id + one.instance.created));
     state.departures.set(name, [...later, ...earlier].slice(0, 50));
-    changed();
-  } catch {
-    state.departures.delete(name);
+  } catch (error) {
+    state.departuresRead.delete(name);
+    state.departuresProblem = error.message;
   }
+  changed();
 }

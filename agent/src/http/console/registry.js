@@ -12,14 +12,18 @@ export const state = {
   omitted: 0,
   synced: false,
   live: false,
-  received: 0,
-  disconnected: null,
-  problem: "",
+  listStale: false,
+  received: 0, // time of the last bytes of the stream
+  lost: null, // the loss of the stream: kind, time, reason
   lastId: "",
   timeline: [],
   queues: null,
   clients: null,
-  departures: new Map(),
+  limits: [],
+  departures: new Map(), // ends of instances by service
+  departuresRead: new Set(), // services whose earlier ends were read
+  departuresProblem: "",
+  gaps: 0, // complete states after the first
 };
 
 // Takes one event, as its text.
@@ -43,15 +47,34 @@ export function take(text) {
   } else if (kind === "freshness" && data.service !== null) {
     service(data.service).freshness = { ...data, at: Date.now() };
   } else if (kind === "synced") {
-    if (state.loading) state.services = state.loading;
-    state.loading = null;
+    if (state.loading) replaced();
     state.freshness = { ...data.freshness, at: Date.now() };
     state.omitted = data.omitted;
     state.synced = state.live = true;
-    state.disconnected = null;
-  } else if (kind === "freshness" || kind === "heartbeat") {
+    state.lost = null;
+  } else if (kind === "freshness") {
+    state.listStale = data.state !== "live";
+    state.freshness = { ...data, at: Date.now() };
+  } else if (kind === "heartbeat") {
     state.freshness = { ...data, at: Date.now() };
   }
+}
+
+// A complete state has replaced the known one. What happened in between is not known.
+function replaced() {
+  state.services = state.loading;
+  state.loading = null;
+  if (!state.synced) return;
+  state.gaps += 1;
+  state.departures.clear();
+  state.departuresRead.clear();
+  log("gap", "", "", "the connection was lost; changes until now are not listed");
+}
+
+// Records the loss of the stream. Later losses before the next state have the time of the first.
+export function lose(kind, reason, since) {
+  state.lost = { kind, reason, since: state.lost?.since ?? since };
+  state.live = false;
 }
 
 function service(name) {
@@ -88,7 +111,7 @@ function remove(name, instance, reason) {
     state.departures.set(name, departures.slice(0, DEPARTURES));
   }
   touch(found);
-  log(reason === "departed" ? "departed" : "lost", name, instance.id, instance.endpoints.join(", "));
+  log(reason, name, instance.id, instance.endpoints.join(", "));
 }
 
 function difference(old, now) {

@@ -3,7 +3,8 @@
 import { $, duration, element, short } from "./elements.js";
 import { state } from "./registry.js";
 import { view } from "./view.js";
-import { VIEWS, age } from "./views.js";
+import { limitNotice, status } from "./status.js";
+import { VIEWS } from "./views.js";
 
 const ROWS = 100; // rows of a page
 
@@ -33,20 +34,18 @@ export function render() {
     }
     if (body.children[index] !== row.node) body.insertBefore(row.node, body.children[index] ?? null);
   });
-  const unknown = !state.synced && ["services", "service", "timeline"].includes(view.name);
   document.querySelector(".scroll").classList.toggle("none", rows.length === 0);
   $("empty").hidden = rows.length > 0;
-  $("empty").textContent = unknown ? "Not known yet" : all > rows.length ? "Nothing matches" : current.empty;
-  $("count").textContent =
-    (rows.length === all ? all : rows.length + " of " + all) +
-    (state.omitted && view.name === "services" ? ", " + state.omitted + " above the limit" : "");
+  $("empty").textContent = !current.known() ? "Not known" : all > rows.length ? "Nothing matches" : current.empty;
+  const counted = current.known() || all > 0;
+  $("count").textContent = !counted ? "" : rows.length === all ? all : rows.length + " of " + all;
   $("pages").hidden = pages < 2;
   $("page").textContent = "Page " + (view.page + 1) + " of " + pages;
   $("previous").disabled = view.page === 0;
   $("next").disabled = view.page >= pages - 1;
   replace($("head"), current.head?.() ?? []);
   replace($("foot"), current.foot?.() ?? []);
-  status();
+  header();
 }
 
 // Replaces the content unless it is equal, so that the focus stays.
@@ -70,38 +69,18 @@ function fill(row, current, one) {
   if (focused) row.querySelector("a, button")?.focus();
 }
 
-function status() {
-  const chipNode = $("freshness"),
-    banner = $("banner"),
-    fresh = state.freshness;
-  let text = "",
-    kind = "good",
-    warning = "";
-  if (state.disconnected !== null) {
-    kind = "bad";
-    text = "disconnected";
-    warning =
-      "No connection to the agent since " +
-      duration(Date.now() - state.disconnected) +
-      (state.problem ? " (" + short(state.problem, 200) + ")" : "") +
-      (state.services.size ? ". The data below are old." : ".");
-  } else if (!state.synced || !fresh) {
-    kind = "warn";
-    text = "connecting";
-  } else if (fresh.state === "live") {
-    text = "live, age " + duration(age(fresh));
-  } else {
-    kind = "bad";
-    text = "stale " + duration(age(fresh));
-    warning =
-      "The data are stale: last confirmed " +
-      duration(age(fresh)) +
-      " ago. The store does not answer" +
-      (fresh.cause ? " (" + short(fresh.cause, 200) + ")" : "") +
-      ". Instances below are the last known ones.";
-  }
-  chipNode.className = "chip " + kind;
-  if (chipNode.textContent !== text) chipNode.textContent = text;
-  banner.hidden = !warning;
-  if (banner.textContent !== warning) banner.textContent = warning;
+function header() {
+  const { kind, text, warning } = status(state, Date.now());
+  setText($("freshness"), text);
+  $("freshness").className = "chip " + kind;
+  $("banner").hidden = !warning;
+  setText($("banner"), warning);
+  const notice = limitNotice(state);
+  $("limits").hidden = !notice;
+  setText($("limits"), notice);
+}
+
+// Sets a text unless it is equal, so that it is not announced again.
+function setText(node, text) {
+  if (node.textContent !== text) node.textContent = text;
 }

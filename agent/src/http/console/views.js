@@ -3,6 +3,7 @@
 import { POLL_MS } from "./connection.js";
 import { chip, chips, clean, clock, compare, duration, element, short } from "./elements.js";
 import { problem, state, summary } from "./registry.js";
+import { age } from "./status.js";
 import { changed, expanded, matcher, view } from "./view.js";
 
 function healthChips(all) {
@@ -24,24 +25,34 @@ function counts(map) {
 
 function freshnessChip(freshness) {
   if (!freshness || !state.live) return chip("unknown", "warn");
-  return freshness.state === "live" ? chip("live", "good") : chip("stale " + duration(age(freshness)), "bad");
+  if (freshness.state === "live") return chip("live", "good");
+  return chip("stale " + duration(age(freshness, state.live, Date.now())), "bad");
 }
 
-export function age(freshness) {
-  const passed = freshness.state === "live" && state.live ? 0 : Date.now() - freshness.at;
-  return freshness.age_ms + passed;
+// Returns the reasons for which reads failed.
+function failures(reads) {
+  return reads.filter((one) => one.status === "rejected").map((one) => one.reason.message);
 }
+
+function failureNotes(messages) {
+  return messages.map((message) => element("p", { class: "chip bad" }, "Not read: " + clean(message)));
+}
+
+const readAt = (at) => "Read every " + POLL_MS / 1000 + " s; last " + clock(at) + ".";
 
 function serviceLink(name) {
   return element("a", { href: "#/service/" + encodeURIComponent(name) }, short(name, 120));
 }
 
+const SILENT_MS = 11000;
+
 export const VIEWS = {
   services: {
     filters: { all: "all", problems: "with problems", changed: "changed in the last minute" },
-    sorts: { name: "name", instances: "instances", changed: "last change" },
-    columns: ["Service", "Health", "Versions", "Zones", "#Weight", "Last change", "Freshness"],
+    sorts: { name: "name", instances: "instances", changed: "change seen" },
+    columns: ["Service", "Health", "Versions", "Zones", "#Weight", "Change seen", "Freshness"],
     empty: "No service",
+    known: () => state.synced,
     rows() {
       const rows = [...state.services.values()].filter((one) => one.instances.size > 0 || one.gone.size > 0);
       const match = matcher();
@@ -80,6 +91,7 @@ export const VIEWS = {
     sorts: { id: "id", weight: "weight", version: "version", zone: "zone" },
     columns: ["Instance", "Endpoints", "#Weight", "Share", "Version", "Zone", "Health", "#Revision", "Metadata"],
     empty: "No instance",
+    known: () => state.synced && (state.services.has(view.service) || !state.omitted),
     rows() {
       const found = state.services.get(view.service);
       if (!found) return { all: 0, rows: [] };
@@ -128,7 +140,7 @@ export const VIEWS = {
       const percent = (share * 100).toFixed(share > 0 && share < 0.1 ? 2 : 1) + " %";
       const kind = { serving: "good", draining: "warn", not_serving: "bad" }[instance.health];
       const health = gone
-        ? [chip(gone.reason === "departed" ? "left" : "lost", gone.reason === "departed" ? "" : "bad")]
+        ? [chip(...endOf(gone))]
         : [
             chip(instance.health.replace("_", " "), kind),
             ...(instance.presence === "held" ? [chip("held", "warn")] : []),
@@ -156,7 +168,7 @@ export const VIEWS = {
       const found = state.services.get(view.service);
       const back = element("a", { href: "#/services" }, "← Services");
       const title = element("h1", {}, short(view.service, 255));
-      if (!found) return [back, title, element("p", { class: "soft" }, "The service has no instance.")];
+      if (!found) return [back, title, element("p", { class: "soft" }, absence())];
       return [
         back,
         title,
@@ -170,7 +182,8 @@ export const VIEWS = {
     },
     foot() {
       const departures = state.departures.get(view.service) ?? [];
-      if (!departures.length) return [];
+      const unread = state.departuresProblem ? ["earlier departures: " + state.departuresProblem] : [];
+      if (!departures.length) return failureNotes(unread);
       const items = departures
         .slice(0, 20)
         .map((one) =>
@@ -178,7 +191,7 @@ export const VIEWS = {
             "li",
             {},
             element("span", { class: "soft" }, clock(one.at_ms) + " "),
-            chip(one.reason === "departed" ? "left" : "lost", one.reason === "departed" ? "" : "bad"),
+            chip(...endOf(one)),
             " ",
             element("strong", {}, short(one.instance.id, 120)),
             " " +
@@ -186,7 +199,11 @@ export const VIEWS = {
               (one.instance.version ? ", version " + short(one.instance.version, 60) : ""),
           ),
         );
-      return [element("h2", {}, "Recent departures"), element("ul", { class: "plain" }, ...items)];
+      return [
+        element("h2", {}, "Recent departures"),
+        element("ul", { class: "plain" }, ...items),
+        ...failureNotes(unread),
+      ];
     },
   },
   queues: {
@@ -194,6 +211,7 @@ export const VIEWS = {
     sorts: { name: "name", waiting: "waiting" },
     columns: ["Name", "Kind", "Holder", "#Token", "#Revision", "Waiting"],
     empty: "No lock and no election has a contender",
+    known: () => state.queues !== null && !failures([state.queues.locks, state.queues.elections]).length,
     rows() {
       const list = (settled, kind) =>
         settled?.status === "fulfilled" ? settled.value[kind].map((one) => ({ ...one, kind })) : [];
@@ -238,26 +256,19 @@ export const VIEWS = {
     },
     head() {
       if (!state.queues) return [element("p", { class: "soft" }, "Reading the queues …")];
-      const failed = [state.queues.locks, state.queues.elections].filter((one) => one.status === "rejected");
-      const notes = failed.map((one) => element("p", { class: "chip bad" }, clean(one.reason.message)));
-      return failed.length
-        ? notes
-        : [
-            element(
-              "p",
-              { class: "soft" },
-              "Read every " + POLL_MS / 1000 + " s; last " + clock(state.queues.at) + ".",
-            ),
-          ];
+      const failed = failures([state.queues.locks, state.queues.elections]);
+      return failed.length ? failureNotes(failed) : [element("p", { class: "soft" }, readAt(state.queues.at))];
     },
   },
   clients: {
     filters: { all: "all", rejected: "with rejections" },
     sorts: { node: "node", rejected: "rejections" },
-    columns: ["Node", "Library", "Address", "Zone", "Subscriptions", "#Rejections", "Last rejection"],
-    empty: "No client is connected",
+    columns: ["Node", "Library", "Address", "Zone", "Open", "Subscriptions", "#Rejections", "Last rejection"],
+    empty: "No stream of xDS is open",
+    known: () => state.clients?.clients.status === "fulfilled",
     rows() {
-      const all = (state.clients?.list ?? []).map((one, index) => ({ ...one, index }));
+      const list = state.clients?.clients.value?.clients ?? [];
+      const all = list.map((one, index) => ({ ...one, index }));
       const match = matcher();
       const found = all.filter(
         (one) => (view.filter === "all" || one.rejected) && match(one.node, one.user_agent, one.zone, ...one.services),
@@ -268,12 +279,17 @@ export const VIEWS = {
       };
     },
     key: (one) => one.index,
-    stamp: (one) => JSON.stringify([one.services, one.rejected, one.node]),
+    stamp: (one) =>
+      JSON.stringify([
+        [one.node, one.user_agent, one.peer, one.zone, one.services, one.rejected, one.last_rejection?.message],
+        [duration(one.connected_ms), silence(one), duration(one.last_rejection?.age_ms ?? 0)],
+      ]),
     cells: (one) => [
       element("strong", {}, short(one.node, 120) || "unnamed"),
       short(one.user_agent, 80),
       clean(one.peer),
       short(one.zone, 60),
+      chips([element("span", {}, duration(one.connected_ms)), ...(silence(one) ? [chip(silence(one), "bad")] : [])]),
       element(
         "span",
         {},
@@ -287,16 +303,32 @@ export const VIEWS = {
         ? element(
             "span",
             { class: "code" },
-            clean(one.last_rejection.type) + ": " + short(one.last_rejection.message, 400),
+            duration(one.last_rejection.age_ms) +
+              " ago, " +
+              clean(one.last_rejection.type) +
+              ": " +
+              short(one.last_rejection.message, 400),
           )
         : "",
     ],
+    head() {
+      if (!state.clients) return [element("p", { class: "soft" }, "Reading the clients …")];
+      const { clients, at } = state.clients;
+      if (clients.status === "rejected") return failureNotes(failures([clients]));
+      const text = "One row per stream; some libraries open one per service. " + readAt(at);
+      const notSent = clients.value.not_sent;
+      return [
+        ...(notSent ? [element("p", { class: "chip bad" }, notSent + " assignments are too large to be sent")] : []),
+        element("p", { class: "soft" }, text),
+      ];
+    },
   },
   timeline: {
-    filters: { all: "all", added: "added", updated: "updated", departed: "departed", lost: "lost" },
+    filters: { all: "all", added: "added", updated: "updated", departed: "departed", lost: "lost", unknown: "unknown" },
     sorts: { newest: "newest first", oldest: "oldest first" },
     columns: ["Time", "Change", "Service", "Instance", "Detail"],
     empty: "No change since this page was opened",
+    known: () => state.synced,
     rows() {
       const match = matcher();
       const found = state.timeline.filter(
@@ -308,13 +340,30 @@ export const VIEWS = {
     stamp: () => "",
     cells: (one) => [
       clock(one.at),
-      chip(one.kind, { added: "good", updated: "", departed: "warn", lost: "bad" }[one.kind]),
-      serviceLink(one.service),
+      chip(one.kind, { added: "good", updated: "", lost: "bad" }[one.kind] ?? "warn"),
+      one.service ? serviceLink(one.service) : "",
       short(one.id, 120),
       short(one.detail, 400),
     ],
   },
 };
+
+// Returns the silence of a client that has not answered a ping; empty otherwise. A ping comes after 10 s.
+function silence(client) {
+  return client.silent_ms > SILENT_MS ? "silent for " + duration(client.silent_ms) : "";
+}
+
+// Returns the word for the end of an instance, and its kind.
+function endOf({ reason }) {
+  return { departed: ["left", ""], lost: ["lost", "bad"] }[reason] ?? ["gone", "warn"];
+}
+
+// Returns the reason for which a service is not shown.
+function absence() {
+  if (!state.synced) return "The service is not known yet.";
+  if (state.omitted) return "Not known: the agent omits services above its limit, and this can be one of them.";
+  return "The service has no instance.";
+}
 
 function metadata(instance) {
   const all = Object.entries(instance.metadata);

@@ -1,0 +1,37 @@
+//! Reads of the limits of the agent, and of what they have refused.
+
+use std::sync::Arc;
+
+use axum::{extract::State, response::Response};
+use serde::Serialize;
+
+use super::{
+    json,
+    parameters::{NoQuery, Parameters},
+    shared::Shared,
+};
+use crate::limits::LimitUse;
+
+#[derive(Serialize)]
+struct LimitsJson {
+    limits: Vec<LimitJson>,
+}
+
+#[derive(Serialize)]
+struct LimitJson {
+    name: &'static str,
+    max: usize,
+    used: Option<usize>,
+    refused: u64,
+}
+
+impl From<LimitUse> for LimitJson {
+    fn from(LimitUse { name, max, used, refused }: LimitUse) -> Self {
+        Self { name, max, used, refused }
+    }
+}
+
+/// Serves the limits of both servers.
+pub(super) async fn limits(State(shared): State<Arc<Shared>>, Parameters(NoQuery {}): Parameters<NoQuery>) -> Response {
+    json::response(&LimitsJson { limits: shared.limits().into_iter().map(Into::into).collect() })
+}

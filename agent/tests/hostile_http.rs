@@ -1,0 +1,189 @@
+//! Input over HTTP of clients that are broken or hostile: others are served meanwhile, and the memory is bounded.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+mod support;
+
+use std::{net::SocketAddr, sync::Arc};
+
+use enlist::{Registry as _, ServiceRef};
+use enlist_agent::{Agent, HttpOptions};
+use enlist_testkit::{eventually, soon};
+use support::{
+    Store, TestAgent,
+    hostile::{Random, assert_growth, memory, send},
+    instance, local,
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    sync::Mutex,
+};
+
+/// Held by each test: the memory is that of the whole process.
+static ALONE: Mutex<()> = Mutex::const_new(());
+
+/// A request of each kind.
+const REQUESTS: [&str; 4] = [
+    "GET /v1/services?namespace=default HTTP/1.1\r\nhost: localhost\r\n\r\n",
+    "GET /v1/services/default/greeter HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer t\r\n\r\n",
+    "GET /v1/prometheus/targets?service=greeter&protocol=grpc HTTP/1.1\r\nhost: localhost\r\norigin: x\r\n\r\n",
+    "GET /v1/clients HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0\r\ntransfer-encoding: chunked\r\n\r\n",
+];
+
+async fn start(store: &Store, options: HttpOptions) -> (TestAgent, SocketAddr) {
+    let http = options.address(([127, 0, 0, 1], 0).into());
+    let agent = TestAgent::of(Agent::builder(Arc::new(store.agents.clone())).xds(local()).http(http)).await;
+    let address = agent.http.unwrap();
+    (agent, address)
+}
+
+/// Checks that a client is served, once there is a slot for it.
+async fn serves(agent: SocketAddr) {
+    eventually("a client is served", || async {
+        let mut stream = TcpStream::connect(agent).await.map_err(|error| error.to_string())?;
+        let request = b"GET /v1/services HTTP/1.0\r\nhost: localhost\r\n\r\n";
+        stream.write_all(request).await.map_err(|error| error.to_string())?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.map_err(|error| error.to_string())?;
+        if text.starts_with("HTTP/1.0 200") { Ok(()) } else { Err(text) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn random_bytes_are_survived() {
+    const CONNECTIONS: usize = 300;
+    let _alone = ALONE.lock().await;
+    // Slots of connections that are over are free again.
+    let (_agent, address) = start(&Store::new(), HttpOptions::new().max_connections(8)).await;
+    let mut random = Random(4);
+    let before = memory();
+    for _ in 0..CONNECTIONS {
+        let count = random.below(8192);
+        send(address, &random.bytes(count)).await;
+    }
+    assert_growth(before, 16 << 20, "random bytes");
+    serves(address).await;
+}
+
+#[tokio::test]
+async fn corrupted_requests_are_survived() {
+    const CONNECTIONS: usize = 500;
+    let _alone = ALONE.lock().await;
+    let (_agent, address) = start(&Store::new(), HttpOptions::new().max_connections(8)).await;
+    let mut random = Random(5);
+    let before = memory();
+    for _ in 0..CONNECTIONS {
+        let mut bytes = Vec::new();
+        for _ in 0..=random.below(4) {
+            bytes.extend_from_slice(REQUESTS[random.below(REQUESTS.len())].as_bytes());
+        }
+        for _ in 0..random.below(6) {
+            let place = random.below(bytes.len());
+            bytes[place] = random.next().to_le_bytes()[0];
+        }
+        send(address, &bytes).await;
+    }
+    assert_growth(before, 16 << 20, "corrupted requests");
+    serves(address).await;
+}
+
+#[tokio::test]
+async fn huge_heads_are_not_kept() {
+    const CONNECTIONS: usize = 20;
+    const BYTES: usize = 16 << 20;
+    let _alone = ALONE.lock().await;
+    let (_agent, address) = start(&Store::new(), HttpOptions::new()).await;
+    let before = memory();
+    let part = vec![b'x'; 64 << 10];
+    for _ in 0..CONNECTIONS {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: localhost\r\nx: ").await.unwrap();
+        let mut sent = 0;
+        // The agent refuses it, and reads no further.
+        while sent < BYTES && stream.write_all(&part).await.is_ok() {
+            sent += part.len();
+        }
+        assert!(sent < BYTES, "a head of {sent} bytes was read");
+    }
+    assert_growth(before, 8 << 20, "huge heads");
+    serves(address).await;
+}
+
+#[tokio::test]
+async fn unfinished_requests_cost_little() {
+    const CONNECTIONS: usize = 2_000;
+    const BYTES_EACH: usize = 48 << 10;
+    let _alone = ALONE.lock().await;
+    let (_agent, address) = start(&Store::new(), HttpOptions::new().max_connections(CONNECTIONS + 1)).await;
+    serves(address).await;
+    let before = memory();
+    let mut idle = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n").await.unwrap();
+        idle.push(stream);
+    }
+    serves(address).await;
+    assert_growth(before, CONNECTIONS * BYTES_EACH, "unfinished requests");
+}
+
+/// Nobody is served until one of them ends, and what is refused is counted.
+#[tokio::test]
+async fn connections_above_the_limit_end_at_once() {
+    const CONNECTIONS: usize = 10_000;
+    let _alone = ALONE.lock().await;
+    let (_agent, address) = start(&Store::new(), HttpOptions::new().max_connections(2)).await;
+    let mut used = TcpStream::connect(address).await.unwrap();
+    let mut idle = TcpStream::connect(address).await.unwrap();
+    for stream in [&mut used, &mut idle] {
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+        stream.read_exact(&mut [0; 12]).await.unwrap();
+    }
+    let before = memory();
+    for _ in 0..CONNECTIONS {
+        let mut refused = TcpStream::connect(address).await.unwrap();
+        let end = soon("it is closed", refused.read(&mut [0])).await;
+        assert_eq!(end.unwrap_or(0), 0);
+    }
+    assert_growth(before, 8 << 20, "refused connections");
+    used.write_all(b"GET /metrics HTTP/1.0\r\nhost: localhost\r\n\r\n").await.unwrap();
+    let mut metrics = String::new();
+    used.read_to_string(&mut metrics).await.unwrap();
+    let counted = format!("enlist_agent_refused_total{{limit=\"http_connections\"}} {CONNECTIONS}");
+    assert!(metrics.contains(&counted), "{metrics}");
+    drop(idle);
+    serves(address).await;
+}
+
+/// The response is made as it is read: what waits for a client is not the whole.
+#[tokio::test]
+async fn slow_readers_of_large_responses_cost_little() {
+    const INSTANCES: u32 = 5_000;
+    const CLIENTS: usize = 30;
+    const BYTES_EACH: usize = 512 << 10;
+    let _alone = ALONE.lock().await;
+    let store = Store::new();
+    let service = ServiceRef::parse("large").unwrap();
+    for number in 0..INSTANCES {
+        let large = instance(&number.to_string(), 80).with_metadata("text", "x".repeat(2_000));
+        store.services.publish(&service, large).await.unwrap();
+    }
+    let (_agent, address) = start(&store, HttpOptions::new()).await;
+    serves(address).await;
+    let before = memory();
+    let mut slow = Vec::new();
+    for path in ["/v1/services/default/large", "/v1/prometheus/targets?service=large"] {
+        for _ in 0..CLIENTS {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n");
+            stream.write_all(request.as_bytes()).await.unwrap();
+            // The response has begun.
+            stream.read_exact(&mut [0; 12]).await.unwrap();
+            slow.push(stream);
+        }
+    }
+    serves(address).await;
+    assert_growth(before, 2 * CLIENTS * BYTES_EACH, "slow readers");
+}
