@@ -137,3 +137,39 @@ async fn unsafe_and_faulty_options_are_refused() {
         assert!(done.code == Some(code) && done.stderr.contains(expected), "{arguments:?}: {done:?}");
     }
 }
+
+/// The file as it is printed in the documentation, on free ports.
+#[tokio::test]
+async fn the_documented_configuration_is_served() {
+    let server = server().await;
+    let folder = tempfile::tempdir().unwrap();
+    let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/agent.md")).unwrap();
+    let text = page.split_once("```toml\n").unwrap().1.split_once("```").unwrap().0;
+    let text = text.replace("127.0.0.1:18000", "127.0.0.1:0").replace("127.0.0.1:18001", "127.0.0.1:0");
+    let [certificate, key] = certificate(folder.path());
+    for (from, to) in [(&*certificate, "agent.pem"), (&*key, "agent.key"), (&*certificate, "clients.pem")] {
+        fs::copy(from, folder.path().join(to)).unwrap();
+    }
+    fs::write(folder.path().join("agent.token"), "secret\n").unwrap();
+    let file = folder.path().join("agent.toml");
+    fs::write(&file, text).unwrap();
+    let file = file.to_str().unwrap();
+    let mut agent = Running::start(enlist(&server, ["agent", "--config", file, "--output", "json"]));
+    let printed: serde_json::Value = serde_json::from_str(&agent.says("xds").await).unwrap();
+    let http: SocketAddr = printed["http"].as_str().unwrap().parse().unwrap();
+    TcpStream::connect(http).await.unwrap();
+    agent.signal("-TERM");
+    assert_eq!(agent.code().await, Some(0));
+}
+
+#[tokio::test]
+async fn an_unknown_key_is_reported_with_its_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("agent.toml");
+    fs::write(&file, "[xds]\nadress = \"127.0.0.1:0\"\n").unwrap();
+    let mut command = bare();
+    command.args(["agent", "--config"]).arg(file);
+    let done = run(command).await;
+    let expected = "agent.toml: line 2: unknown field `adress`";
+    assert!(done.code == Some(2) && done.stderr.contains(expected), "{done:?}");
+}

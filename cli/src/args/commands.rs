@@ -257,14 +257,18 @@ pub(crate) struct Run {
 #[cfg(feature = "agent")]
 #[derive(Args, Debug)]
 pub(crate) struct AgentOptions {
-    /// Address to listen on for xDS; one that other hosts can reach needs a certificate or a token
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:18000")]
-    pub(crate) xds: std::net::SocketAddr,
+    /// File with the agent's configuration (TOML); options given here take precedence
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Address to listen on for xDS; one that other hosts can reach needs a certificate or a token; default:
+    /// 127.0.0.1:18000
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) xds: Option<std::net::SocketAddr>,
     /// Serve HTTP and the web console as well; without an address on 127.0.0.1:18001
     #[arg(long, value_name = "ADDRESS", num_args = 0..=1, default_missing_value = "127.0.0.1:18001")]
     pub(crate) http: Option<std::net::SocketAddr>,
     /// Name of the agent in HTTP requests, besides localhost and addresses; may be repeated
-    #[arg(long, value_name = "NAME", requires = "http")]
+    #[arg(long, value_name = "NAME")]
     pub(crate) http_host: Vec<String>,
     /// File with a token, which clients send as `authorization: Bearer TOKEN`
     #[arg(long, value_name = "FILE")]
@@ -276,7 +280,7 @@ pub(crate) struct AgentOptions {
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     pub(crate) tls_key: Option<PathBuf>,
     /// Authority of clients (PEM): admit only clients with a certificate of it
-    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    #[arg(long, value_name = "FILE")]
     pub(crate) tls_client_ca: Option<PathBuf>,
     /// Permit an address that other hosts can reach, without a certificate and without a token
     #[arg(long)]
