@@ -20,10 +20,11 @@ cargo xtask <command>
   interop [dubbo|etcd|gokit|gomicro|gozero|kitex|kratos|viper|fleet …]
           build programs on Go libraries, all or those named, and run both sides together; fleet restarts each of six
           servers in both languages, and upgrades their etcd from 3.5 to 3.6, under calls; writes target/interop.md
-  clients [python|envoy|go|tonic-xds|java|layouts …]
+  clients [python|envoy|go|tonic-xds|java|console|http|prometheus|browser|layouts …]
           run clients of the agent in other languages, all or those named, with their real libraries, which are
           installed below the build folder; layouts runs the one in Go with servers that kitex, go-zero and kratos
-          register; python and envoy need python3 with its module venv, go and layouts need Go, java needs Maven
+          register; http checks the interface against its OpenAPI document; python, envoy and http need python3 with its
+          module venv, go and layouts Go, java Maven, console Node, prometheus and browser Debian's packages
   nemesis [--seed N] [--minutes M] [--members 1|3] [--replay FILE]
           random faults against registrations, watchers and locks (default: 10 minutes, another seed each time, a single
           etcd; members of a cluster are also wiped and added again), or judge the saved record of a failed run again

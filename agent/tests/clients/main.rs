@@ -5,11 +5,15 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
+mod browser;
 mod caller;
+mod console;
 mod envoy;
 mod go;
+mod http;
 mod java;
 mod page;
+mod prometheus;
 mod python;
 mod scenarios;
 mod server;

@@ -13,10 +13,14 @@ use crate::{
 /// Address of the agent on the page. Tests replace it by that of a free port.
 const DOCUMENTED: &str = "127.0.0.1:18000";
 
+/// Returns a page.
+pub(crate) fn text(page: &str) -> String {
+    fs::read_to_string(format!("{}/../docs/{page}", env!("CARGO_MANIFEST_DIR"))).unwrap()
+}
+
 /// Returns the first block of this language below this heading of a page.
 pub(crate) fn block(page: &str, heading: &str, language: &str) -> String {
-    let path = format!("{}/../docs/{page}", env!("CARGO_MANIFEST_DIR"));
-    let text = fs::read_to_string(path).unwrap();
+    let text = text(page);
     let (_, section) = text.split_once(&format!("\n{heading}\n")).expect("the page has the section");
     let (_, rest) = section.split_once(&format!("```{language}\n")).expect("the section has a block");
     rest.split_once("```").unwrap().0.to_owned()

@@ -1,0 +1,167 @@
+//! The console in a browser, driven over `WebDriver`.
+
+use std::{net::SocketAddr, process::Stdio};
+
+use enlist_testkit::eventually;
+use serde_json::{Value, json};
+use tokio::{
+    net::TcpListener,
+    process::{Child, Command},
+};
+
+use crate::{
+    http::{exchange, start},
+    supplied,
+    support::{AdsClient, Store, instance},
+};
+
+/// A page of a browser. Dropping it ends the browser's driver.
+struct Page {
+    driver: SocketAddr,
+    session: String,
+    _process: Child,
+}
+
+impl Page {
+    /// Opens a page in a window of this width.
+    async fn open(url: &str, width: u32) -> Self {
+        let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let driver = free.local_addr().unwrap();
+        drop(free);
+        let mut command = Command::new(supplied("ENLIST_CLIENT_CHROMEDRIVER"));
+        command.arg(format!("--port={}", driver.port())).stdout(Stdio::null()).stderr(Stdio::null());
+        let process = command.kill_on_drop(true).spawn().unwrap();
+        let arguments = [
+            "--headless".to_owned(),
+            "--no-sandbox".to_owned(),
+            "--disable-gpu".to_owned(),
+            "--disable-dev-shm-usage".to_owned(),
+            format!("--window-size={width},800"),
+        ];
+        let options = json!({ "binary": supplied("ENLIST_CLIENT_CHROMIUM"), "args": arguments });
+        let wanted = json!({ "goog:chromeOptions": options, "goog:loggingPrefs": { "browser": "ALL" } });
+        let wanted = json!({ "capabilities": { "alwaysMatch": wanted } });
+        let opened = eventually("a session", || async {
+            let body =
+                exchange(driver, "POST", "/session", &wanted.to_string()).await.map_err(|error| error.to_string())?;
+            let body: Value = serde_json::from_str(&body).map_err(|error| error.to_string())?;
+            body["value"]["sessionId"].as_str().map(str::to_owned).ok_or_else(|| body.to_string())
+        });
+        let page = Self { driver, session: opened.await, _process: process };
+        page.command("url", &json!({ "url": url })).await;
+        page
+    }
+
+    async fn command(&self, name: &str, body: &Value) -> Value {
+        let path = format!("/session/{}/{name}", self.session);
+        let body = exchange(self.driver, "POST", &path, &body.to_string()).await.unwrap();
+        let body: Value = serde_json::from_str(&body).unwrap();
+        assert!(body["value"]["error"].is_null(), "{name}: {body}");
+        body["value"].clone()
+    }
+
+    /// Returns the value of an expression.
+    async fn value(&self, expression: &str) -> Value {
+        self.command("execute/sync", &json!({ "script": format!("return {expression}"), "args": [] })).await
+    }
+
+    /// Waits until an expression is true.
+    async fn until(&self, expression: &str) {
+        eventually(expression, || async {
+            if self.value(expression).await == true { Ok(()) } else { Err(self.value("document.body.innerText").await) }
+        })
+        .await;
+    }
+
+    async fn shows(&self, text: &str) {
+        self.until(&format!("document.body.innerText.includes({})", json!(text))).await;
+    }
+
+    async fn press(&self, key: &str) {
+        let actions = json!([{ "type": "keyDown", "value": key }, { "type": "keyUp", "value": key }]);
+        self.command("actions", &json!({ "actions": [{ "type": "key", "id": "keys", "actions": actions }] })).await;
+    }
+
+    /// Ends the browser. Nothing was reported as an error, a violation of the policy included.
+    async fn close(self) {
+        let log = self.command("se/log", &json!({ "type": "browser" })).await;
+        let errors: Vec<_> = log.as_array().unwrap().iter().filter(|entry| entry["level"] == "SEVERE").collect();
+        assert!(errors.is_empty(), "{errors:?}");
+        exchange(self.driver, "DELETE", &format!("/session/{}", self.session), "").await.unwrap();
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: cargo xtask clients"]
+async fn changes_are_shown_as_they_happen() {
+    let store = Store::new();
+    let (agent, address) = start(&store).await;
+    let first = store.register("greeter", instance("greeter-1", 8080).with_zone("eu-1a")).await;
+    let page = Page::open(&format!("http://{address}/"), 1200).await;
+    page.shows("greeter").await;
+    page.shows("live, age").await;
+    let _second = store.register("mail", instance("mail-1", 8081)).await;
+    page.shows("mail").await;
+    page.value("location.hash = '#/service/greeter'").await;
+    page.shows("greeter-1").await;
+    first.deregister().await.unwrap();
+    page.shows("Recent departures").await;
+    page.value("location.hash = '#/clients'").await;
+    page.shows("No stream of xDS is open").await;
+    let mut client = AdsClient::connect(agent.address).await;
+    client.assignment("mail").await;
+    page.shows("test-1").await;
+    store.agents.cut();
+    page.shows("do not arrive").await;
+    store.agents.heal();
+    page.until("document.getElementById('banner').hidden").await;
+    page.close().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: cargo xtask clients"]
+async fn the_console_is_used_by_keyboard() {
+    let store = Store::new();
+    let (_agent, address) = start(&store).await;
+    let _first = store.register("greeter", instance("greeter-1", 8080)).await;
+    let _second = store.register("mail", instance("mail-1", 8081)).await;
+    let page = Page::open(&format!("http://{address}/"), 1200).await;
+    page.shows("mail").await;
+    page.press("j").await;
+    page.press("j").await;
+    page.until("document.activeElement.textContent === 'mail'").await;
+    page.press("\u{e007}").await;
+    page.until("location.hash === '#/service/mail'").await;
+    page.shows("mail-1").await;
+    for (key, view) in [("2", "#/queues"), ("3", "#/clients"), ("4", "#/timeline"), ("1", "#/services")] {
+        page.press(key).await;
+        page.until(&format!("location.hash === '{view}'")).await;
+    }
+    page.press("/").await;
+    page.until("document.activeElement.id === 'search'").await;
+    page.press("g").await;
+    page.until("document.querySelectorAll('#table tbody tr').length === 1").await;
+    page.close().await;
+}
+
+/// Nothing is wider than a small window, and hostile texts are texts.
+#[tokio::test]
+#[ignore = "needs Chromium: cargo xtask clients"]
+async fn the_console_fits_a_small_window() {
+    let store = Store::new();
+    let (_agent, address) = start(&store).await;
+    let hostile = "<img src=x onerror=alert(1)>";
+    let long = "n".repeat(200);
+    let described = instance(&long, 8080).with_metadata(hostile, long.clone()).with_version(long.clone());
+    let _first = store.register(hostile, described).await;
+    let page = Page::open(&format!("http://{address}/"), 360).await;
+    page.shows(hostile).await;
+    for view in
+        ["#/services", "#/service/%3Cimg%20src%3Dx%20onerror%3Dalert(1)%3E", "#/queues", "#/clients", "#/timeline"]
+    {
+        page.value(&format!("location.hash = '{view}'")).await;
+        page.until("document.documentElement.scrollWidth <= document.documentElement.clientWidth").await;
+    }
+    assert_eq!(page.value("document.images.length").await, 0);
+    page.close().await;
+}
