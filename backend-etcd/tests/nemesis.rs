@@ -220,7 +220,9 @@ impl Store {
         }
         let thawed = recorder.micros();
         member.resume().await;
-        revocable.into_iter().for_each(|lease| recorder.may_be_revoked(thawed, lease));
+        for lease in revocable {
+            recorder.may_be_revoked(thawed, lease);
+        }
         if is_stale {
             let settled = recorder.micros() + u64::try_from(SETTLING.as_micros()).unwrap();
             recorder.stale_until.store(settled, Ordering::SeqCst);

@@ -26,7 +26,7 @@ use support::{instance, metrics, raw, server_with, service};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    sync::mpsc,
+    sync::{Mutex, mpsc},
 };
 
 const PASSWORD: &str = "correct-horse-battery";
@@ -36,6 +36,9 @@ const LONG: Duration = Duration::from_secs(60);
 
 /// Commands that etcd accepts before the first of them is executed.
 const MAX_GAP: usize = 5000;
+
+/// One server that is kept busy at a time: each needs a processor of its own.
+static BUSY: Mutex<()> = Mutex::const_new(());
 
 /// A release of etcd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -155,6 +158,7 @@ async fn renewal_while_busy(server: &EtcdServer) -> Option<String> {
 async fn renewals_wait_for_commands_before_3_7() {
     const SINCE: Release = Release(3, 7, 0);
     const REFUSED: &str = "waiting for the applied index took too long";
+    let _busy = BUSY.lock().await;
     let server = server_with(&["--max-txn-ops=100000"]).await;
     let release = Release::of(&server).await;
     let refusal = renewal_while_busy(&server).await;
@@ -260,6 +264,7 @@ async fn revoke(mut client: Client, lease: i64) -> Revocation {
 #[tokio::test]
 async fn revocations_have_no_priority_by_default() {
     const SINCE: Release = Release(3, 7, 0);
+    let _busy = BUSY.lock().await;
     let server = server_with(&["--max-txn-ops=100000"]).await;
     let release = Release::of(&server).await;
     assert_eq!(revocation_under_overload(&server).await, Revocation::Refused, "{release:?}");
@@ -353,7 +358,7 @@ async fn ask(server: &EtcdServer, path: &str) -> String {
 /// A client learns without a user whether it needs one since 3.7. Before, it needs one for the question; 3.4 does not
 /// know the question. A refusal names its cause in all of them, and that is what this library relies on.
 #[tokio::test]
-async fn the_need_of_a_user_is_public_since_3_7() {
+async fn user_requirement_is_public_since_3_7() {
     let server = guarded().await;
     let release = Release::of(&server).await;
     let answer = soon("an answer", ask(&server, "/v3/auth/status")).await;
@@ -448,7 +453,7 @@ async fn pings_within_five_seconds_close_a_connection() {
 /// not concern the lease of a later grant. A key that was put under another lease meanwhile stays. This library draws
 /// ids at random, so it uses none of them twice.
 #[tokio::test]
-async fn an_expired_lease_ends_before_its_id_is_granted_again() {
+async fn an_expired_lease_ends_before_a_new_grant() {
     const ID: i64 = 77;
     let server = server_with(&[]).await;
     let mut client = raw(&server).await;

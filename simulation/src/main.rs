@@ -13,6 +13,7 @@ mod judge;
 mod kinds;
 mod lockers;
 mod many;
+mod options;
 mod owners;
 mod run;
 #[cfg(feature = "defects")]
@@ -20,11 +21,14 @@ mod teeth;
 mod verdicts;
 mod world;
 
-use std::{env, error::Error, process::ExitCode};
+use std::{env, process::ExitCode};
 
 #[cfg(feature = "defects")]
 use self::teeth::teeth;
-use self::world::Logs;
+use self::{
+    options::{Options, Outcome, Result},
+    world::Logs,
+};
 
 const HELP: &str = "\
 usage: simulation one SEED [--log] [--trace] [--defect NAME]
@@ -36,45 +40,6 @@ usage: simulation one SEED [--log] [--trace] [--defect NAME]
   teeth  for each deliberate defect, runs until one violates an invariant that is about it, at most COUNT (default
          10000), and the same seeds without a defect; needs the feature `defects`
 ";
-
-type Result<T = ()> = std::result::Result<T, Box<dyn Error>>;
-
-/// Outcome of a command.
-#[derive(Clone, Copy, Debug)]
-enum Outcome {
-    Passed,
-    Failed,
-}
-
-/// Options of all commands.
-#[derive(Clone, Debug, Default)]
-struct Options {
-    seed: Option<u64>,
-    seeds: Option<u64>,
-    jobs: Option<usize>,
-    defect: Option<String>,
-    log: bool,
-    trace: bool,
-}
-
-impl Options {
-    fn parse(mut args: impl Iterator<Item = String>) -> Result<Self> {
-        let mut options = Self::default();
-        while let Some(arg) = args.next() {
-            let mut value = || args.next().ok_or(format!("{arg} needs a value"));
-            match arg.as_str() {
-                "--seed" => options.seed = Some(value()?.parse()?),
-                "--seeds" => options.seeds = Some(value()?.parse()?),
-                "--jobs" => options.jobs = Some(value()?.parse()?),
-                "--defect" => options.defect = Some(value()?),
-                "--log" => options.log = true,
-                "--trace" => options.trace = true,
-                seed => options.seed = Some(seed.parse().map_err(|_| format!("{seed} is no option and no number"))?),
-            }
-        }
-        Ok(options)
-    }
-}
 
 /// Enables a defect by its name.
 #[cfg(feature = "defects")]

@@ -13,8 +13,8 @@ use std::{
 use enlist::Moment;
 
 use crate::{
-    Options, Outcome, Result,
     counts::Counts,
+    options::{Options, Outcome, Result},
     run::PROCESSOR_LIMIT,
     verdicts::{Invariant, Verdict},
 };

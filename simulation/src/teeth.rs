@@ -4,8 +4,8 @@
 use enlist_etcd::DeliberateDefect;
 
 use crate::{
-    Options, Outcome, Result,
     many::{Batch, Failed, Seeds, batch, found, jobs},
+    options::{Options, Outcome, Result},
     verdicts::Invariant,
 };
 

@@ -181,7 +181,7 @@ pub(super) async fn shows_within(limit: Duration, view: &ServiceView, wanted: &[
     let shown = async {
         loop {
             let snapshot = view.snapshot();
-            let entries = snapshot.iter().flat_map(|snapshot| snapshot.entries());
+            let entries = snapshot.iter().flat_map(enlist::Snapshot::entries);
             last = entries.map(|entry| entry.instance().endpoints()[0].to_string()).collect();
             let has = |address: &&str| last.iter().any(|endpoint: &String| endpoint.ends_with(*address));
             if snapshot.is_some() && last.len() == wanted.len() && wanted.iter().all(has) {

@@ -8,8 +8,8 @@ use std::{error::Error as StdError, fmt};
 use enlist::{Endpoint, Error, Instance};
 use http::uri::Authority;
 
-/// Protocols of gRPC endpoints. `tcp`, and `tri` of dubbo, whose servers answer gRPC, state nothing about encryption, and
-/// never mean TLS.
+/// Protocols of gRPC endpoints. `tcp`, and `tri` of dubbo, whose servers answer gRPC, state nothing about encryption,
+/// and never mean TLS.
 const PROTOCOLS: [(&str, Wire); 7] = [
     ("grpc", Wire::Plaintext),
     ("http", Wire::Plaintext),

@@ -45,7 +45,7 @@ pub enum EndCause {
 /// Losses of a run. All times are in microseconds on one clock.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LossHistory {
-    disturbances: Vec<Disturbance>,
+    disturbances: Vec<Incident>,
     /// Holders by token.
     holders: BTreeMap<u64, Holder>,
     /// Instances by id.
@@ -56,7 +56,7 @@ pub struct LossHistory {
 
 /// Period in which a fault may delay messages to clients, or requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Disturbance {
+struct Incident {
     from: u64,
     until: u64,
     /// Time after its end in which it may still have an effect.
@@ -129,7 +129,7 @@ pub struct JudgedLosses {
 impl LossHistory {
     /// Records a fault that may delay messages to clients, or requests, and has effects until `recovery` after its end.
     pub fn disturbed(&mut self, from: u64, until: u64, recovery: u64) {
-        self.disturbances.push(Disturbance { from, until, recovery });
+        self.disturbances.push(Incident { from, until, recovery });
     }
 
     /// Records a grant of the lock under a lease with this TTL.
@@ -244,7 +244,7 @@ impl LossHistory {
     fn limit(&self, at: u64, bound: u64) -> u64 {
         let mut limit = at + bound;
         loop {
-            let concerns = |it: &&Disturbance| it.from <= limit && it.until + it.recovery >= at;
+            let concerns = |it: &&Incident| it.from <= limit && it.until + it.recovery >= at;
             let later = self.disturbances.iter().filter(concerns).map(|it| it.until + it.recovery + bound).max();
             match later {
                 Some(later) if later > limit => limit = later,
