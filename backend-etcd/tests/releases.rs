@@ -26,7 +26,7 @@ use support::{instance, metrics, raw, server_with, service};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    sync::{Mutex, mpsc},
+    sync::{RwLock, mpsc},
 };
 
 const PASSWORD: &str = "correct-horse-battery";
@@ -37,8 +37,8 @@ const LONG: Duration = Duration::from_secs(60);
 /// Commands that etcd accepts before the first of them is executed.
 const MAX_GAP: usize = 5000;
 
-/// One server that is kept busy at a time: each needs a processor of its own.
-static BUSY: Mutex<()> = Mutex::const_new(());
+/// Held for writing while a server is kept busy, which needs a processor of its own, and for reading by other tests.
+static BUSY: RwLock<()> = RwLock::const_new(());
 
 /// A release of etcd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -158,7 +158,7 @@ async fn renewal_while_busy(server: &EtcdServer) -> Option<String> {
 async fn renewals_wait_for_commands_before_3_7() {
     const SINCE: Release = Release(3, 7, 0);
     const REFUSED: &str = "waiting for the applied index took too long";
-    let _busy = BUSY.lock().await;
+    let _busy = BUSY.write().await;
     let server = server_with(&["--max-txn-ops=100000"]).await;
     let release = Release::of(&server).await;
     let refusal = renewal_while_busy(&server).await;
@@ -264,7 +264,7 @@ async fn revoke(mut client: Client, lease: i64) -> Revocation {
 #[tokio::test]
 async fn revocations_have_no_priority_by_default() {
     const SINCE: Release = Release(3, 7, 0);
-    let _busy = BUSY.lock().await;
+    let _busy = BUSY.write().await;
     let server = server_with(&["--max-txn-ops=100000"]).await;
     let release = Release::of(&server).await;
     assert_eq!(revocation_under_overload(&server).await, Revocation::Refused, "{release:?}");
@@ -324,6 +324,7 @@ async fn is_told_the_status(server: &EtcdServer, user: Option<&str>) -> bool {
 /// (since 3.5.32, 3.6.12 and 3.7.0). A diagnosis as a user works with all of them; it reports a hidden version.
 #[tokio::test]
 async fn the_status_is_for_root_in_some_releases() {
+    let _idle = BUSY.read().await;
     let server = guarded().await;
     let release = Release::of(&server).await;
     let permitted = Permitted::in_release(release);
@@ -359,6 +360,7 @@ async fn ask(server: &EtcdServer, path: &str) -> String {
 /// know the question. A refusal names its cause in all of them, and that is what this library relies on.
 #[tokio::test]
 async fn user_requirement_is_public_since_3_7() {
+    let _idle = BUSY.read().await;
     let server = guarded().await;
     let release = Release::of(&server).await;
     let answer = soon("an answer", ask(&server, "/v3/auth/status")).await;
@@ -388,6 +390,7 @@ async fn announce(client: &mut Client, release: Release, options: DowngradeOptio
 /// during and after one; the version of the members does not change by it.
 #[tokio::test]
 async fn an_announced_downgrade_disturbs_no_client() {
+    let _idle = BUSY.read().await;
     let server = server_with(&[]).await;
     let (user, mut client) = (User::new(&server).await, raw(&server).await);
     let release = Release::of(&server).await;
@@ -435,6 +438,7 @@ async fn watch_with_pings(server: &EtcdServer, interval: Duration) -> WatchStrea
 /// that this library accepts is 6 s (`options.md`).
 #[tokio::test]
 async fn pings_within_five_seconds_close_a_connection() {
+    let _idle = BUSY.read().await;
     /// Rounds in which three pings, 6 s apart, would be too many if they were counted.
     const ROUNDS: usize = 8;
     let server = server_with(&[]).await;
@@ -454,12 +458,14 @@ async fn pings_within_five_seconds_close_a_connection() {
 /// ids at random, so it uses none of them twice.
 #[tokio::test]
 async fn an_expired_lease_ends_before_a_new_grant() {
+    let _idle = BUSY.read().await;
     const ID: i64 = 77;
     let server = server_with(&[]).await;
     let mut client = raw(&server).await;
     let under = |lease| Some(PutOptions::new().with_lease(lease));
     let granted = |id| Some(LeaseGrantOptions::new().with_id(id));
-    client.lease_grant(1, granted(ID)).await.unwrap();
+    // Long enough for the requests until it is used for the last time.
+    client.lease_grant(5, granted(ID)).await.unwrap();
     client.put("lost", "x", under(ID)).await.unwrap();
     client.put("kept", "x", under(ID)).await.unwrap();
     let next = client.lease_grant(600, None).await.unwrap().id();

@@ -130,7 +130,7 @@ async fn instances_are_escaped(screen: &mut Screen) {
     let (metadata, path) = (format!("{VALUE}={VALUE}"), format!("unix:///tmp/{NAME}"));
     let details = ["--zone", VALUE, "--version", VALUE, "--meta", &metadata, "--id"];
     let publish = |id: &'static str| [&["publish", NAME, &path], &details[..], &[id]].concat();
-    let register = |id: &'static str| [&["register", NAME, &path, "--ttl", "2s"], &details[..], &[id]].concat();
+    let register = |id: &'static str| [&["register", NAME, &path, "--ttl", "10s"], &details[..], &[id]].concat();
     screen.shows(&publish("fixed")).await;
     let owned = [&register(NAME)[..], &["--owner", TOKEN]].concat();
     let live = screen.begins(&owned, "json", "\"registered\"").await;

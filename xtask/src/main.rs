@@ -226,7 +226,8 @@ fn test() -> Result {
     run(cargo()?.args(everything).env("RUST_TEST_THREADS", SIDE_BY_SIDE).envs(etcd.variables()))?;
     let without_tls = ["test", "--package", "enlist-etcd", "--no-default-features", "--lib", "--", "without_a_feature"];
     run(cargo()?.args(without_tls))?;
-    let agent = ["test", "--package", "enlist-cli", "--features", "agent", "--test", "agent"];
+    let agent = ["test", "--package", "enlist-cli", "--features", "agent"];
+    let agent = agent.into_iter().chain(["--bins", "--test", "agent", "--test", "hostile"]);
     run(cargo()?.args(agent).envs(etcd.variables()))?;
     simulate_many(SEEDS)?;
     let left_out = containers(&etcd)?;

@@ -125,7 +125,9 @@ impl AgentFile {
         }
         self.token_file = token_file.clone().or(self.token_file.take());
         if let (Some(certificate), Some(key)) = (tls_cert.clone(), tls_key.clone()) {
-            self.tls = Some(TlsFiles { certificate, key, client_authority: None });
+            // The authority of the clients is an option of its own: replacing a certificate admits no one else.
+            let client_authority = self.tls.take().and_then(|tls| tls.client_authority);
+            self.tls = Some(TlsFiles { certificate, key, client_authority });
         }
         if let Some(authority) = tls_client_ca {
             let tls = self.tls.as_mut().ok_or_else(|| Failure::usage("--tls-client-ca needs --tls-cert"))?;
@@ -224,6 +226,15 @@ mod tests {
         assert_eq!(file.token_file.as_deref(), Some(Path::new("b")));
         let http = file.http.unwrap();
         assert_eq!((http.address, http.hosts), (Some(([127, 0, 0, 1], 3).into()), vec!["h".to_owned()]));
+    }
+
+    #[test]
+    fn a_replaced_certificate_keeps_the_authority_of_clients() {
+        let text = "[tls]\ncertificate = \"a\"\nkey = \"b\"\nclient-authority = \"c\"\n";
+        let (file, folder) = configured(text, &["--tls-cert", "d", "--tls-key", "e"]);
+        let tls = file.tls.unwrap();
+        assert_eq!((tls.certificate, tls.key), (PathBuf::from("d"), PathBuf::from("e")));
+        assert_eq!(tls.client_authority, Some(folder.path().join("c")));
     }
 
     #[test]

@@ -37,8 +37,9 @@ number!(
     LeaseId(i64)
 );
 number!(
-    /// Number of the registration that wrote an instance. The registration after it under the same id has another one:
-    /// a backend uses the term or, in a layout without terms, the lease. 0 is unknown, or that of a fixed instance.
+    /// Number of the registration that wrote an instance. The registration after it under the same id has another one,
+    /// unless both use one lease of etcd: `enlist-memory` uses the term, `enlist-etcd` the lease. 0 is unknown, or that
+    /// of a fixed instance.
     Incarnation(u64)
 );
 number!(
