@@ -84,7 +84,9 @@ pub(crate) fn teeth(options: &Options) -> Result<Outcome> {
     let control = batch(control, jobs(options), None, |failed| failed.len() >= MAX_FAILURES);
     println!("control: {} runs of the same seeds without a defect, {} failed", control.runs, control.failed.len());
     for Failed { seed, verdicts } in &control.failed {
-        verdicts.iter().for_each(|verdict| println!("  seed {seed}: {verdict}"));
+        for verdict in verdicts {
+            println!("  seed {seed}: {verdict}");
+        }
     }
     Ok(if missed == 0 && control.failed.is_empty() { Outcome::Passed } else { Outcome::Failed })
 }
