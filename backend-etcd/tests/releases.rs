@@ -438,9 +438,9 @@ async fn watch_with_pings(server: &EtcdServer, interval: Duration) -> WatchStrea
 /// that this library accepts is 6 s (`options.md`).
 #[tokio::test]
 async fn pings_within_five_seconds_close_a_connection() {
-    let _idle = BUSY.read().await;
     /// Rounds in which three pings, 6 s apart, would be too many if they were counted.
     const ROUNDS: usize = 8;
+    let _idle = BUSY.read().await;
     let server = server_with(&[]).await;
     let mut slow = watch_with_pings(&server, Duration::from_secs(6)).await;
     for round in 0..ROUNDS {
@@ -458,8 +458,8 @@ async fn pings_within_five_seconds_close_a_connection() {
 /// ids at random, so it uses none of them twice.
 #[tokio::test]
 async fn an_expired_lease_ends_before_a_new_grant() {
-    let _idle = BUSY.read().await;
     const ID: i64 = 77;
+    let _idle = BUSY.read().await;
     let server = server_with(&[]).await;
     let mut client = raw(&server).await;
     let under = |lease| Some(PutOptions::new().with_lease(lease));
