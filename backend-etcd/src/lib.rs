@@ -64,9 +64,11 @@ pub use self::{
         DEFAULT_REQUEST_TIMEOUT, EtcdBuilder,
     },
     client::{
-        endpoint_url::{Tls, endpoint_url, is_clear_text},
-        layers::Requests,
-        limits::{DEFAULT_MAX_RANGE_BYTES, DEFAULT_MAX_RANGE_KEYS},
+        connection::{
+            endpoint_url::{Tls, endpoint_url, is_clear_text},
+            layers::Requests,
+        },
+        requests::limits::{DEFAULT_MAX_RANGE_BYTES, DEFAULT_MAX_RANGE_KEYS},
     },
     discovery::watcher::Payload,
     etcd::Etcd,

@@ -8,13 +8,15 @@ use tonic::transport::Endpoint;
 use super::EtcdBuilder;
 use crate::{
     client::{
-        dial_settings::DialSettings,
-        endpoint_url::{Tls, endpoint_url},
-        failover::Failover,
-        member_sync,
-        members::Members,
+        connection::{
+            dial_settings::DialSettings,
+            endpoint_url::{Tls, endpoint_url},
+            failover::Failover,
+            member_sync,
+            members::Members,
+            tls::{self, TlsFiles},
+        },
         store_client::StoreClient,
-        tls::{self, TlsFiles},
     },
     error::Failure,
     etcd::Etcd,

@@ -15,12 +15,14 @@ use tower::{BoxError, Layer, Service};
 
 use crate::{
     client::{
-        dial_settings::DialSettings,
-        endpoint_url::{Tls, endpoint_url},
-        layers::{Layers, Requests},
-        limits::RangeLimits,
-        request_channel::Credentials,
-        tls::TlsFiles,
+        connection::{
+            dial_settings::DialSettings,
+            endpoint_url::{Tls, endpoint_url},
+            layers::{Layers, Requests},
+            request_channel::Credentials,
+            tls::TlsFiles,
+        },
+        requests::limits::RangeLimits,
     },
     etcd::Etcd,
     layout::{

@@ -46,7 +46,7 @@ impl EtcdBuilder {
     pub(super) fn with_tls_variables(self, get: impl Fn(&str) -> Option<String>) -> Result<Self, Error> {
         let mut variables = ["ENLIST_CACERT", "ENLIST_CERT", "ENLIST_KEY"].into_iter();
         match variables.find(|variable| get(variable).is_some()) {
-            Some(variable) => Err(Error::invalid_config(variable, crate::client::tls::NEEDS_FEATURE)),
+            Some(variable) => Err(Error::invalid_config(variable, crate::client::connection::tls::NEEDS_FEATURE)),
             None => Ok(self),
         }
     }

@@ -17,15 +17,19 @@ use tonic::transport::Endpoint;
 
 use crate::{
     client::{
-        dialled::{ProgressReplies, Used},
-        failover::Failover,
-        layers::Layers,
-        limits::{PAGE, RangeLimits},
-        request_channel::{Clients, Credentials, PROBED, Repeat, RequestChannel},
-        response::revision_of,
+        connection::{
+            dialled::{ProgressReplies, Used},
+            failover::Failover,
+            layers::Layers,
+            request_channel::{Clients, Credentials, PROBED, Repeat, RequestChannel},
+        },
+        requests::{
+            limits::{PAGE, RangeLimits},
+            response::revision_of,
+            write_batcher::WriteBatcher,
+            write_proofs::WriteProofs,
+        },
         store_revision::StoreRevision,
-        write_batcher::WriteBatcher,
-        write_proofs::WriteProofs,
     },
     error::{Failure, classify},
     watch::record::KeyRange,

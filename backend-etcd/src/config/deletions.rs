@@ -11,8 +11,8 @@ use etcd_client::{EventType, WatchFilterType, WatchOptions, WatchResponse};
 
 use crate::{
     client::{
-        dialled::ProgressReplies,
-        response::{header_revision, signed},
+        connection::dialled::ProgressReplies,
+        requests::response::{header_revision, signed},
         store_client::StoreClient,
     },
     error::{Failure, classify_cancel, text_cause},

@@ -6,7 +6,7 @@ use enlist::{ConfigVersion, Error, Revision};
 use etcd_client::GetOptions;
 
 use crate::{
-    client::{response::signed, store_client::StoreClient},
+    client::{requests::response::signed, store_client::StoreClient},
     config::deletions,
     error::Failure,
     watch::record::Record,

@@ -17,8 +17,8 @@ use etcd_client::{Compare, CompareOp, GetOptions, Txn, TxnOp, TxnResponse, proto
 
 use crate::{
     client::{
-        request_channel::Clients,
-        response::{header_revision, signed},
+        connection::request_channel::Clients,
+        requests::response::{header_revision, signed},
         store_client::StoreClient,
     },
     config::{

@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 
 use super::{finding::EndpointFault, reply::Reply, tls_options::TlsOptions};
 use crate::{
-    client::{
+    client::connection::{
         request_channel::Credentials,
         tls::{self, TlsFiles},
     },

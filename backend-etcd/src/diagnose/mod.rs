@@ -38,7 +38,7 @@ use self::{
 };
 use crate::{
     Etcd, EtcdBuilder,
-    client::endpoint_url::is_clear_text,
+    client::connection::endpoint_url::is_clear_text,
     error::answers::{self, Answer, answer},
     layout::{QueueKind, trial_key},
     watch::record::KeyRange,

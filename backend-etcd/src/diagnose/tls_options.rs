@@ -8,7 +8,7 @@ use etcd_client::ConnectOptions;
 #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))]
 use etcd_client::{Certificate, Identity};
 
-use crate::client::tls::TlsFiles;
+use crate::client::connection::tls::TlsFiles;
 
 /// TLS options, with the content of the files.
 #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))]

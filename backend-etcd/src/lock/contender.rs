@@ -25,7 +25,7 @@ use enlist::{
 use futures::{FutureExt, future::BoxFuture};
 
 use crate::{
-    client::queue_requests::OwnEntry,
+    client::requests::queue_requests::OwnEntry,
     deliberate_defects::DeliberateDefect,
     error::Failure,
     layout::{LeaseScope, LockLayout, QueueKind},

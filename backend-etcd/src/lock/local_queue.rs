@@ -12,7 +12,7 @@ use std::{
 use enlist::{Revision, backend::MutexExt as _};
 use tokio::sync::oneshot;
 
-use crate::{client::queue_requests::OwnEntry, watch::record::Record};
+use crate::{client::requests::queue_requests::OwnEntry, watch::record::Record};
 
 /// Entry that waits for another one of this session. Dropping it leaves the entry to etcd's watches.
 #[derive(Debug)]

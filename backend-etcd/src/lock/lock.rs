@@ -13,7 +13,7 @@ use enlist::{
 use etcd_client::{Compare, CompareOp};
 
 use crate::{
-    client::response::signed,
+    client::requests::response::signed,
     etcd::Etcd,
     layout::{LockLayout, QueueEntryValue, QueueKind},
     lock::contender::{Contender, GuardSource},

@@ -13,7 +13,7 @@ use enlist::{
 };
 
 use crate::{
-    client::{guarded_write::Guard, kv::WriteOutcome},
+    client::requests::{guarded_write::Guard, kv::WriteOutcome},
     etcd::Etcd,
     layout::{LockLayout, PermitEntryValue, QueueKind},
     lock::contender::{Contender, queued::PermitRequest},

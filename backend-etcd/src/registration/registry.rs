@@ -14,7 +14,7 @@ use enlist::{
 use tracing::Instrument;
 
 use crate::{
-    client::{guarded_write::Guard, kv::WriteOutcome},
+    client::requests::{guarded_write::Guard, kv::WriteOutcome},
     error::Failure,
     etcd::Etcd,
     layout::{Decoded, Layout, LeaseScope, Writing},

@@ -8,7 +8,7 @@ use enlist::{
 };
 
 use crate::{
-    client::{request_channel::Clients, response::header_revision, store_client::StoreClient},
+    client::{connection::request_channel::Clients, requests::response::header_revision, store_client::StoreClient},
     error::Failure,
 };
 

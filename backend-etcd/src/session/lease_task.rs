@@ -20,7 +20,7 @@ use etcd_client::LeaseGrantOptions;
 use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::{
-    client::{request_channel::Clients, store_client::StoreClient},
+    client::{connection::request_channel::Clients, store_client::StoreClient},
     deliberate_defects::DeliberateDefect,
     error::Failure,
     session::{

@@ -12,7 +12,7 @@ use enlist::{
 };
 
 use crate::{
-    client::{request_channel::Clients, store_client::StoreClient},
+    client::{connection::request_channel::Clients, store_client::StoreClient},
     deliberate_defects::DeliberateDefect,
     error::Failure,
     session::lease::{LeaseReports, LeaseSignals},

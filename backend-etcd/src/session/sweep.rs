@@ -18,7 +18,10 @@ use futures::future::{join_all, select_all};
 use tokio::sync::Notify;
 
 use crate::{
-    client::{guarded_write::Guard, kv::WriteOutcome, store_client::StoreClient},
+    client::{
+        requests::{guarded_write::Guard, kv::WriteOutcome},
+        store_client::StoreClient,
+    },
     error::Failure,
     session::{
         lease::{Lease, Revoked},

@@ -17,7 +17,10 @@ use futures::{FutureExt, future::BoxFuture};
 use tokio::time::Instant;
 
 use crate::{
-    client::{limits::PAGE, list::Page, store_client::StoreClient},
+    client::{
+        requests::{limits::PAGE, list::Page},
+        store_client::StoreClient,
+    },
     error::Failure,
     watch::{record::KeyRange, replica::Replica},
 };

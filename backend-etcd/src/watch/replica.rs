@@ -6,7 +6,7 @@ use enlist::{Epoch, Revision};
 use etcd_client::proto::PbEvent;
 use imbl::{OrdMap, ordmap::DiffItem};
 
-use crate::{client::limits::size, deliberate_defects::DeliberateDefect, watch::record::Record};
+use crate::{client::requests::limits::size, deliberate_defects::DeliberateDefect, watch::record::Record};
 
 /// Maximum number of recorded deleted keys.
 const MAX_TOMBSTONES: usize = 4096;

@@ -11,7 +11,7 @@ use etcd_client::{WatchOptions, WatchRequestSender, WatchResponse, WatchResponse
 use tokio::sync::Notify;
 
 use crate::{
-    client::{dialled::Dialled, store_client::StoreClient},
+    client::{connection::dialled::Dialled, store_client::StoreClient},
     deliberate_defects::DeliberateDefect,
     error::{Failure, classify, text_cause},
     watch::record::KeyRange,

@@ -31,9 +31,8 @@ use self::{
 };
 use crate::{
     client::{
-        dialled::{Dialled, ProgressReplies},
-        list::Page,
-        response::signed,
+        connection::dialled::{Dialled, ProgressReplies},
+        requests::{list::Page, response::signed},
         store_client::StoreClient,
         store_revision::{History, Seen},
     },

@@ -22,7 +22,7 @@ use super::{
     wait::{lease_lost, replaced},
 };
 use crate::{
-    client::{
+    client::requests::{
         guarded_write::Guard,
         kv::WriteOutcome,
         queue_requests::{OwnEntry, PermitGrant},

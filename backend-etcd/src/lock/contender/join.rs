@@ -13,7 +13,7 @@ use super::{
     queued::{KnownPosition, Queued},
 };
 use crate::{
-    client::{
+    client::requests::{
         guarded_write::Batching,
         queue_requests::{QueueFound, QueueWrite},
     },

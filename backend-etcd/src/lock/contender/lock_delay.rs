@@ -18,8 +18,8 @@ use super::{
     wait::{Predecessor, lease_lost},
 };
 use crate::{
-    client::queue_requests::Marking, error::Failure, layout::LockLayout, session::lease_requests::grant_unrenewed,
-    watch::record::Record,
+    client::requests::queue_requests::Marking, error::Failure, layout::LockLayout,
+    session::lease_requests::grant_unrenewed, watch::record::Record,
 };
 
 /// Returns the marks of holders that did not release and that exclude the contender with the entry created at `token`.

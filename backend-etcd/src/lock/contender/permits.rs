@@ -18,7 +18,7 @@ use super::{
     wait::lease_lost,
 };
 use crate::{
-    client::{queue_requests::QueueFound, response::signed},
+    client::requests::{queue_requests::QueueFound, response::signed},
     error::{Failure, text_cause},
     layout::PermitEntryValue,
     watch::{record::Record, replica::Replica, watch_task::Begin},

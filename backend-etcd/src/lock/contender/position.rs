@@ -11,7 +11,7 @@ use super::{
     queued::{KnownPosition, Position, Queued},
 };
 use crate::{
-    client::{
+    client::requests::{
         queue_requests::{OwnEntry, QueueFound, QueueRead, QueueWrite},
         response::signed,
     },

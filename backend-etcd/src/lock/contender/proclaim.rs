@@ -5,7 +5,7 @@ use std::sync::Arc;
 use enlist::{Error, LockMode, LockName, Revision, backend::Proclamation};
 
 use crate::{
-    client::{guarded_write::Guard, kv::WriteOutcome, queue_requests::OwnEntry},
+    client::requests::{guarded_write::Guard, kv::WriteOutcome, queue_requests::OwnEntry},
     layout::{QueueEntryValue, QueueKind},
     lock::context::LockContext,
 };

@@ -9,7 +9,7 @@ use super::{
     queued::{Attempts, Queued},
 };
 use crate::{
-    client::{guarded_write::Guard, kv::WriteOutcome, queue_requests::Removal},
+    client::requests::{guarded_write::Guard, kv::WriteOutcome, queue_requests::Removal},
     deliberate_defects::DeliberateDefect,
     error::Failure,
     lock::local_queue::Membership,

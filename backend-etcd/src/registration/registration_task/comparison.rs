@@ -19,7 +19,7 @@ use super::{
     reads,
 };
 use crate::{
-    client::{guarded_write::Guard, kv::WriteOutcome},
+    client::requests::{guarded_write::Guard, kv::WriteOutcome},
     deliberate_defects::DeliberateDefect,
     error::Failure,
     layout::{LeaseScope, Writing},

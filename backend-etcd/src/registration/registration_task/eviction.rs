@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::{
     client::{
-        response::{header_revision, signed},
+        requests::response::{header_revision, signed},
         store_client::StoreClient,
     },
     error::{Failure, classify_cancel, text_cause},

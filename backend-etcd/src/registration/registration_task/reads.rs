@@ -4,7 +4,10 @@
 use enlist::Revision;
 
 use crate::{
-    client::{guarded_write::Guard, kv::WriteOutcome, store_client::StoreClient},
+    client::{
+        requests::{guarded_write::Guard, kv::WriteOutcome},
+        store_client::StoreClient,
+    },
     error::{Failure, text_cause},
     watch::record::Record,
 };

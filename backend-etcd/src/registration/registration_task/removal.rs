@@ -14,7 +14,10 @@ use super::{
     reads,
 };
 use crate::{
-    client::{guarded_write::Guard, kv::WriteOutcome, store_client::StoreClient},
+    client::{
+        requests::{guarded_write::Guard, kv::WriteOutcome},
+        store_client::StoreClient,
+    },
     deliberate_defects::DeliberateDefect,
     error::Failure,
     layout::{Decoded, Layout, LeaseScope, Part, Writing},

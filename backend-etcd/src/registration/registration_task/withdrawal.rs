@@ -11,7 +11,7 @@ use enlist::{
 
 use super::{Known, RegistrationTask, removal::proved, wake_reason::WakeReason};
 use crate::{
-    client::{guarded_write::Guard, kv::WriteOutcome},
+    client::requests::{guarded_write::Guard, kv::WriteOutcome},
     session::{lease, sweep::shows},
     watch::record::Record,
 };

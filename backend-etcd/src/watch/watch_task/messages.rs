@@ -10,8 +10,8 @@ use super::{
 };
 use crate::{
     client::{
-        dialled::{Dialled, ProgressReplies},
-        response::header_revision,
+        connection::dialled::{Dialled, ProgressReplies},
+        requests::response::header_revision,
     },
     deliberate_defects::DeliberateDefect,
     error::{Failure, classify_cancel, text_cause},

@@ -19,10 +19,12 @@ use tokio::sync::OnceCell;
 
 use crate::{
     client::{
-        dialled::{Dialled, Used},
-        failover::Failover,
-        layers::{Layers, Requests},
-        recovery::{PROBE_LIMIT, Recovery},
+        connection::{
+            dialled::{Dialled, Used},
+            failover::Failover,
+            layers::{Layers, Requests},
+            recovery::{PROBE_LIMIT, Recovery},
+        },
         store_revision::{Reply, Seen, StoreRevision},
     },
     error::{Failure, classify, is_auth_off, text_cause},

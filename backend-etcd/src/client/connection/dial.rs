@@ -13,7 +13,7 @@ use tonic::transport::{Channel, Endpoint};
 use tower::{BoxError, Service};
 
 use crate::{
-    client::{dial_settings::DialSettings, members::Members, tls::TlsFiles},
+    client::connection::{dial_settings::DialSettings, members::Members, tls::TlsFiles},
     error::text_cause,
 };
 

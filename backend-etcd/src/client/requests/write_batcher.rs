@@ -25,9 +25,11 @@ use tokio::{
 
 use crate::{
     client::{
-        guarded_write::{Batching, Outcome, QueueEffect, Write},
-        request_channel::{Clients, RequestChannel},
-        response::header_revision,
+        connection::request_channel::{Clients, RequestChannel},
+        requests::{
+            guarded_write::{Batching, Outcome, QueueEffect, Write},
+            response::header_revision,
+        },
     },
     deliberate_defects::DeliberateDefect,
     error::{Failure, text_cause},
@@ -305,7 +307,7 @@ fn reads(response: TxnResponse) -> impl ExactSizeIterator<Item = Option<Vec<Reco
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::guarded_write::Guard;
+    use crate::client::requests::guarded_write::Guard;
     use enlist::Revision;
 
     type Answer = oneshot::Receiver<Result<Outcome, Failure>>;

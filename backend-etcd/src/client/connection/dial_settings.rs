@@ -1,5 +1,5 @@
-//! The user's change to tonic's settings of each dial. It outlives every connection; [`crate::client::dial`] applies it
-//! to each of them.
+//! The user's change to tonic's settings of each dial. It outlives every connection;
+//! [`crate::client::connection::dial`] applies it to each of them.
 
 use std::{fmt, sync::Arc};
 

@@ -1,5 +1,5 @@
 //! Optional synchronization of the member list: the advertised members are dialled, and the configured endpoints after
-//! them. [`crate::client::failover`] dials.
+//! them. [`crate::client::connection::failover`] dials.
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 

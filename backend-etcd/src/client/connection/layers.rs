@@ -1,5 +1,5 @@
 //! The user's layers around the requests. They outlive every connection, because the failover of
-//! [`crate::client::failover`] is inside of them.
+//! [`crate::client::connection::failover`] is inside of them.
 
 use std::{
     fmt,
@@ -14,7 +14,7 @@ use futures::{FutureExt, future::BoxFuture};
 use tonic::{Status, body::Body};
 use tower::{BoxError, Layer, Service, ServiceExt, util::BoxCloneSyncService};
 
-use crate::client::{dialled::Used, failover::Failover};
+use crate::client::connection::{dialled::Used, failover::Failover};
 
 /// Requests of a client to etcd, as a layer receives and forwards them. See
 /// [`EtcdBuilder::layer`](crate::EtcdBuilder::layer).

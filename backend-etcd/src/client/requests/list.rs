@@ -7,9 +7,11 @@ use etcd_client::{GetOptions, GetResponse};
 
 use crate::{
     client::{
-        limits::{self, PAGE},
-        request_channel::Clients,
-        response::{records, revision_of, signed},
+        connection::request_channel::Clients,
+        requests::{
+            limits::{self, PAGE},
+            response::{records, revision_of, signed},
+        },
         store_client::StoreClient,
     },
     error::Failure,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tonic::transport::{Channel, Endpoint};
 
-use crate::client::{dial_settings::DialSettings, tls::TlsFiles};
+use crate::client::connection::{dial_settings::DialSettings, tls::TlsFiles};
 
 /// Dialled members.
 #[derive(Clone, Debug)]

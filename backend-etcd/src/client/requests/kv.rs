@@ -7,9 +7,11 @@ use etcd_client::{GetOptions, PutOptions, TxnOp};
 
 use crate::{
     client::{
-        guarded_write::{Guard, Outcome, Write},
-        request_channel::Clients,
-        response::{records, revision_of},
+        connection::request_channel::Clients,
+        requests::{
+            guarded_write::{Guard, Outcome, Write},
+            response::{records, revision_of},
+        },
         store_client::StoreClient,
     },
     error::Failure,

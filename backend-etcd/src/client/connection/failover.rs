@@ -6,7 +6,7 @@
 //! runtime, which continues when the waiting call is dropped: the deadline of a renewal may be shorter than a
 //! handshake.
 //!
-//! A failure counts against the connection on which it occurred, see [`crate::client::dialled`].
+//! A failure counts against the connection on which it occurred, see [`crate::client::connection::dialled`].
 
 use std::{
     fmt,
@@ -28,7 +28,7 @@ use tonic::{
 use tower::{BoxError, Service, ServiceExt};
 
 use crate::{
-    client::{
+    client::connection::{
         dial::dial,
         dialled::{Dialled, Used},
         members::Members,

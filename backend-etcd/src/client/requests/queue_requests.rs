@@ -7,8 +7,10 @@ use etcd_client::{GetOptions, PutOptions, TxnOp};
 
 use crate::{
     client::{
-        guarded_write::{Batching, Guard, Outcome, QueueEffect, Write},
-        kv::put,
+        requests::{
+            guarded_write::{Batching, Guard, Outcome, QueueEffect, Write},
+            kv::put,
+        },
         store_client::StoreClient,
     },
     error::{Failure, text_cause},

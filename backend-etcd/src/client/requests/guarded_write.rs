@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 use enlist::Revision;
 use etcd_client::{Compare, CompareOp, TxnOp};
 
-use crate::{client::response::signed, watch::record::Record};
+use crate::{client::requests::response::signed, watch::record::Record};
 
 /// Condition of a write.
 #[derive(Clone, Copy, Debug)]
