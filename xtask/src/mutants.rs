@@ -88,7 +88,7 @@ const PARTS: &[Part] = &[
             "resolver-grpc/src/retry/status.rs",
             "resolver-grpc/src/retry/deadline.rs",
             // Ejection.
-            "resolver-grpc/src/subchannel/ejection.rs",
+            "resolver-grpc/src/subchannel/liveness/ejection.rs",
             "resolver-grpc/src/subchannel/connectivity.rs",
         ],
         tested_by: &["enlist-grpc"],

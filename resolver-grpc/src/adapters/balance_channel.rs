@@ -8,7 +8,7 @@ use enlist::{
 use tokio::sync::mpsc::Sender;
 use tonic::transport::{Channel, Endpoint as Target, channel::Change};
 
-use crate::subchannel::security::Wire;
+use crate::subchannel::connections::security::Wire;
 
 /// Capacity of the queue of changes, which tonic reads when a request comes. When it is full, the task that fills it
 /// waits, and continues with the latest state of the view.

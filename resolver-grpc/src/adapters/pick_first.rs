@@ -11,7 +11,7 @@ use tower::service_fn;
 
 use crate::{
     retry::failure::BoxError,
-    subchannel::{
+    subchannel::connections::{
         security::Wire,
         settings::refuse_plain_text,
         transport::{Stream, connect, tcp},

@@ -29,8 +29,12 @@ use crate::{
         policy::{Retries, RetryPolicy},
     },
     subchannel::{
-        activity::Activity, call_queue::CallQueue, config::SubchannelConfig, connection_options::ConnectionOptions,
-        dial_limit::DialLimit, security::Credentials, settings::SettingsFor,
+        activity::Activity,
+        call_queue::CallQueue,
+        config::SubchannelConfig,
+        connections::{
+            connection_options::ConnectionOptions, dial_limit::DialLimit, security::Credentials, settings::SettingsFor,
+        },
     },
 };
 

@@ -6,7 +6,7 @@ use tonic::{Code, body::Body};
 
 use crate::{
     channel::opening::opening,
-    subchannel::{config::SubchannelConfig, connection::Connection, subchannel::Subchannel},
+    subchannel::{config::SubchannelConfig, connections::connection::Connection, subchannel::Subchannel},
 };
 
 /// A call in flight. Dropping it ends it.

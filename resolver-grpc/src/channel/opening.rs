@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use tonic::{Status, body::Body};
 
-use crate::subchannel::connection::Connection;
+use crate::subchannel::connections::connection::Connection;
 
 /// The body of a call over `connection`, which counts it as unopened until it is read or dropped.
 pub(crate) fn opening(body: Body, connection: &Arc<Connection>) -> Body {

@@ -8,7 +8,7 @@ use std::{
 
 use enlist::{Endpoint, Entry, Health, Instance, InstanceId, escape::escaped};
 
-use crate::subchannel::settings::SettingsFor;
+use crate::subchannel::connections::settings::SettingsFor;
 
 /// Returns `true` if the state and weight of an instance allow calls to it.
 pub(super) fn takes_calls(instance: &Instance) -> bool {

@@ -7,8 +7,9 @@ use tokio::sync::Notify;
 use tonic::Code;
 
 use crate::subchannel::{
-    activity::Activity, call_queue::CallQueue, connection_options::ConnectionOptions, dial_limit::DialLimit,
-    settings::SettingsFor,
+    activity::Activity,
+    call_queue::CallQueue,
+    connections::{connection_options::ConnectionOptions, dial_limit::DialLimit, settings::SettingsFor},
 };
 
 /// Configuration of all subchannels of a channel.

@@ -6,24 +6,10 @@
 pub(crate) mod activity;
 pub(crate) mod call_queue;
 pub(crate) mod config;
-pub(crate) mod connection;
-pub(crate) mod connection_options;
+pub(crate) mod connections;
 pub(crate) mod connectivity;
-pub(crate) mod dial_limit;
-pub(crate) mod security;
-pub(crate) mod settings;
 #[expect(clippy::module_inception, reason = "the file is named after its one type")]
 pub(crate) mod subchannel;
-pub(crate) mod transport;
 
-mod connection_set;
-mod ejection;
-mod frames;
-mod head_write;
-mod health;
-mod local_check;
-mod monitored_stream;
-mod probe;
-mod probe_request;
-mod shared_channel;
+mod liveness;
 mod upkeep;

@@ -17,10 +17,12 @@ use tonic::Code;
 
 use crate::subchannel::{
     config::SubchannelConfig,
-    connection::Connection,
-    connection_set::{ConnectionSet, Demotion, Room},
+    connections::{
+        connection::Connection,
+        connection_set::{ConnectionSet, Demotion, Room},
+    },
     connectivity::{Event, InstanceState, StatusCell},
-    ejection::FailureCount,
+    liveness::ejection::FailureCount,
 };
 
 /// An endpoint, its connections, and its status.
@@ -245,8 +247,9 @@ impl Subchannel {
 mod tests {
     use super::*;
     use crate::subchannel::{
-        activity::Activity, call_queue::CallQueue, connection_options::ConnectionOptions, dial_limit::DialLimit,
-        settings::SettingsFor,
+        activity::Activity,
+        call_queue::CallQueue,
+        connections::{connection_options::ConnectionOptions, dial_limit::DialLimit, settings::SettingsFor},
     };
     use enlist::{BackoffPolicy, Ejection, Instance, InstanceId, Revision, balance::Ejections};
     use std::time::Duration;

@@ -19,12 +19,13 @@ use crate::{
     subchannel::{
         activity::Usage,
         config::SubchannelConfig,
-        connection::Connection,
+        connections::{connection::Connection, dial_limit::DialTurn},
         connectivity::{Event, Health},
-        dial_limit::DialTurn,
-        health,
-        local_check::{Acceptance, takes_calls},
-        probe::{ProbeOutcome, probe},
+        liveness::{
+            health,
+            local_check::{Acceptance, takes_calls},
+            probe::{ProbeOutcome, probe},
+        },
         subchannel::Subchannel,
     },
 };

@@ -6,7 +6,7 @@ use enlist::{Endpoint, Instance};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::ChannelBuilder;
-use crate::{retry::failure::BoxError, subchannel::transport::Connector};
+use crate::{retry::failure::BoxError, subchannel::connections::transport::Connector};
 
 /// Minimum interval of HTTP/2 pings that servers of grpc-go allow by default. They end connections that ping more often
 /// (<https://github.com/grpc/grpc-go/blob/master/Documentation/keepalive.md>).
@@ -97,7 +97,7 @@ mod tests {
     use super::*;
     use crate::{
         channel::channel::Channel,
-        subchannel::connection_options::{DEFAULT_TCP_KEEPALIVE, TCP_KEEPALIVE_INTERVAL},
+        subchannel::connections::connection_options::{DEFAULT_TCP_KEEPALIVE, TCP_KEEPALIVE_INTERVAL},
     };
     use tonic::transport::Endpoint as Settings;
 

@@ -1,7 +1,7 @@
 //! Options of a channel that concern its transport security.
 
 use super::ChannelBuilder;
-use crate::subchannel::security::Plaintext;
+use crate::subchannel::connections::security::Plaintext;
 
 /// Transport security.
 impl ChannelBuilder {

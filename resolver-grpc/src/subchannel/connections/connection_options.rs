@@ -5,7 +5,7 @@ use std::time::Duration;
 use enlist::{Endpoint, Instance};
 use tonic::transport::Endpoint as Settings;
 
-use crate::subchannel::transport::{Connector, Opened, connect, tcp};
+use crate::subchannel::connections::transport::{Connector, Opened, connect, tcp};
 
 /// Default time for the response of a silent connection to a probe.
 pub(crate) const DEFAULT_PROBE_TIMEOUT: Duration = Duration::from_secs(1);

@@ -6,11 +6,11 @@ use arc_swap::ArcSwap;
 use enlist::backend::MutexExt as _;
 use tokio::sync::Notify;
 
-use crate::subchannel::connection::{Admission, Connection};
+use crate::subchannel::connections::connection::{Admission, Connection};
 
 /// Connections to one instance. Calls only read. Changes are made one at a time.
 #[derive(Debug)]
-pub(super) struct ConnectionSet {
+pub(crate) struct ConnectionSet {
     /// Maximum number at a time.
     most: usize,
     /// Connections that take calls. A call uses the first one with room, so that further ones can become idle.
@@ -31,7 +31,7 @@ struct Demoted {
 
 /// Room for a further call, after one was begun.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Room {
+pub(crate) enum Room {
     Left,
     /// All streams of all connections are taken.
     None,
@@ -39,26 +39,26 @@ pub(super) enum Room {
 
 /// Outcome of the demotion of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Demotion {
+pub(crate) enum Demotion {
     Demoted,
     /// The connection took no calls before.
     Unknown,
 }
 
 /// Exclusive right to change the set.
-pub(super) struct Change<'a> {
+pub(crate) struct Change<'a> {
     set: &'a ConnectionSet,
     demoted: MutexGuard<'a, Demoted>,
 }
 
 impl ConnectionSet {
-    pub(super) fn new(most: usize) -> Self {
+    pub(crate) fn new(most: usize) -> Self {
         Self { most, current: ArcSwap::default(), demoted: Mutex::default(), changed: Notify::new() }
     }
 
     /// Begins a call over the first connection with room. Returns the connection, if there is one, and the room for
     /// the next call.
-    pub(super) fn begin(&self) -> (Option<Arc<Connection>>, Room) {
+    pub(crate) fn begin(&self) -> (Option<Arc<Connection>>, Room) {
         let current = self.current.load();
         if let Some(at) = current.iter().position(|connection| connection.begin() == Admission::Begun) {
             let is_left = current[at..].iter().any(|connection| connection.has_room());
@@ -69,7 +69,7 @@ impl ConnectionSet {
     }
 
     /// Returns `true` if a connection has room for a call.
-    pub(super) fn has_room(&self) -> bool {
+    pub(crate) fn has_room(&self) -> bool {
         let current = self.current.load();
         current.iter().any(|connection| connection.has_room()) || self.overflow(&current).is_some()
     }
@@ -84,28 +84,28 @@ impl ConnectionSet {
     }
 
     /// Returns `true` if another connection would help: none has room, and the server takes streams.
-    pub(super) fn is_crowded(&self) -> bool {
+    pub(crate) fn is_crowded(&self) -> bool {
         let current = self.current.load();
         let any = |is: fn(&Connection) -> bool| current.iter().any(|connection| is(connection));
         !any(Connection::has_room) && any(Connection::takes_streams)
     }
 
     /// Number of connections that take calls.
-    pub(super) fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.current.load().len()
     }
 
     /// Returns `true` if calls use this connection.
-    pub(super) fn uses(&self, connection: &Arc<Connection>) -> bool {
+    pub(crate) fn uses(&self, connection: &Arc<Connection>) -> bool {
         self.current.load().iter().any(|current| Arc::ptr_eq(current, connection))
     }
 
-    pub(super) fn change(&self) -> Change<'_> {
+    pub(crate) fn change(&self) -> Change<'_> {
         Change { set: self, demoted: self.demoted.locked() }
     }
 
     /// Waits for demoted connections that are not observed yet.
-    pub(super) async fn demoted(&self) -> Vec<Arc<Connection>> {
+    pub(crate) async fn demoted(&self) -> Vec<Arc<Connection>> {
         loop {
             let new = self.change().watch();
             if !new.is_empty() {
@@ -116,7 +116,7 @@ impl ConnectionSet {
     }
 
     /// Ends all connections.
-    pub(super) fn cut(&self) {
+    pub(crate) fn cut(&self) {
         let Change { set, demoted } = self.change();
         let watched: Vec<_> = demoted.watched.iter().filter_map(Weak::upgrade).collect();
         set.current.load().iter().chain(&demoted.new).chain(&watched).for_each(|connection| connection.cut());
@@ -124,14 +124,14 @@ impl ConnectionSet {
 }
 
 impl Change<'_> {
-    pub(super) fn add(&mut self, connection: &Arc<Connection>) {
+    pub(crate) fn add(&mut self, connection: &Arc<Connection>) {
         let current = self.set.current.load();
         let added = current.iter().chain([connection]).map(Arc::clone).collect();
         self.set.current.store(Arc::new(added));
     }
 
     /// Takes a connection out of use. Its calls finish.
-    pub(super) fn demote(&mut self, connection: &Arc<Connection>) -> Demotion {
+    pub(crate) fn demote(&mut self, connection: &Arc<Connection>) -> Demotion {
         let current = self.set.current.load();
         let remaining: Vec<_> =
             current.iter().filter(|other| !Arc::ptr_eq(other, connection)).map(Arc::clone).collect();
@@ -145,7 +145,7 @@ impl Change<'_> {
     }
 
     /// Drops all connections, which close once their calls have ended.
-    pub(super) fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.set.current.store(Arc::default());
         *self.demoted = Demoted::default();
     }

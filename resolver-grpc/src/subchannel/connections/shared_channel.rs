@@ -16,7 +16,7 @@ use tonic::{
 use tower::Service as _;
 
 /// A channel, and a clone of it that one call at a time uses.
-pub(super) struct SharedChannel {
+pub(crate) struct SharedChannel {
     channel: Channel,
     lent: Mutex<Channel>,
 }
@@ -28,18 +28,18 @@ impl fmt::Debug for SharedChannel {
 }
 
 impl SharedChannel {
-    pub(super) fn new(channel: Channel) -> Self {
+    pub(crate) fn new(channel: Channel) -> Self {
         Self { lent: Mutex::new(channel.clone()), channel }
     }
 
     /// A clone, for a caller that may wait.
-    pub(super) fn cloned(&self) -> Channel {
+    pub(crate) fn cloned(&self) -> Channel {
         self.channel.clone()
     }
 
     /// The channel with room for one call; `None` if it has none now. If another call uses the lent clone at this
     /// moment, the call gets a clone of its own: calls never wait for each other here.
-    pub(super) fn ready_now(&self) -> Option<ReadyChannel<'_>> {
+    pub(crate) fn ready_now(&self) -> Option<ReadyChannel<'_>> {
         // No waker is needed: without room, the call waits with a clone of its own.
         let cx = &mut Context::from_waker(Waker::noop());
         let Ok(mut lent) = self.lent.try_lock() else {

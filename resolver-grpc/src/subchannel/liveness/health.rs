@@ -19,7 +19,7 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 const REOPEN_DELAYS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 
 /// State of the health stream of an instance.
-pub(super) struct Watch {
+pub(crate) struct Watch {
     client: HealthClient<Channel>,
     service: String,
     stream: Option<Streaming<HealthCheckResponse>>,
@@ -30,7 +30,7 @@ pub(super) struct Watch {
 
 impl Watch {
     /// Opens the stream and waits for its first report.
-    pub(super) async fn begin(channel: Channel, service: &str) -> Self {
+    pub(crate) async fn begin(channel: Channel, service: &str) -> Self {
         let client = HealthClient::new(channel);
         let mut watch =
             Self { client, service: service.to_owned(), stream: None, reported: Health::NotServing, unknown: false };
@@ -39,17 +39,17 @@ impl Watch {
     }
 
     /// The latest report.
-    pub(super) fn reported(&self) -> Health {
+    pub(crate) fn reported(&self) -> Health {
         self.reported
     }
 
     /// Returns `true` if the watch occupies a stream of the connection, now or after a retry.
-    pub(super) fn takes_a_stream(&self) -> bool {
+    pub(crate) fn takes_a_stream(&self) -> bool {
         !self.unknown
     }
 
     /// Passes every change to `note`, without end.
-    pub(super) async fn follow(mut self, note: impl Fn(Health)) {
+    pub(crate) async fn follow(mut self, note: impl Fn(Health)) {
         let mut backoff = BackoffPolicy::new(REOPEN_DELAYS.0, REOPEN_DELAYS.1).unwrap_or_default().start();
         while !self.unknown {
             if self.stream.is_some() {

@@ -10,7 +10,7 @@ use tower::Service as _;
 
 use crate::{
     retry::failure::{BoxError, is_invalid_request},
-    subchannel::connection::Connection,
+    subchannel::connections::connection::Connection,
 };
 
 /// Readiness of a connection for calls.
@@ -51,8 +51,8 @@ async fn ask(connection: &Connection) -> Result<(), BoxError> {
 mod tests {
     use super::*;
     use crate::subchannel::{
-        probe_request::wait_for_response,
-        transport::{Opened, Stream},
+        connections::transport::{Opened, Stream},
+        liveness::probe_request::wait_for_response,
     };
     use bytes::Bytes;
     use std::pin::pin;

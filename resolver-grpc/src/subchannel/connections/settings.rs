@@ -1,5 +1,5 @@
-//! tonic's settings for the connection to an endpoint of an instance. [`crate::subchannel::security`] decides which
-//! endpoints those may be.
+//! tonic's settings for the connection to an endpoint of an instance.
+//! [`crate::subchannel::connections::security`] decides which endpoints those may be.
 
 use std::{
     fmt,
@@ -12,7 +12,7 @@ use tonic::transport::Endpoint as Settings;
 
 use crate::{
     retry::failure::{BoxError, panicked},
-    subchannel::security::{Connect, Security, TlsSettings, Wire},
+    subchannel::connections::security::{Connect, Security, TlsSettings, Wire},
 };
 
 /// URL that reveals TLS in settings: tonic refuses to configure TLS for a socket, and offers no other way to find out.
@@ -55,7 +55,8 @@ impl SettingsFor {
     ///
     /// # Errors
     ///
-    /// A [`Refusal`](crate::subchannel::security::Refusal) for an endpoint that must not be used, or the user's error.
+    /// A [`Refusal`](crate::subchannel::connections::security::Refusal) for an endpoint that must not be used, or the
+    /// user's error.
     /// A panic of the user's code is an error.
     pub(crate) fn of(&self, instance: &Instance, endpoint: &Endpoint) -> Result<Settings, BoxError> {
         let wire = Wire::of(endpoint).ok_or("gRPC is not spoken with this endpoint")?;

@@ -16,7 +16,7 @@ use crate::subchannel::connectivity::Event;
 
 /// Failed calls in a row. Calls count them; the task waits for enough.
 #[derive(Debug, Default)]
-pub(super) struct FailureCount {
+pub(crate) struct FailureCount {
     in_a_row: AtomicU32,
     /// Enough calls failed in a row.
     enough: Notify,
@@ -26,7 +26,7 @@ pub(super) struct FailureCount {
 
 impl FailureCount {
     /// Counts a call that failed.
-    pub(super) fn failed(&self, ejection: &Ejection) {
+    pub(crate) fn failed(&self, ejection: &Ejection) {
         let failures = self.in_a_row.fetch_add(1, Ordering::Relaxed) + 1;
         if ejection.is_enough(failures) {
             self.enough.notify_one();
@@ -34,7 +34,7 @@ impl FailureCount {
     }
 
     /// Counts a call that succeeded.
-    pub(super) fn succeeded(&self) {
+    pub(crate) fn succeeded(&self) {
         // Usually the count is zero and nothing is written.
         if self.in_a_row.load(Ordering::Relaxed) > 0 {
             self.clear();
@@ -42,18 +42,18 @@ impl FailureCount {
     }
 
     /// Resets the count.
-    pub(super) fn clear(&self) {
+    pub(crate) fn clear(&self) {
         self.in_a_row.store(0, Ordering::Relaxed);
     }
 
     /// Resets the count after the process was replaced, and ends an ejection.
-    pub(super) fn restart(&self) {
+    pub(crate) fn restart(&self) {
         self.clear();
         self.restarted.notify_waiters();
     }
 
     /// Ejects the instance whenever it fails too often, without end. `apply` changes its state.
-    pub(super) async fn eject_on_failures(
+    pub(crate) async fn eject_on_failures(
         &self,
         ejection: &Ejection,
         ejections: &Ejections,

@@ -19,10 +19,12 @@ use tower::service_fn;
 use crate::{
     retry::failure::BoxError,
     subchannel::{
-        monitored_stream::{Frames, Pulse, connect_once},
-        probe_request::wait_for_response,
-        shared_channel::{ReadyChannel, SharedChannel},
-        transport::Opened,
+        connections::{
+            monitored_stream::{Frames, Pulse, connect_once},
+            shared_channel::{ReadyChannel, SharedChannel},
+            transport::Opened,
+        },
+        liveness::probe_request::wait_for_response,
     },
 };
 

@@ -17,11 +17,11 @@ use crate::retry::failure::{Attempted, BoxError, Failure, Reach};
 /// Method of the health check (<https://github.com/grpc/grpc/blob/master/doc/health-checking.md>), and a request for
 /// the whole server: an empty message.
 const METHOD: &str = "/grpc.health.v1.Health/Check";
-pub(super) const REQUEST: &[u8] = &[0; 5];
+pub(crate) const REQUEST: &[u8] = &[0; 5];
 
 /// A request without a message, which ends with an error. An upload that is not read may have used up the window of the
 /// whole connection (RFC 9113, section 6.9): only a request without data reaches the server then.
-pub(super) const HEAD_ONLY: &[u8] = &[];
+pub(crate) const HEAD_ONLY: &[u8] = &[];
 
 /// Waits for any response of the server.
 ///
@@ -33,7 +33,7 @@ pub(crate) async fn wait_for_response(channel: Channel) -> Result<(), Failure> {
 }
 
 /// Sends the probe. `opened` is cancelled once it has a stream.
-pub(super) async fn ask(
+pub(crate) async fn ask(
     mut channel: Channel,
     message: &'static [u8],
     opened: CancellationToken,

@@ -9,8 +9,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     retry::failure::{Failure, Reach},
     subchannel::{
-        connection::Connection,
-        probe_request::{HEAD_ONLY, REQUEST, ask},
+        connections::connection::Connection,
+        liveness::probe_request::{HEAD_ONLY, REQUEST, ask},
     },
 };
 

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     retry::failure::BoxError,
-    subchannel::{
+    subchannel::connections::{
         frames::{FrameReader, Statement},
         head_write::{HeadWrite, WriteDecision},
         transport::{Opened, Stream},
@@ -29,7 +29,7 @@ use crate::{
 
 /// Visibility of the frames of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Frames {
+pub(crate) enum Frames {
     Visible,
     /// The connection uses TLS.
     Encrypted,
@@ -37,29 +37,29 @@ pub(super) enum Frames {
 
 /// Observations of a connection.
 #[derive(Debug)]
-pub(super) struct Pulse {
-    pub(super) reads: AtomicU64,
-    pub(super) frames: Frames,
+pub(crate) struct Pulse {
+    pub(crate) reads: AtomicU64,
+    pub(crate) frames: Frames,
     /// Maximum number of concurrent streams, if the server's frames are visible.
-    pub(super) max_streams: AtomicU32,
+    pub(crate) max_streams: AtomicU32,
     /// The server has changed its limit of streams.
-    pub(super) restated: Notify,
+    pub(crate) restated: Notify,
     /// The connection takes no more calls, after a GOAWAY or a failed call.
-    pub(super) spent: CancellationToken,
+    pub(crate) spent: CancellationToken,
     /// The server has sent its settings, if its frames are visible.
-    pub(super) heard: CancellationToken,
+    pub(crate) heard: CancellationToken,
     /// The connection is gone.
-    pub(super) lost: CancellationToken,
+    pub(crate) lost: CancellationToken,
     /// The first error of the connection, or its end.
-    pub(super) cause: OnceLock<String>,
+    pub(crate) cause: OnceLock<String>,
     /// The connection is to be ended.
-    pub(super) cut: AtomicBool,
+    pub(crate) cut: AtomicBool,
     /// Waker of the reader.
-    pub(super) reader: AtomicWaker,
+    pub(crate) reader: AtomicWaker,
 }
 
 impl Pulse {
-    pub(super) fn new(frames: Frames) -> Self {
+    pub(crate) fn new(frames: Frames) -> Self {
         Self {
             reads: AtomicU64::new(0),
             frames,
@@ -99,7 +99,7 @@ impl Pulse {
     }
 }
 
-pub(super) async fn connect_once(once: Option<(Opened, Arc<Pulse>)>) -> Result<TokioIo<MonitoredStream>, BoxError> {
+pub(crate) async fn connect_once(once: Option<(Opened, Arc<Pulse>)>) -> Result<TokioIo<MonitoredStream>, BoxError> {
     let (opened, pulse) = once.ok_or("the connection is gone")?;
     let stream = opened.await?;
     let frames = (pulse.frames == Frames::Visible).then(FrameReader::default);
@@ -107,7 +107,7 @@ pub(super) async fn connect_once(once: Option<(Opened, Arc<Pulse>)>) -> Result<T
 }
 
 /// A stream that records its reads and its end.
-pub(super) struct MonitoredStream {
+pub(crate) struct MonitoredStream {
     stream: Box<dyn Stream>,
     pulse: Arc<Pulse>,
     /// `None` if the bytes are encrypted.

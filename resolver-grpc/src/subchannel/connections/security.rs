@@ -1,7 +1,8 @@
 //! Transport security of a channel: the endpoints that it may connect to, with or without TLS, and for which authority.
 //!
 //! Endpoints come from a registry, so its writer must not be able to choose plaintext for a channel with secrets, nor a
-//! socket of the client's machine. The decisions are pure; [`crate::subchannel::settings`] applies them to each dial.
+//! socket of the client's machine. The decisions are pure; [`crate::subchannel::connections::settings`] applies them to
+//! each dial.
 
 use std::{error::Error as StdError, fmt};
 

@@ -9,7 +9,7 @@ const END_STREAM: u8 = 1;
 
 /// Position of the next write in the frames of a connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum HeadWrite {
+pub(crate) enum HeadWrite {
     /// The next byte is the first one of a frame.
     #[default]
     AtFrame,
@@ -21,7 +21,7 @@ pub(super) enum HeadWrite {
 
 /// Decision about a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum WriteDecision {
+pub(crate) enum WriteDecision {
     Now,
     /// The write is deferred until the connection is polled again.
     Defer,
@@ -30,7 +30,7 @@ pub(super) enum WriteDecision {
 impl HeadWrite {
     /// Decides about the write of `bytes`. It is deferred if they begin with the head of a request that has a body. A
     /// head is deferred at most once.
-    pub(super) fn decide(&mut self, bytes: &[u8]) -> WriteDecision {
+    pub(crate) fn decide(&mut self, bytes: &[u8]) -> WriteDecision {
         let is_head = matches!(bytes, [_, _, _, HEADERS, flags, ..] if flags & END_STREAM == 0);
         if *self != Self::AtFrame || !is_head {
             return WriteDecision::Now;
@@ -40,7 +40,7 @@ impl HeadWrite {
     }
 
     /// Notes that `written` of `offered` bytes were written.
-    pub(super) fn wrote(&mut self, written: usize, offered: usize) {
+    pub(crate) fn wrote(&mut self, written: usize, offered: usize) {
         *self = if written == offered { Self::AtFrame } else { Self::InFrame };
     }
 }
