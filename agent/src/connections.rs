@@ -115,7 +115,7 @@ impl Peer {
 }
 
 /// A connection, which counts until it is dropped.
-pub(crate) struct Connection {
+pub(crate) struct LimitedConnection {
     stream: Box<dyn ByteStream>,
     peer: Peer,
     /// `None` once the connection has begun.
@@ -195,7 +195,7 @@ pub(crate) fn incoming(
     transport: Transport,
     slots: Arc<Permits>,
     owner: &ConnectionOwner,
-) -> impl Stream<Item = io::Result<Connection>> + Send + use<> {
+) -> impl Stream<Item = io::Result<LimitedConnection>> + Send + use<> {
     let acceptor = Acceptor { listener, transport, slots, owner: owner.0.subscribe() };
     stream::unfold(acceptor, |acceptor| async move {
         let connection = next(&acceptor).await;
@@ -203,7 +203,7 @@ pub(crate) fn incoming(
     })
 }
 
-async fn next(Acceptor { listener, transport, slots, owner }: &Acceptor) -> Connection {
+async fn next(Acceptor { listener, transport, slots, owner }: &Acceptor) -> LimitedConnection {
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -217,11 +217,11 @@ async fn next(Acceptor { listener, transport, slots, owner }: &Acceptor) -> Conn
         // Responses are small, and a client waits for each.
         let _ = stream.set_nodelay(true);
         let peer = Peer::new(stream.peer_addr().ok());
-        return Connection::new(transport.over(stream), peer, OwnerGone::of(owner), slot);
+        return LimitedConnection::new(transport.over(stream), peer, OwnerGone::of(owner), slot);
     }
 }
 
-impl Connection {
+impl LimitedConnection {
     fn new(stream: Box<dyn ByteStream>, peer: Peer, owner: OwnerGone, slot: OwnedSemaphorePermit) -> Self {
         let (opening, writing, flushing) = (Some(Opening::new()), Stall::default(), Stall::default());
         Self { stream, peer, opening, writing, flushing, owner, _slot: slot }
@@ -252,7 +252,7 @@ impl Connection {
     }
 }
 
-impl AsyncRead for Connection {
+impl AsyncRead for LimitedConnection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         self.owner.check()?;
         let before = buffer.filled().len();
@@ -272,7 +272,7 @@ impl AsyncRead for Connection {
     }
 }
 
-impl AsyncWrite for Connection {
+impl AsyncWrite for LimitedConnection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.owner.check()?;
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
@@ -306,7 +306,7 @@ impl AsyncWrite for Connection {
     }
 }
 
-impl Connected for Connection {
+impl Connected for LimitedConnection {
     type ConnectInfo = Peer;
 
     fn connect_info(&self) -> Self::ConnectInfo {
@@ -326,7 +326,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_takes_nothing_loses_its_slot() {
-        let (mut connection, mut client, _owner) = Connection::over_pipe(1024);
+        let (mut connection, mut client, _owner) = LimitedConnection::over_pipe(1024);
         client.write_all(&[b'x'; PREFACE_BYTES]).await.unwrap();
         connection.read_exact(&mut [0; PREFACE_BYTES]).await.unwrap();
         let writing = tokio::time::timeout(2 * STALL, connection.write_all(&[0; 4096]));
@@ -337,7 +337,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_slow_client_gets_everything() {
         const PARTS: usize = 20;
-        let (mut connection, mut client, _owner) = Connection::over_pipe(1024);
+        let (mut connection, mut client, _owner) = LimitedConnection::over_pipe(1024);
         client.write_all(&[b'x'; PREFACE_BYTES]).await.unwrap();
         connection.read_exact(&mut [0; PREFACE_BYTES]).await.unwrap();
         let sent = vec![0; PARTS * 1024];

@@ -14,7 +14,7 @@ use crate::{
     plan::{Plan, Validation},
     rejection::{Origin, Reason, Rejection},
     start::{First, Start, WithoutStore},
-    state::Shared,
+    state::PublishedView,
     task::ViewTask,
     view::ConfigView,
 };
@@ -200,7 +200,7 @@ impl<T: DeserializeOwned + Send + Sync + 'static> ConfigViewBuilder<T> {
             copied: OnceCell::new(),
         };
         let First { value, state, known, unsaved } = start.first().await?;
-        let shared = Arc::new(Shared::new(scope, value, state, counters));
+        let shared = Arc::new(PublishedView::new(scope, value, state, counters));
         let Start { follower, plan, .. } = start;
         ConfigView::start(ViewTask { follower, plan, shared, disk, known, unsaved })
     }

@@ -41,7 +41,7 @@ pub struct ConfigState {
 }
 
 /// State that the task of a view writes and its handles read.
-pub(crate) struct Shared<T> {
+pub(crate) struct PublishedView<T> {
     pub(crate) scope: ConfigScope,
     pub(crate) current: ArcSwap<Current<T>>,
     pub(crate) status: watch::Sender<Status>,
@@ -61,7 +61,7 @@ pub(crate) struct Status {
     pub(crate) closed: bool,
 }
 
-impl<T> Shared<T> {
+impl<T> PublishedView<T> {
     pub(crate) fn new(scope: ConfigScope, value: T, state: ConfigState, counters: Arc<Counters>) -> Self {
         let current = ArcSwap::from_pointee(Current { generation: 0, value: Arc::new(value) });
         let status = watch::Sender::new(Status { state, closed: false });
@@ -154,8 +154,8 @@ fn log_freshness(scope: &ConfigScope, before: Option<&Freshness>, now: Option<&F
     }
 }
 
-impl<T> fmt::Debug for Shared<T> {
+impl<T> fmt::Debug for PublishedView<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shared").field("scope", &self.scope).finish_non_exhaustive()
+        f.debug_struct("PublishedView").field("scope", &self.scope).finish_non_exhaustive()
     }
 }

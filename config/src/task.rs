@@ -10,7 +10,7 @@ use crate::{
     copy_on_disk::CopyOnDisk,
     follower::Follower,
     plan::{Decision, Known, Plan, SavedState},
-    state::Shared,
+    state::PublishedView,
 };
 
 /// Minimum time between two decisions. The first change is decided at once; a burst is decided as one.
@@ -23,7 +23,7 @@ const DISK_WRITE_INTERVAL: Duration = Duration::from_secs(1);
 pub(crate) struct ViewTask<T> {
     pub(crate) follower: Follower,
     pub(crate) plan: Plan<T>,
-    pub(crate) shared: Arc<Shared<T>>,
+    pub(crate) shared: Arc<PublishedView<T>>,
     pub(crate) disk: Option<CopyOnDisk>,
     pub(crate) known: Known,
     /// State that was taken over, and that no live watch has confirmed yet. It is not written to disk.

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use crate::{
     rejection::Rejection,
-    state::{ConfigState, Shared, Source, Status},
+    state::{ConfigState, PublishedView, Source, Status},
     task::ViewTask,
 };
 
@@ -63,7 +63,7 @@ pub struct ConfigView<T> {
 }
 
 struct Inner<T> {
-    shared: Arc<Shared<T>>,
+    shared: Arc<PublishedView<T>>,
     tasks: TaskOwner,
 }
 
@@ -230,7 +230,7 @@ impl<T> fmt::Debug for ConfigView<T> {
 }
 
 /// Reports the end of the task of a view, once this is dropped.
-struct EndOfTask<T>(Arc<Shared<T>>);
+struct EndOfTask<T>(Arc<PublishedView<T>>);
 
 impl<T> Drop for EndOfTask<T> {
     fn drop(&mut self) {

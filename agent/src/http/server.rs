@@ -132,7 +132,7 @@ async fn serve_connection(
 mod tests {
     use super::*;
     use crate::{
-        connections::{Connection, STALL},
+        connections::{LimitedConnection, STALL},
         xds::{XdsOptions, XdsStatus},
     };
     use enlist::{Directory, Endpoint, Instance, InstanceId, RegisterOptions, Registry as _, Resolver, ServiceRef};
@@ -259,7 +259,7 @@ mod tests {
         let tasks = TaskOwner::new();
         let mut clients = Vec::new();
         for path in ["/v1/services/default/s", "/v1/prometheus/targets", "/v1/events"] {
-            let (server, mut client, owner) = Connection::over_pipe(1024);
+            let (server, mut client, owner) = LimitedConnection::over_pipe(1024);
             let service = TowerToHyperService::new(router(Arc::clone(&shared)));
             tasks.spawn_until_stopped("connection", serve_connection(server, service, shared.stop.clone())).unwrap();
             client.write_all(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n").as_bytes()).await.unwrap();

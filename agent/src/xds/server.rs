@@ -247,7 +247,7 @@ mod tests {
     use std::{io, iter};
 
     use super::*;
-    use crate::connections::Connection;
+    use crate::connections::LimitedConnection;
     use enlist_memory::MemoryStore;
     use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client;
     use futures::StreamExt as _;
@@ -271,7 +271,7 @@ mod tests {
             zones: ZonePreference::None,
             streams: Arc::downgrade(&streams),
         };
-        let (connection, mut far, _owner) = Connection::over_pipe(4096);
+        let (connection, mut far, _owner) = LimitedConnection::over_pipe(4096);
         let (client, mut near) = duplex(4096);
         let connections = futures::stream::iter(iter::once(Ok::<_, io::Error>(connection)));
         let serving = server().add_service(AggregatedDiscoveryServiceServer::new(service));

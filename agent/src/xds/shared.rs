@@ -42,7 +42,7 @@ pub(super) struct SharedAssignments {
 /// Names that count towards the limit. Each is in one of the maps.
 #[derive(Default)]
 struct Names {
-    followed: HashMap<Arc<str>, Arc<Shared>>,
+    followed: HashMap<Arc<str>, Arc<FollowedAssignment>>,
     /// Names without a subscription, with the end of their watches.
     idle: HashMap<Arc<str>, Instant>,
 }
@@ -89,7 +89,7 @@ impl Completeness {
 }
 
 /// The assignment of one name.
-struct Shared {
+struct FollowedAssignment {
     name: Arc<str>,
     /// `None`: not known yet.
     published: Mutex<Option<Assignment>>,
@@ -114,7 +114,7 @@ struct Subscribers {
 /// Subscription of a stream to an assignment. Dropping it ends the subscription.
 pub(super) struct Subscription {
     number: u64,
-    shared: Arc<Shared>,
+    shared: Arc<FollowedAssignment>,
     all: Weak<SharedAssignments>,
 }
 
@@ -164,9 +164,9 @@ impl SharedAssignments {
         self.limit.usage(Some(names.followed.len() + names.idle.len()))
     }
 
-    fn start(&self, name: &str) -> Result<Arc<Shared>, Refusal> {
+    fn start(&self, name: &str) -> Result<Arc<FollowedAssignment>, Refusal> {
         let (name, task) = (Arc::from(name), TaskOwner::new());
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(FollowedAssignment {
             name,
             published: Mutex::default(),
             by_zone: Mutex::default(),
@@ -229,7 +229,7 @@ impl Drop for Subscription {
     }
 }
 
-impl Shared {
+impl FollowedAssignment {
     /// Publishes the assignment of a snapshot. Subscribers are informed if its content differs from the one before. One
     /// that is too large is not published: clients would not receive it, and keep what they have.
     fn publish(&self, snapshot: &Snapshot) {
@@ -320,7 +320,7 @@ fn chosen(services: &[Known]) -> Option<&Snapshot> {
 }
 
 /// Publishes the assignment of a name whenever one of its services changes, until the assignment has no user.
-async fn follow(shared: Weak<Shared>, views: Vec<ServiceView>) {
+async fn follow(shared: Weak<FollowedAssignment>, views: Vec<ServiceView>) {
     let services: Vec<_> = views.iter().map(|view| view.service().clone()).collect();
     let mut known = vec![Known::Pending; views.len()];
     let mut logged = vec![String::new(); views.len()];
