@@ -225,7 +225,7 @@ fn test() -> Result {
     let everything = ["test", "--workspace", "--features", &features];
     run(cargo()?.args(everything).env("RUST_TEST_THREADS", SIDE_BY_SIDE).envs(etcd.variables()))?;
     let without_tls = ["test", "--package", "enlist-etcd", "--no-default-features", "--lib", "--", "without_a_feature"];
-    run(cargo()?.args(without_tls))?;
+    counted::passed(counted::run(cargo()?.args(without_tls))?)?;
     let agent = ["test", "--package", "enlist-cli", "--features", "agent"];
     let agent = agent.into_iter().chain(["--bins", "--test", "agent", "--test", "hostile"]);
     run(cargo()?.args(agent).envs(etcd.variables()))?;
