@@ -20,6 +20,9 @@ use enlist_etcd::{
     layout::{Layout, Writing},
 };
 
+/// Size of the name in a large call, in bytes.
+const LARGE: usize = 64 << 10;
+
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -55,8 +58,10 @@ async fn main() -> Result {
                 black_box(layout.decode_like(&like, &service, &key, &value).map_err(|skip| format!("{skip:?}"))?);
             }
         }
-        "call-plain" => calls(Side::Plain, often).await?,
-        "call" => calls(Side::Ours, often).await?,
+        "call-plain" => calls(Side::Plain, often, 0).await?,
+        "call" => calls(Side::Ours, often, 0).await?,
+        "call-large-plain" => calls(Side::Plain, often, LARGE).await?,
+        "call-large" => calls(Side::Ours, often, LARGE).await?,
         "json" => {
             let (_, value) = pair(&ServiceRef::parse("hot")?, 7, 100)?;
             for _ in 0..often {
@@ -77,7 +82,7 @@ async fn picks(policy: PickPolicy, often: u64) -> Result {
     Ok(())
 }
 
-async fn calls(side: Side, often: u64) -> Result {
+async fn calls(side: Side, often: u64, size: usize) -> Result {
     // Calls have runtimes of their own.
-    tokio::task::spawn_blocking(move || grpc::calls(side, often)).await?
+    tokio::task::spawn_blocking(move || grpc::calls(side, often, size)).await?
 }

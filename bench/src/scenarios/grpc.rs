@@ -27,9 +27,6 @@ use crate::{
 /// difference to be measured.
 const PAIRS: usize = 20;
 
-/// The same for large messages, which take longer.
-const LARGE_PAIRS: usize = 10;
-
 /// Number of blocks of each side per pair of channels. Blocks of the two sides alternate.
 const BLOCKS: usize = 5;
 
@@ -69,19 +66,19 @@ pub enum Side {
     Plain,
 }
 
-/// Makes calls with an empty name, one after the other, for the program `hot`.
+/// Makes calls with a name of `size` bytes, one after the other, for the program `hot`.
 ///
 /// # Errors
 ///
 /// If the channel is not ready in time, or a call fails.
-pub fn calls(side: Side, often: u64) -> Result {
+pub fn calls(side: Side, often: u64, bytes: usize) -> Result {
     let servers = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let clients = Builder::new_current_thread().enable_all().build()?;
     let world = servers.block_on(World::start())?;
     clients.block_on(async {
         match side {
-            Side::Ours => one_by_one(ready(&world.view("one", &world.quick[..1]).await?, 1).await?, often).await,
-            Side::Plain => one_by_one(world.plain()?.connect().await?, often).await,
+            Side::Ours => one_by_one(ready(&world.view("one", &world.quick[..1]).await?, 1).await?, often, bytes).await,
+            Side::Plain => one_by_one(world.plain()?.connect().await?, often, bytes).await,
         }
     })
 }
@@ -171,7 +168,7 @@ async fn measure(world: &World) -> Result<Outcome> {
         let load = Load { callers, size };
         let mut single = Sides::default();
         let mut triple = Sides::default();
-        for _ in 0..if size == 0 { PAIRS } else { LARGE_PAIRS } {
+        for _ in 0..PAIRS {
             single.take(load, ready(&one, 1).await?, plain.connect().await?).await?;
             triple.take(load, ready(&three, 3).await?, balance_channel(&three)?.channel()).await?;
         }
@@ -294,7 +291,7 @@ where
     Ok(times.concat())
 }
 
-async fn one_by_one<C>(channel: C, calls: u64) -> Result
+async fn one_by_one<C>(channel: C, calls: u64, size: usize) -> Result
 where
     C: tonic::client::GrpcService<tonic::body::Body>,
     C::Error: Into<Box<dyn Error + Send + Sync>>,
@@ -303,7 +300,7 @@ where
 {
     let mut client = GreeterClient::new(channel);
     for _ in 0..calls {
-        call!(client, String::new())?;
+        call!(client, "x".repeat(size))?;
     }
     Ok(())
 }

@@ -15,7 +15,7 @@ const OFTEN: u32 = 20_000;
 const CALLS: u32 = 1_000;
 
 /// Operations of the program `hot`, with their repetitions and their names in the report.
-const PATHS: [(&str, u32, &str); 10] = [
+const PATHS: [(&str, u32, &str); 12] = [
     ("pick-shared", OFTEN, "pick from RwLock<Vec<Arc>>, the reference"),
     ("pick-round-robin", OFTEN, "pick, round robin"),
     ("pick-weighted", OFTEN, "pick, weighted"),
@@ -26,6 +26,8 @@ const PATHS: [(&str, u32, &str); 10] = [
     ("json", OFTEN, "read the same value as JSON of no particular kind"),
     ("call-plain", CALLS, "a call through a plain tonic channel, client and server"),
     ("call", CALLS, "a call through our channel, client and server"),
+    ("call-large-plain", CALLS, "a call of 64 KiB through a plain tonic channel, client and server"),
+    ("call-large", CALLS, "a call of 64 KiB through our channel, client and server"),
 ];
 
 pub(crate) async fn run(report: &mut Report) -> Result {
