@@ -76,32 +76,68 @@ fn call(xds: &str, service: &str) -> Caller {
     Caller::start(command)
 }
 
-/// Runs servers of a framework, of which one leaves and one comes after a restart of etcd, under calls.
+/// Starts the agent over a layout. Returns it with its address for xDS.
+async fn agent(etcd: &EtcdServer, layout: &str, xds: &str) -> (Running, String) {
+    let mut agent = Running::start(enlist(etcd, ["--layout", layout, "--output", "json", "agent", "--xds", xds]));
+    let printed: serde_json::Value = serde_json::from_str(&agent.says("xds").await).unwrap();
+    let xds = printed["xds"].as_str().unwrap().to_owned();
+    (agent, xds)
+}
+
+/// Removes the history of etcd up to now.
+async fn compact(etcd: &EtcdServer) {
+    let mut client = etcd_client::Client::connect([etcd.url()], None).await.unwrap();
+    let revision = client.put("compaction", "", None).await.unwrap().header().unwrap().revision();
+    client.compact(revision, None).await.unwrap();
+}
+
+/// Waits for some calls, which reach these servers without a failure.
+async fn calls_continue(caller: &mut Caller, servers: &[&str]) {
+    for _ in 0..REPORTS {
+        let report = caller.report().await;
+        assert!(report.failures.is_empty() && report.names() == servers, "{report:?}");
+    }
+}
+
+/// Runs servers of a framework under calls: one leaves, and others come after a restart of etcd, after a compaction
+/// that the agent has missed, after the death of the agent, and after a loss of everything in etcd.
 async fn servers_are_called(framework: &str, layout: &str, service: &str) {
     let mut etcd = server().await;
-    let mut agent =
-        Running::start(enlist(&etcd, ["--layout", layout, "--output", "json", "agent", "--xds", "127.0.0.1:0"]));
-    let printed: serde_json::Value = serde_json::from_str(&agent.says("xds").await).unwrap();
+    let (mut running, xds) = agent(&etcd, layout, "127.0.0.1:0").await;
     let mut one = GoServer::start(&etcd, framework, service).await;
     let two = GoServer::start(&etcd, framework, service).await;
-    let mut caller = call(printed["xds"].as_str().unwrap(), service);
+    let mut caller = call(&xds, service);
     // The first calls may precede the registrations.
     caller.reaches(&sorted([&one.address, &two.address])).await;
     one.leave().await;
     assert_eq!(caller.reaches(&[&two.address]).await, NONE);
+
     etcd.kill().await;
-    for _ in 0..REPORTS {
-        let report = caller.report().await;
-        assert!(report.failures.is_empty() && report.names() == [&two.address], "{report:?}");
-    }
+    calls_continue(&mut caller, &[&two.address]).await;
+    running.signal("-STOP");
     etcd.restart().await;
     let three = GoServer::start(&etcd, framework, service).await;
+    compact(&etcd).await;
+    calls_continue(&mut caller, &[&two.address]).await;
+    running.signal("-CONT");
     assert_eq!(caller.reaches(&sorted([&two.address, &three.address])).await, NONE);
+
+    running.signal("-KILL");
+    running.code().await;
+    calls_continue(&mut caller, &sorted([&two.address, &three.address])).await;
+    let (_running, _) = agent(&etcd, layout, &xds).await;
+    let four = GoServer::start(&etcd, framework, service).await;
+    assert_eq!(caller.reaches(&sorted([&two.address, &three.address, &four.address])).await, NONE);
+
+    etcd.wipe().await;
+    let five = GoServer::start(&etcd, framework, service).await;
+    let all = sorted([&two.address, &three.address, &four.address, &five.address]);
+    assert_eq!(caller.reaches(&all).await, NONE);
 }
 
-fn sorted(addresses: [&str; 2]) -> [&str; 2] {
-    let [one, two] = addresses;
-    if one < two { [one, two] } else { [two, one] }
+fn sorted<const N: usize>(mut addresses: [&str; N]) -> [&str; N] {
+    addresses.sort_unstable();
+    addresses
 }
 
 #[tokio::test]
