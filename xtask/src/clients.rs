@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    command::{HELP, Result, cargo, run},
+    command::{FEATURES, HELP, Result, cargo, run},
     etcd::{self, Etcd},
     interop,
 };
@@ -61,7 +61,9 @@ pub(crate) fn test(parts: impl Iterator<Item = String>) -> Result {
     let over_layouts = over_layouts.map_err(|error| format!("{LAYOUTS}: {error}"))?;
     if !names.is_empty() {
         let mut tests = cargo()?;
-        tests.args(["test", "--package", "enlist-agent", "--features", "tls", "--test", "clients", "--", "--ignored"]);
+        // With the packages and features of `cargo xtask test`, whose build is used where there is one.
+        let features = format!("{FEATURES},enlist-agent/tls");
+        tests.args(["test", "--workspace", "--features", &features, "--test", "clients", "--", "--ignored"]);
         // The clients need the cores more than the tests do.
         run(tests.args(["--test-threads", "2"]).args(names).envs(variables))?;
     }
