@@ -1,6 +1,6 @@
 //! Incoming connections of a server, limited in number. A connection above the limit is closed at once, so that its
 //! client can try another agent. One on which nothing arrives is closed after [`OPENING`], and one whose client takes
-//! nothing after [`STALL`]. Both free their slots, and what is kept for the client.
+//! nothing, or is gone without a word, after [`STALL`]. Both free their slots, and what is kept for the client.
 
 use std::{
     io,
@@ -13,6 +13,8 @@ use std::{
 
 use enlist::{Moment, backend::MutexExt as _};
 use futures::{Stream, stream};
+#[cfg(target_os = "linux")]
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
@@ -37,7 +39,8 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 pub(crate) const OPENING: Duration = Duration::from_secs(10);
 
 /// Maximum time for which a client takes none of the bytes that wait for it. Until then, the response that it does not
-/// read stays in memory.
+/// read stays in memory. On Linux it is also the maximum time until the host of the client acknowledges bytes: small
+/// events fit into the buffers of the system, which otherwise repeats them for a quarter of an hour.
 pub(crate) const STALL: Duration = Duration::from_secs(60);
 
 /// Bytes with which each connection of HTTP/2 begins (RFC 9113, section 3.4), within TLS. A request of HTTP/1.1 with
@@ -187,6 +190,8 @@ struct Acceptor {
     transport: Transport,
     slots: Arc<Permits>,
     owner: watch::Receiver<()>,
+    /// Maximum time until bytes are acknowledged.
+    acknowledged: Duration,
 }
 
 /// Returns the connections that a listener accepts, as many at a time as there are slots.
@@ -196,14 +201,14 @@ pub(crate) fn incoming(
     slots: Arc<Permits>,
     owner: &ConnectionOwner,
 ) -> impl Stream<Item = io::Result<LimitedConnection>> + Send + use<> {
-    let acceptor = Acceptor { listener, transport, slots, owner: owner.0.subscribe() };
+    let acceptor = Acceptor { listener, transport, slots, owner: owner.0.subscribe(), acknowledged: STALL };
     stream::unfold(acceptor, |acceptor| async move {
         let connection = next(&acceptor).await;
         Some((Ok(connection), acceptor))
     })
 }
 
-async fn next(Acceptor { listener, transport, slots, owner }: &Acceptor) -> LimitedConnection {
+async fn next(Acceptor { listener, transport, slots, owner, acknowledged }: &Acceptor) -> LimitedConnection {
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -216,10 +221,21 @@ async fn next(Acceptor { listener, transport, slots, owner }: &Acceptor) -> Limi
         let Some(slot) = slots.take() else { continue };
         // Responses are small, and a client waits for each.
         let _ = stream.set_nodelay(true);
+        limit_acknowledgement(&stream, *acknowledged);
         let peer = Peer::new(stream.peer_addr().ok());
         return LimitedConnection::new(transport.over(stream), peer, OwnerGone::of(owner), slot);
     }
 }
+
+/// Ends a connection over which bytes are not acknowledged in time.
+#[cfg(target_os = "linux")]
+fn limit_acknowledgement(stream: &TcpStream, limit: Duration) {
+    let _ = SockRef::from(stream).set_tcp_user_timeout(Some(limit));
+}
+
+/// Other systems choose the time themselves.
+#[cfg(not(target_os = "linux"))]
+fn limit_acknowledgement(_: &TcpStream, _: Duration) {}
 
 impl LimitedConnection {
     fn new(stream: Box<dyn ByteStream>, peer: Peer, owner: OwnerGone, slot: OwnedSemaphorePermit) -> Self {
@@ -317,7 +333,10 @@ impl Connected for LimitedConnection {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use enlist_testkit::soon;
     use futures::StreamExt as _;
+    #[cfg(target_os = "linux")]
+    use socket2::SockFilter;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     fn one_slot() -> Arc<Permits> {
@@ -374,6 +393,30 @@ mod tests {
         let third = TcpStream::connect(address).await.unwrap();
         incoming.next().await.unwrap().unwrap();
         drop(third);
+    }
+
+    /// No packet reaches the client any more, as after a loss of power.
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn a_client_that_vanishes_loses_its_slot() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let owner = ConnectionOwner::default();
+        let acknowledged = Duration::from_secs(1);
+        let (transport, slots) = (Transport::Tcp, one_slot());
+        let acceptor =
+            Acceptor { listener, transport, slots: Arc::clone(&slots), owner: owner.0.subscribe(), acknowledged };
+        let mut client = TcpStream::connect(address).await.unwrap();
+        let mut accepted = next(&acceptor).await;
+        client.write_all(&[b'x'; PREFACE_BYTES]).await.unwrap();
+        accepted.read_exact(&mut [0; PREFACE_BYTES]).await.unwrap();
+        // Instruction 6 is "return", here the length 0 of what passes.
+        SockRef::from(&client).attach_filter(&[SockFilter::new(6, 0, 0, 0)]).unwrap();
+        accepted.write_all(b"event").await.unwrap();
+        let end = soon("the connection ends", accepted.read(&mut [0])).await.unwrap_err();
+        assert_eq!(end.kind(), io::ErrorKind::TimedOut);
+        drop(accepted);
+        assert_eq!(slots.usage().used, Some(0));
     }
 
     #[tokio::test(start_paused = true)]
