@@ -8,8 +8,7 @@ use std::{io, net::SocketAddr, sync::Arc};
 
 use enlist_agent::{Agent, AgentError, HttpOptions, TlsIdentity, XdsOptions};
 use enlist_testkit::soon;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use support::{AdsClient, Store, TestAgent, local};
+use support::{AdsClient, Store, TestAgent, authority::Authority, local};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -25,27 +24,6 @@ use tokio_rustls::{
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Identity};
 
 const HOST: &str = "agent.test";
-
-struct Authority(CertifiedIssuer<'static, KeyPair>);
-
-impl Authority {
-    fn new() -> Self {
-        let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
-    }
-
-    fn pem(&self) -> String {
-        self.0.pem()
-    }
-
-    /// Issues a certificate. Returns it with its key.
-    fn issue(&self, host: &str) -> (String, String) {
-        let key = KeyPair::generate().unwrap();
-        let certificate = CertificateParams::new(vec![host.to_owned()]).unwrap().signed_by(&key, &self.0).unwrap();
-        (certificate.pem(), key.serialize_pem())
-    }
-}
 
 async fn connect(address: SocketAddr, config: ClientTlsConfig) -> Result<Channel, tonic::transport::Error> {
     let endpoint = Channel::from_shared(format!("https://{address}")).unwrap();

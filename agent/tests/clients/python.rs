@@ -1,5 +1,8 @@
 //! gRPC in Python, which is the client of C++, Ruby and PHP as well.
 
+#[cfg(feature = "tls")]
+mod credentials;
+
 use std::{fs, net::SocketAddr};
 
 use tokio::process::Command;

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test program uses a part")]
 
+pub(crate) mod authority;
 pub(crate) mod hostile;
 
 use std::{net::SocketAddr, sync::Arc};
