@@ -1,41 +1,21 @@
 //! HTTP: the registry as JSON and as events, targets for Prometheus, metrics, and a web console. It is
 //! read-only.
 //!
-//! Requests and event clients share one [follower](follower) per namespace or service, which publishes states that
-//! share their structure ([`state`]). Each event client has a [cursor](cursor): the state that it has, from which the
-//! difference to the latest state is made when it can be sent. Begin with `router.rs` and `state.rs`.
+//! Requests and event clients share one [follower](following::follower) per namespace or service, which publishes
+//! states that share their structure ([`following::state`]). Each event client has a [cursor](events::cursor): the
+//! state that it has, from which the difference to the latest state is made when it can be sent. Begin with `router.rs`
+//! and `following/state.rs`.
 
-mod cache;
-mod clients;
+mod api;
 mod console;
-mod cursor;
-mod error;
 mod events;
-mod exposition;
-mod follower;
-mod freshness;
-mod guard;
-mod health;
-mod history;
-mod json;
-mod limits;
-mod metrics;
-mod objects;
-mod openapi;
+mod following;
+mod messages;
 mod options;
-mod parameters;
-mod position;
 mod prometheus;
-mod queues;
-mod readiness;
-mod responses;
 mod router;
-mod scope;
-mod scopes;
 mod server;
-mod services;
 mod shared;
-mod state;
 mod stop;
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use super::guard::Hosts;
+use super::messages::guard::Hosts;
 #[cfg(feature = "tls")]
 use crate::security::TlsIdentity;
 use crate::security::{BearerToken, Protection};

@@ -12,11 +12,14 @@ use axum::{
 };
 
 use super::{
-    clients, console,
-    error::{ApiError, Code},
-    events,
-    guard::{RequestHead, admit},
-    health, limits, metrics, openapi, prometheus, queues, services,
+    api::{clients, health, limits, openapi, queues, services},
+    console,
+    events::stream,
+    messages::{
+        error::{ApiError, Code},
+        guard::{RequestHead, admit},
+    },
+    prometheus::{metrics, targets},
     shared::Shared,
 };
 
@@ -34,13 +37,13 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/namespaces", get(services::namespaces))
         .route("/v1/services", get(services::services))
         .route("/v1/services/{namespace}/{service}", get(services::service))
-        .route("/v1/events", get(events::events))
+        .route("/v1/events", get(stream::events))
         .route("/v1/locks", get(queues::locks))
         .route("/v1/elections", get(queues::elections))
         .route("/v1/clients", get(clients::clients))
         .route("/v1/limits", get(limits::limits))
         .route("/v1/openapi.json", get(openapi::document))
-        .route("/v1/prometheus/targets", get(prometheus::targets))
+        .route("/v1/prometheus/targets", get(targets::targets))
         .fallback(async || ApiError::new(Code::NotFound, "there is no such path"))
         .layer(middleware::from_fn_with_state(Arc::clone(&shared), check))
         .with_state(shared)

@@ -6,7 +6,10 @@ use enlist::{Directory, ElectionQueue, LockQueue, Namespace, Queues, Resolver};
 use tokio::sync::watch;
 
 use super::{
-    cache::Cache, guard::Hosts, options::HttpOptions, readiness::Readiness, responses::ResponseCounts, scopes::Scopes,
+    api::{cache::Cache, readiness::Readiness},
+    following::scopes::Scopes,
+    messages::{guard::Hosts, responses::ResponseCounts},
+    options::HttpOptions,
     stop::Stop,
 };
 use crate::{

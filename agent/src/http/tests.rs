@@ -590,7 +590,7 @@ async fn a_polled_view_outlasts_an_outage() {
 
 #[tokio::test(start_paused = true)]
 async fn services_above_the_limit_are_counted() {
-    let logged = Logged::of("enlist_agent::http::follower");
+    let logged = Logged::of("enlist_agent::http::following::follower");
     let _guard = tracing::subscriber::set_default(logged.clone());
     let fixture = Fixture::with(&HttpOptions::new().max_services(1));
     let first = fixture.register("a", instance("a")).await;

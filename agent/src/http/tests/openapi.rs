@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use serde_json::json;
 
 use super::*;
-use crate::http::{error::Code, openapi::DOCUMENT};
+use crate::http::{api::openapi::DOCUMENT, messages::error::Code};
 
 /// The document.
 struct Document(Value);
@@ -180,7 +180,7 @@ async fn each_body_is_as_documented() {
 /// A client of xDS, with a rejection.
 #[test]
 fn a_client_is_as_documented() {
-    let client = json!({ "clients": [crate::http::clients::example()], "not_sent": 1 });
+    let client = json!({ "clients": [crate::http::api::clients::example()], "not_sent": 1 });
     let document = Document::new();
     let schema = document.schema("/v1/clients", 200, "application/json").unwrap();
     document.check(schema, &client, "clients");

@@ -18,17 +18,21 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{
-    cursor::{EventCursor, Notice},
-    error::{ApiError, Code},
-    freshness::FreshnessJson,
-    json,
-    objects::InstanceJson,
-    parameters::{Parameters, ScopeQuery},
-    position::Position,
-    scope::ScopeUser,
+use super::cursor::{EventCursor, Notice};
+use crate::http::{
+    api::objects::InstanceJson,
+    following::{
+        position::Position,
+        scope::ScopeUser,
+        state::{Progress, Published, Scope},
+    },
+    messages::{
+        error::{ApiError, Code},
+        freshness::FreshnessJson,
+        json,
+        parameters::{Parameters, ScopeQuery},
+    },
     shared::Shared,
-    state::{Progress, Published, Scope},
     stop::{Stop, stopping},
 };
 
@@ -43,7 +47,7 @@ const LAST_EVENT_ID: &str = "last-event-id";
 
 /// Serves the changes of a namespace or service. The complete state comes first, unless the client returns within the
 /// history: then only the differences do.
-pub(super) async fn events(
+pub(crate) async fn events(
     State(shared): State<Arc<Shared>>,
     headers: HeaderMap,
     Parameters(query): Parameters<ScopeQuery>,

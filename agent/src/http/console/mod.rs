@@ -7,7 +7,7 @@ use axum::{
     response::Response,
 };
 
-use super::{
+use crate::http::messages::{
     error::{ApiError, Code},
     json,
 };
@@ -24,24 +24,24 @@ const STYLE: HeaderValue = HeaderValue::from_static("text/css; charset=utf-8");
 const PAGE: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
 
 /// Serves the page.
-pub(super) async fn page() -> Response {
-    let mut response = json::with_media_type(Body::from(include_str!("console/index.html")), PAGE);
+pub(crate) async fn page() -> Response {
+    let mut response = json::with_media_type(Body::from(include_str!("index.html")), PAGE);
     response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, PAGE_POLICY);
     response
 }
 
 /// Serves a file of the page.
-pub(super) async fn file(Path(name): Path<String>) -> Result<Response, ApiError> {
+pub(crate) async fn file(Path(name): Path<String>) -> Result<Response, ApiError> {
     let (media_type, content) = match &*name {
-        "console.css" => (STYLE, include_str!("console/console.css")),
-        "console.js" => (SCRIPT, include_str!("console/console.js")),
-        "connection.js" => (SCRIPT, include_str!("console/connection.js")),
-        "elements.js" => (SCRIPT, include_str!("console/elements.js")),
-        "registry.js" => (SCRIPT, include_str!("console/registry.js")),
-        "rendering.js" => (SCRIPT, include_str!("console/rendering.js")),
-        "status.js" => (SCRIPT, include_str!("console/status.js")),
-        "view.js" => (SCRIPT, include_str!("console/view.js")),
-        "views.js" => (SCRIPT, include_str!("console/views.js")),
+        "console.css" => (STYLE, include_str!("console.css")),
+        "console.js" => (SCRIPT, include_str!("console.js")),
+        "connection.js" => (SCRIPT, include_str!("connection.js")),
+        "elements.js" => (SCRIPT, include_str!("elements.js")),
+        "registry.js" => (SCRIPT, include_str!("registry.js")),
+        "rendering.js" => (SCRIPT, include_str!("rendering.js")),
+        "status.js" => (SCRIPT, include_str!("status.js")),
+        "view.js" => (SCRIPT, include_str!("view.js")),
+        "views.js" => (SCRIPT, include_str!("views.js")),
         _ => return Err(ApiError::new(Code::NotFound, "there is no such file")),
     };
     Ok(json::with_media_type(Body::from(content), media_type))

@@ -4,18 +4,18 @@ use std::fmt::Write as _;
 
 /// Type of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum MetricType {
+pub(crate) enum MetricType {
     Counter,
     Gauge,
 }
 
 /// Metrics as text. It ends with a line break, as the format requires.
 #[derive(Debug, Default)]
-pub(super) struct Exposition(String);
+pub(crate) struct Exposition(String);
 
 impl Exposition {
     /// Adds a metric with its samples, each with its labels.
-    pub(super) fn metric(
+    pub(crate) fn metric(
         &mut self,
         kind: MetricType,
         name: &str,
@@ -34,25 +34,25 @@ impl Exposition {
     }
 
     /// Returns the text.
-    pub(super) fn into_text(self) -> String {
+    pub(crate) fn into_text(self) -> String {
         self.0
     }
 }
 
 /// Returns a label. Its value is escaped.
-pub(super) fn label(name: &str, value: &str) -> String {
+pub(crate) fn label(name: &str, value: &str) -> String {
     let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
     format!("{name}=\"{value}\"")
 }
 
 /// Returns a sample without labels.
-pub(super) fn unlabelled(value: usize) -> (String, f64) {
+pub(crate) fn unlabelled(value: usize) -> (String, f64) {
     (String::new(), number(value as u64))
 }
 
 /// Returns a number as the value of a sample.
 #[expect(clippy::cast_precision_loss, reason = "exact up to 2^53")]
-pub(super) fn number(value: u64) -> f64 {
+pub(crate) fn number(value: u64) -> f64 {
     value as f64
 }
 

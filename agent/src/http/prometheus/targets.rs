@@ -7,11 +7,13 @@ use axum::{extract::State, response::Response};
 use enlist::{Endpoint, Entry, Instance, ServiceName};
 use serde::{Deserialize, Serialize};
 
-use super::{
-    error::ApiError,
-    json,
-    objects::presence,
-    parameters::{Parameters, parse_scope},
+use crate::http::{
+    api::objects::presence,
+    messages::{
+        error::ApiError,
+        json,
+        parameters::{Parameters, parse_scope},
+    },
     shared::Shared,
 };
 
@@ -24,7 +26,7 @@ const PREFIX: &str = "__meta_enlist_";
 /// Parameters of a request for targets.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct TargetsQuery {
+pub(crate) struct TargetsQuery {
     namespace: Option<String>,
     service: Option<String>,
     protocol: Option<String>,
@@ -32,13 +34,13 @@ pub(super) struct TargetsQuery {
 
 /// A target and its labels, in the format of `http_sd`.
 #[derive(Debug, PartialEq, Eq, Serialize)]
-pub(super) struct TargetGroup {
+pub(crate) struct TargetGroup {
     targets: [String; 1],
     labels: BTreeMap<String, String>,
 }
 
 /// Serves the targets of a namespace or service.
-pub(super) async fn targets(
+pub(crate) async fn targets(
     State(shared): State<Arc<Shared>>,
     Parameters(query): Parameters<TargetsQuery>,
 ) -> Result<Response, ApiError> {

@@ -9,19 +9,19 @@ use enlist::{Moment, backend::MutexExt as _};
 use tokio::sync::{Notify, watch};
 
 use super::{
-    error::ApiError,
     history::History,
     position::Position,
     state::{Progress, Published, RegistryState, Scope},
 };
+use crate::http::messages::error::ApiError;
 
 /// Time for which a request waits for the first response of the store.
 const READY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// State that a follower shares with its users.
 #[derive(Debug)]
-pub(super) struct ScopeShared {
-    pub(super) scope: Scope,
+pub(crate) struct ScopeShared {
+    pub(crate) scope: Scope,
     users: watch::Sender<usize>,
     /// Time at which the last user left.
     left: Mutex<Moment>,
@@ -32,20 +32,20 @@ pub(super) struct ScopeShared {
 
 /// A user of a scope. Its follower goes on while there is one.
 #[derive(Debug)]
-pub(super) struct ScopeUser {
+pub(crate) struct ScopeUser {
     shared: Arc<ScopeShared>,
 }
 
 impl ScopeShared {
     /// Creates the state of a scope that is not known yet.
-    pub(super) fn new(scope: Scope) -> Self {
+    pub(crate) fn new(scope: Scope) -> Self {
         let (users, published) = (watch::Sender::new(0), watch::Sender::new(Arc::default()));
         let (left, evicted) = (Mutex::new(Moment::now()), Notify::new());
         Self { scope, users, left, evicted, published, history: Mutex::default() }
     }
 
     /// Publishes a state. It is kept for clients that return.
-    pub(super) fn publish(&self, published: Published) {
+    pub(crate) fn publish(&self, published: Published) {
         if matches!(published.progress, Progress::Complete) {
             self.history.locked().push(published.position, published.state.clone());
         }
@@ -53,32 +53,32 @@ impl ScopeShared {
     }
 
     /// Returns the latest state.
-    pub(super) fn published(&self) -> Arc<Published> {
+    pub(crate) fn published(&self) -> Arc<Published> {
         Arc::clone(&self.published.borrow())
     }
 
     /// Returns `true` if the scope has a user.
-    pub(super) fn is_used(&self) -> bool {
+    pub(crate) fn is_used(&self) -> bool {
         *self.users.borrow() > 0
     }
 
     /// Returns the time since the last user left; `None` while there is one.
-    pub(super) fn unused_time(&self) -> Option<Duration> {
+    pub(crate) fn unused_time(&self) -> Option<Duration> {
         if self.is_used() { None } else { Some(self.left.locked().elapsed()) }
     }
 
     /// Ends the follower.
-    pub(super) fn evict(&self) {
+    pub(crate) fn evict(&self) {
         self.evicted.notify_one();
     }
 
     /// Waits until the follower is to end, because another scope needs its slot.
-    pub(super) async fn evicted(&self) {
+    pub(crate) async fn evicted(&self) {
         self.evicted.notified().await;
     }
 
     /// Waits until there was no user for this time. One that has come and left meanwhile counts.
-    pub(super) async fn unused_for(&self, idle: Duration) {
+    pub(crate) async fn unused_for(&self, idle: Duration) {
         let mut users = self.users.subscribe();
         loop {
             // The sender lives in `self`, so waiting cannot fail.
@@ -92,25 +92,25 @@ impl ScopeShared {
 
 impl ScopeUser {
     /// Creates a user.
-    pub(super) fn new(shared: &Arc<ScopeShared>) -> Self {
+    pub(crate) fn new(shared: &Arc<ScopeShared>) -> Self {
         shared.users.send_modify(|users| *users += 1);
         Self { shared: Arc::clone(shared) }
     }
 
     /// The scope.
-    pub(super) fn scope(&self) -> &Scope {
+    pub(crate) fn scope(&self) -> &Scope {
         &self.shared.scope
     }
 
     /// The latest state, and later ones. The latest counts as not seen.
-    pub(super) fn subscribe(&self) -> watch::Receiver<Arc<Published>> {
+    pub(crate) fn subscribe(&self) -> watch::Receiver<Arc<Published>> {
         let mut published = self.shared.published.subscribe();
         published.mark_changed();
         published
     }
 
     /// Returns an earlier state; `None` if it is not kept.
-    pub(super) fn earlier(&self, position: Position) -> Option<RegistryState> {
+    pub(crate) fn earlier(&self, position: Position) -> Option<RegistryState> {
         self.shared.history.locked().at(position)
     }
 
@@ -119,7 +119,7 @@ impl ScopeUser {
     /// # Errors
     ///
     /// The refusal of the store, or that it has not answered in time.
-    pub(super) async fn ready(&self) -> Result<Arc<Published>, ApiError> {
+    pub(crate) async fn ready(&self) -> Result<Arc<Published>, ApiError> {
         let mut published = self.shared.published.subscribe();
         let decided = published.wait_for(|published| !matches!(published.progress, Progress::Loading));
         let Ok(Ok(published)) = tokio::time::timeout(READY_TIMEOUT, decided).await else {

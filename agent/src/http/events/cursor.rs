@@ -5,18 +5,20 @@ use std::sync::Arc;
 
 use enlist::{Entry, Event, Freshness, InstanceId, ServiceName, Snapshot};
 
-use super::{
-    freshness::FreshnessJson,
-    position::Position,
-    state::{End, Published, RegistryState, ServiceState},
+use crate::http::{
+    following::{
+        position::Position,
+        state::{End, Published, RegistryState, ServiceState},
+    },
+    messages::freshness::FreshnessJson,
 };
 
 /// Maximum number of notices in one part.
-pub(super) const PART: usize = 128;
+pub(crate) const PART: usize = 128;
 
 /// A change for a client.
 #[derive(Clone, Debug)]
-pub(super) enum Notice {
+pub(crate) enum Notice {
     /// The complete state follows; the client forgets its own.
     Snapshot { services: usize, instances: usize },
     /// An instance is new.
@@ -43,7 +45,7 @@ struct Target {
 
 /// State that one client has.
 #[derive(Debug, Default)]
-pub(super) struct EventCursor {
+pub(crate) struct EventCursor {
     sent: RegistryState,
     position: Option<Position>,
     target: Option<Target>,
@@ -52,17 +54,17 @@ pub(super) struct EventCursor {
 
 impl EventCursor {
     /// A cursor for a client that knows nothing.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::default()
     }
 
     /// A cursor for a client that has a state. It gets the position of the latest state, also if that is its own.
-    pub(super) fn resumed(state: RegistryState) -> Self {
+    pub(crate) fn resumed(state: RegistryState) -> Self {
         Self { sent: state, position: None, target: None, opened: true }
     }
 
     /// Returns the next notices, at most [`PART`] and a few; none if the client has the latest state.
-    pub(super) fn next(&mut self, latest: &Published) -> Vec<Notice> {
+    pub(crate) fn next(&mut self, latest: &Published) -> Vec<Notice> {
         let mut notices = Vec::new();
         if !self.opened {
             self.opened = true;

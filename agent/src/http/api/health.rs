@@ -5,10 +5,12 @@ use std::sync::Arc;
 use axum::{extract::State, response::Response};
 use serde::Serialize;
 
-use super::{
-    error::ApiError,
-    json,
-    parameters::{NoQuery, Parameters},
+use crate::http::{
+    messages::{
+        error::ApiError,
+        json,
+        parameters::{NoQuery, Parameters},
+    },
     shared::Shared,
 };
 
@@ -18,12 +20,12 @@ struct HealthJson {
 }
 
 /// Answers while the process works.
-pub(super) async fn healthz(Parameters(NoQuery {}): Parameters<NoQuery>) -> Response {
+pub(crate) async fn healthz(Parameters(NoQuery {}): Parameters<NoQuery>) -> Response {
     json::response(&HealthJson { status: "ok" })
 }
 
 /// Answers with status 200 once the store has answered.
-pub(super) async fn readyz(
+pub(crate) async fn readyz(
     State(shared): State<Arc<Shared>>,
     Parameters(NoQuery {}): Parameters<NoQuery>,
 ) -> Result<Response, ApiError> {

@@ -10,17 +10,15 @@ use std::{
 use enlist::{Entry, Error, Freshness, Namespace, ServiceName, ServiceRef, Snapshot};
 use imbl::OrdMap;
 
-use super::{
-    freshness::{FreshnessJson, millis},
-    position::Position,
-};
+use super::position::Position;
+use crate::http::messages::freshness::{FreshnessJson, millis};
 
 /// Number of the latest ends of instances that are kept for each service.
-pub(super) const DEPARTURES: usize = 50;
+pub(crate) const DEPARTURES: usize = 50;
 
 /// Part of the registry that is followed as one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Scope {
+pub(crate) enum Scope {
     /// All services of a namespace.
     Namespace(Namespace),
     /// One service.
@@ -29,7 +27,7 @@ pub(super) enum Scope {
 
 impl Scope {
     /// Returns the namespace.
-    pub(super) fn namespace(&self) -> &Namespace {
+    pub(crate) fn namespace(&self) -> &Namespace {
         match self {
             Self::Namespace(namespace) => namespace,
             Self::Service(service) => service.namespace(),
@@ -39,18 +37,18 @@ impl Scope {
 
 /// An instance that ended.
 #[derive(Clone, Debug)]
-pub(super) struct Departure {
+pub(crate) struct Departure {
     /// Its last state.
-    pub(super) entry: Arc<Entry>,
+    pub(crate) entry: Arc<Entry>,
     /// Cause of the end.
-    pub(super) end: End,
+    pub(crate) end: End,
     /// Time at which the agent learned of it.
-    pub(super) at: SystemTime,
+    pub(crate) at: SystemTime,
 }
 
 /// Cause of the end of an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
+pub(crate) enum End {
     /// It was deregistered or removed.
     Departed,
     /// Its lease expired or was revoked.
@@ -61,12 +59,12 @@ pub(super) enum End {
 
 impl End {
     /// Returns the cause of the absence of an instance from a snapshot.
-    pub(super) fn of(entry: &Entry, snapshot: &Snapshot) -> Self {
+    pub(crate) fn of(entry: &Entry, snapshot: &Snapshot) -> Self {
         if snapshot.departed(entry.instance().id()) { Self::Departed } else { Self::Lost }
     }
 
     /// Returns the word in JSON.
-    pub(super) fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Departed => "departed",
             Self::Lost => "lost",
@@ -77,19 +75,19 @@ impl End {
 
 impl Departure {
     /// Returns the word in JSON for the cause.
-    pub(super) fn reason(&self) -> &'static str {
+    pub(crate) fn reason(&self) -> &'static str {
         self.end.as_str()
     }
 }
 
 /// State of one service.
 #[derive(Clone, Debug)]
-pub(super) struct ServiceState {
-    pub(super) snapshot: Snapshot,
-    pub(super) freshness: Freshness,
-    pub(super) departures: Arc<VecDeque<Departure>>,
+pub(crate) struct ServiceState {
+    pub(crate) snapshot: Snapshot,
+    pub(crate) freshness: Freshness,
+    pub(crate) departures: Arc<VecDeque<Departure>>,
     /// Number of the change that led to this state; unique within a scope.
-    pub(super) change: u64,
+    pub(crate) change: u64,
 }
 
 impl PartialEq for ServiceState {
@@ -100,23 +98,23 @@ impl PartialEq for ServiceState {
 
 /// State of the list of services.
 #[derive(Clone, Debug)]
-pub(super) struct ListState {
-    pub(super) freshness: Freshness,
+pub(crate) struct ListState {
+    pub(crate) freshness: Freshness,
     /// Services that are not followed, because there are more than permitted.
-    pub(super) omitted: usize,
+    pub(crate) omitted: usize,
 }
 
 /// State of a scope.
 #[derive(Clone, Debug, Default)]
-pub(super) struct RegistryState {
-    pub(super) services: OrdMap<ServiceName, ServiceState>,
+pub(crate) struct RegistryState {
+    pub(crate) services: OrdMap<ServiceName, ServiceState>,
     /// The list of services; `None` in the scope of one service.
-    pub(super) list: Option<ListState>,
+    pub(crate) list: Option<ListState>,
 }
 
 impl RegistryState {
     /// Returns the freshness of the oldest part. It is stale if any part is.
-    pub(super) fn freshness(&self) -> FreshnessJson {
+    pub(crate) fn freshness(&self) -> FreshnessJson {
         let parts =
             || self.list.iter().map(|list| &list.freshness).chain(self.services.values().map(|one| &one.freshness));
         let age = parts().map(Freshness::age).max().unwrap_or(Duration::ZERO);
@@ -128,24 +126,24 @@ impl RegistryState {
     }
 
     /// Returns the services that have an instance. Others are kept for a while.
-    pub(super) fn present(&self) -> impl Iterator<Item = (&ServiceName, &ServiceState)> {
+    pub(crate) fn present(&self) -> impl Iterator<Item = (&ServiceName, &ServiceState)> {
         self.services.iter().filter(|(_, service)| !service.snapshot.is_empty())
     }
 
     /// Returns the number of services that are not followed.
-    pub(super) fn omitted(&self) -> usize {
+    pub(crate) fn omitted(&self) -> usize {
         self.list.as_ref().map_or(0, |list| list.omitted)
     }
 
     /// Returns the number of instances.
-    pub(super) fn instances(&self) -> usize {
+    pub(crate) fn instances(&self) -> usize {
         self.services.values().map(|service| service.snapshot.len()).sum()
     }
 }
 
 /// Completeness of a state.
 #[derive(Clone, Debug, Default)]
-pub(super) enum Progress {
+pub(crate) enum Progress {
     /// Some services are not known yet.
     #[default]
     Loading,
@@ -157,8 +155,8 @@ pub(super) enum Progress {
 
 /// Published state of a scope.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Published {
-    pub(super) position: Position,
-    pub(super) state: RegistryState,
-    pub(super) progress: Progress,
+pub(crate) struct Published {
+    pub(crate) position: Position,
+    pub(crate) state: RegistryState,
+    pub(crate) progress: Progress,
 }

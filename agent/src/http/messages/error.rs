@@ -14,7 +14,7 @@ const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
 /// Cause of an unsuccessful response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Code {
+pub(crate) enum Code {
     BodyNotAllowed,
     ForbiddenHost,
     ForbiddenOrigin,
@@ -36,7 +36,7 @@ pub(super) enum Code {
 impl Code {
     /// All codes.
     #[cfg(test)]
-    pub(super) const ALL: [Self; 16] = [
+    pub(crate) const ALL: [Self; 16] = [
         Self::BodyNotAllowed,
         Self::ForbiddenHost,
         Self::ForbiddenOrigin,
@@ -56,7 +56,7 @@ impl Code {
     ];
 
     /// Returns the text in the response and the status. Both are part of the interface.
-    pub(super) fn parts(self) -> (&'static str, StatusCode) {
+    pub(crate) fn parts(self) -> (&'static str, StatusCode) {
         match self {
             Self::BodyNotAllowed => ("body_not_allowed", StatusCode::PAYLOAD_TOO_LARGE),
             Self::ForbiddenHost => ("forbidden_host", StatusCode::MISDIRECTED_REQUEST),
@@ -91,29 +91,29 @@ impl Code {
 
 /// An unsuccessful response.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct ApiError {
+pub(crate) struct ApiError {
     code: Code,
     message: String,
 }
 
 impl ApiError {
     /// Creates an error. Unprintable characters of the message are escaped.
-    pub(super) fn new(code: Code, message: impl std::fmt::Display) -> Self {
+    pub(crate) fn new(code: Code, message: impl std::fmt::Display) -> Self {
         Self { code, message: escaped(message).to_string() }
     }
 
     /// Returns the error for a failure of the store.
-    pub(super) fn of_store(error: &Error) -> Self {
+    pub(crate) fn of_store(error: &Error) -> Self {
         Self::new(Code::of_store(error), with_causes(error))
     }
 
     /// Returns the error for a service, or a list of services, that is not known yet.
-    pub(super) fn not_ready() -> Self {
+    pub(crate) fn not_ready() -> Self {
         Self::new(Code::NotReady, "the store has not answered yet")
     }
 
     #[cfg(test)]
-    pub(super) fn code(&self) -> Code {
+    pub(crate) fn code(&self) -> Code {
         self.code
     }
 }

@@ -6,18 +6,18 @@ use axum::http::StatusCode;
 
 /// Numbers of responses, by the first digit of their status.
 #[derive(Debug, Default)]
-pub(super) struct ResponseCounts([AtomicU64; 6]);
+pub(crate) struct ResponseCounts([AtomicU64; 6]);
 
 impl ResponseCounts {
     /// Counts a response.
-    pub(super) fn count(&self, status: StatusCode) {
+    pub(crate) fn count(&self, status: StatusCode) {
         if let Some(counter) = self.0.get(usize::from(status.as_u16() / 100)) {
             counter.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// Returns the numbers, each with its digit.
-    pub(super) fn read(&self) -> impl Iterator<Item = (usize, u64)> {
+    pub(crate) fn read(&self) -> impl Iterator<Item = (usize, u64)> {
         self.0.iter().map(|counter| counter.load(Ordering::Relaxed)).enumerate().skip(1)
     }
 }

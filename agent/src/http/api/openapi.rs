@@ -2,15 +2,15 @@
 
 use axum::{body::Body, response::Response};
 
-use super::{
+use crate::http::messages::{
     json::{self, MEDIA_TYPE},
     parameters::{NoQuery, Parameters},
 };
 
 /// The document.
-pub(super) const DOCUMENT: &str = include_str!("openapi.json");
+pub(crate) const DOCUMENT: &str = include_str!("openapi.json");
 
 /// Serves the document.
-pub(super) async fn document(Parameters(NoQuery {}): Parameters<NoQuery>) -> Response {
+pub(crate) async fn document(Parameters(NoQuery {}): Parameters<NoQuery>) -> Response {
     json::with_media_type(Body::from(DOCUMENT), MEDIA_TYPE)
 }

@@ -10,11 +10,11 @@ const HISTORY: usize = 256;
 
 /// The latest states of a scope.
 #[derive(Debug, Default)]
-pub(super) struct History(VecDeque<(Position, RegistryState)>);
+pub(crate) struct History(VecDeque<(Position, RegistryState)>);
 
 impl History {
     /// Adds a state and forgets the oldest one above the limit.
-    pub(super) fn push(&mut self, position: Position, state: RegistryState) {
+    pub(crate) fn push(&mut self, position: Position, state: RegistryState) {
         if self.0.len() >= HISTORY {
             self.0.pop_front();
         }
@@ -22,7 +22,7 @@ impl History {
     }
 
     /// Returns the state at a position; `None` if it is not kept.
-    pub(super) fn at(&self, position: Position) -> Option<RegistryState> {
+    pub(crate) fn at(&self, position: Position) -> Option<RegistryState> {
         self.0.iter().find(|(kept, _)| *kept == position).map(|(_, state)| state.clone())
     }
 }

@@ -8,14 +8,14 @@ use std::{
 use enlist::{Endpoint, Entry, Health, Presence};
 use serde::Serialize;
 
-use super::{
-    freshness::{FreshnessJson, millis},
-    state::{Departure, ServiceState},
+use crate::http::{
+    following::state::{Departure, ServiceState},
+    messages::freshness::{FreshnessJson, millis},
 };
 
 /// An instance.
 #[derive(Debug, Serialize)]
-pub(super) struct InstanceJson<'a> {
+pub(crate) struct InstanceJson<'a> {
     id: &'a str,
     endpoints: Vec<&'a str>,
     weight: u32,
@@ -33,7 +33,7 @@ pub(super) struct InstanceJson<'a> {
 
 impl<'a> InstanceJson<'a> {
     /// An instance without its share.
-    pub(super) fn new(entry: &'a Entry) -> Self {
+    pub(crate) fn new(entry: &'a Entry) -> Self {
         let instance = entry.instance();
         Self {
             id: instance.id().as_str(),
@@ -51,7 +51,7 @@ impl<'a> InstanceJson<'a> {
     }
 
     /// An instance with its share of the total weight of the instances that are picked.
-    pub(super) fn with_share(entry: &'a Entry, total: u64) -> Self {
+    pub(crate) fn with_share(entry: &'a Entry, total: u64) -> Self {
         let weight = picked_weight(entry);
         #[expect(clippy::cast_precision_loss, reason = "shown with four digits")]
         let share = if weight == 0 { 0.0 } else { (weight as f64 / total as f64 * 1e4).round() / 1e4 };
@@ -60,7 +60,7 @@ impl<'a> InstanceJson<'a> {
 }
 
 /// Returns the word for the presence of an entry.
-pub(super) fn presence(entry: &Entry) -> &'static str {
+pub(crate) fn presence(entry: &Entry) -> &'static str {
     match entry.presence() {
         Presence::Held => "held",
         _ => "live",
@@ -68,14 +68,14 @@ pub(super) fn presence(entry: &Entry) -> &'static str {
 }
 
 /// Returns the weight with which an instance is picked: 0 unless it serves.
-pub(super) fn picked_weight(entry: &Entry) -> u64 {
+pub(crate) fn picked_weight(entry: &Entry) -> u64 {
     let instance = entry.instance();
     if instance.health() == Health::Serving { instance.weight().into() } else { 0 }
 }
 
 /// Numbers of a service in the list of services.
 #[derive(Debug, Serialize)]
-pub(super) struct ServiceJson<'a> {
+pub(crate) struct ServiceJson<'a> {
     name: &'a str,
     revision: u64,
     epoch: u64,
@@ -92,7 +92,7 @@ pub(super) struct ServiceJson<'a> {
 
 impl<'a> ServiceJson<'a> {
     /// The numbers of a service. Instances without a version or zone count under the empty text.
-    pub(super) fn new(name: &'a str, state: &'a ServiceState) -> Self {
+    pub(crate) fn new(name: &'a str, state: &'a ServiceState) -> Self {
         let snapshot = &state.snapshot;
         let mut json = Self {
             name,
@@ -126,7 +126,7 @@ impl<'a> ServiceJson<'a> {
 
 /// A recent end of an instance.
 #[derive(Debug, Serialize)]
-pub(super) struct DepartureJson<'a> {
+pub(crate) struct DepartureJson<'a> {
     at_ms: u64,
     reason: &'static str,
     instance: InstanceJson<'a>,
@@ -143,6 +143,6 @@ impl<'a> From<&'a Departure> for DepartureJson<'a> {
 }
 
 /// Returns milliseconds since 1970.
-pub(super) fn unix_millis(time: SystemTime) -> u64 {
+pub(crate) fn unix_millis(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, millis)
 }

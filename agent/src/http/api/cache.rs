@@ -6,7 +6,7 @@ use std::{collections::HashMap, hash::Hash, sync::Arc, time::Duration};
 use enlist::{Error, Moment, backend::MutexExt as _};
 use tokio::sync::Mutex;
 
-use super::{
+use crate::http::messages::{
     error::{ApiError, Code},
     freshness::FreshnessJson,
 };
@@ -19,8 +19,8 @@ const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A value, and the time at which its read began.
 #[derive(Debug)]
-pub(super) struct Read<V> {
-    pub(super) value: Arc<V>,
+pub(crate) struct Read<V> {
+    pub(crate) value: Arc<V>,
     began: Moment,
 }
 
@@ -32,7 +32,7 @@ impl<V> Clone for Read<V> {
 
 impl<V> Read<V> {
     /// Returns the freshness of the value.
-    pub(super) fn freshness(&self) -> FreshnessJson {
+    pub(crate) fn freshness(&self) -> FreshnessJson {
         FreshnessJson::live(self.began.elapsed())
     }
 }
@@ -42,19 +42,19 @@ type Cell<V> = Arc<Mutex<Option<Read<V>>>>;
 
 /// Values by key.
 #[derive(Debug)]
-pub(super) struct Cache<K, V> {
+pub(crate) struct Cache<K, V> {
     max_age: Duration,
     cells: std::sync::Mutex<HashMap<K, Cell<V>>>,
 }
 
 impl<K: Eq + Hash + Clone, V> Cache<K, V> {
     /// Creates a cache of values that are reused up to an age.
-    pub(super) fn new(max_age: Duration) -> Self {
+    pub(crate) fn new(max_age: Duration) -> Self {
         Self { max_age, cells: std::sync::Mutex::default() }
     }
 
     /// Returns the value of a key, read anew if it is too old. Failures are not kept.
-    pub(super) async fn read<F>(&self, key: K, read: impl FnOnce() -> F) -> Result<Read<V>, ApiError>
+    pub(crate) async fn read<F>(&self, key: K, read: impl FnOnce() -> F) -> Result<Read<V>, ApiError>
     where
         F: Future<Output = Result<V, Error>>,
     {

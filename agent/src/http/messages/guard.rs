@@ -7,16 +7,16 @@ use std::net::IpAddr;
 use super::error::{ApiError, Code};
 
 /// Maximum bytes of the path and the query of a request. Two names of 255 bytes, percent-encoded, have 1,530.
-pub(super) const MAX_URI_BYTES: usize = 4096;
+pub(crate) const MAX_URI_BYTES: usize = 4096;
 
 /// Names of this agent in the header `host`, besides `localhost` and all IP addresses. An address is safe: a page whose
 /// origin is an address was served by that address.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Hosts(Vec<String>);
+pub(crate) struct Hosts(Vec<String>);
 
 impl Hosts {
     /// Creates the list of further names.
-    pub(super) fn new(names: impl IntoIterator<Item = String>) -> Self {
+    pub(crate) fn new(names: impl IntoIterator<Item = String>) -> Self {
         Self(names.into_iter().map(|name| normal(&name)).collect())
     }
 
@@ -48,23 +48,23 @@ fn host_of(authority: &str) -> Option<&str> {
 
 /// Parts of a request that its admission depends on. Header values that are not text are `None`.
 #[derive(Clone, Debug, Default)]
-pub(super) struct RequestHead<'a> {
+pub(crate) struct RequestHead<'a> {
     /// Values of all headers `host`.
-    pub(super) hosts: Vec<Option<&'a str>>,
+    pub(crate) hosts: Vec<Option<&'a str>>,
     /// Authority of a request target in absolute form.
-    pub(super) target: Option<&'a str>,
+    pub(crate) target: Option<&'a str>,
     /// Values of all headers `origin`.
-    pub(super) origins: Vec<Option<&'a str>>,
+    pub(crate) origins: Vec<Option<&'a str>>,
     /// Bytes of path and query.
-    pub(super) uri_bytes: usize,
+    pub(crate) uri_bytes: usize,
     /// Value of `content-length`.
-    pub(super) content_length: Option<&'a str>,
+    pub(crate) content_length: Option<&'a str>,
     /// Value of `transfer-encoding`.
-    pub(super) transfer_encoding: Option<&'a str>,
+    pub(crate) transfer_encoding: Option<&'a str>,
 }
 
 /// Checks a request.
-pub(super) fn admit(head: &RequestHead<'_>, hosts: &Hosts) -> Result<(), ApiError> {
+pub(crate) fn admit(head: &RequestHead<'_>, hosts: &Hosts) -> Result<(), ApiError> {
     let [Some(host)] = head.hosts[..] else {
         return Err(ApiError::new(Code::ForbiddenHost, "a request needs one header `host`"));
     };

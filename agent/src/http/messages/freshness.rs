@@ -17,21 +17,21 @@ const AGE: HeaderName = HeaderName::from_static("x-enlist-age-ms");
 
 /// Age and state of shown data.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct FreshnessJson {
-    pub(super) state: &'static str,
-    pub(super) age_ms: u64,
+pub(crate) struct FreshnessJson {
+    pub(crate) state: &'static str,
+    pub(crate) age_ms: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) cause: Option<String>,
+    pub(crate) cause: Option<String>,
 }
 
 impl FreshnessJson {
     /// Freshness of data that were confirmed this long ago, and whose changes arrive.
-    pub(super) fn live(age: Duration) -> Self {
+    pub(crate) fn live(age: Duration) -> Self {
         Self { state: "live", age_ms: millis(age), cause: None }
     }
 
     /// Adds the freshness to a response, for clients that do not read its body.
-    pub(super) fn mark(&self, mut response: Response) -> Response {
+    pub(crate) fn mark(&self, mut response: Response) -> Response {
         response.headers_mut().insert(STATE, HeaderValue::from_static(self.state));
         response.headers_mut().insert(AGE, self.age_ms.into());
         response
@@ -49,6 +49,6 @@ impl From<&Freshness> for FreshnessJson {
 }
 
 /// Returns whole milliseconds.
-pub(super) fn millis(time: Duration) -> u64 {
+pub(crate) fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

@@ -6,11 +6,13 @@ use axum::{extract::State, response::Response};
 use enlist::{LockMode, QueuedCandidate, QueuedContender, Queues};
 use serde::Serialize;
 
-use super::{
-    error::{ApiError, Code},
-    freshness::FreshnessJson,
-    json,
-    parameters::{NamespaceQuery, Parameters},
+use crate::http::{
+    messages::{
+        error::{ApiError, Code},
+        freshness::FreshnessJson,
+        json,
+        parameters::{NamespaceQuery, Parameters},
+    },
     shared::Shared,
 };
 
@@ -85,7 +87,7 @@ fn reader(shared: &Shared) -> Result<Arc<dyn Queues>, ApiError> {
 }
 
 /// Serves the locks of a namespace that have a contender.
-pub(super) async fn locks(
+pub(crate) async fn locks(
     State(shared): State<Arc<Shared>>,
     Parameters(query): Parameters<NamespaceQuery>,
 ) -> Result<Response, ApiError> {
@@ -104,7 +106,7 @@ pub(super) async fn locks(
 }
 
 /// Serves the elections of a namespace that have a candidate.
-pub(super) async fn elections(
+pub(crate) async fn elections(
     State(shared): State<Arc<Shared>>,
     Parameters(query): Parameters<NamespaceQuery>,
 ) -> Result<Response, ApiError> {

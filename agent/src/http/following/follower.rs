@@ -40,7 +40,7 @@ type Step = Option<(ServiceName, ViewChanges, Result<Change, Error>)>;
 type Lists = BoxStream<'static, Result<ServicesChange, Error>>;
 
 /// Task that follows a scope.
-pub(super) struct Follower {
+pub(crate) struct Follower {
     resolver: Arc<dyn Resolver>,
     directory: Directory,
     shared: Arc<ScopeShared>,
@@ -69,7 +69,7 @@ pub(super) struct Follower {
 
 impl Follower {
     /// Creates a follower that publishes to `shared`. `max_services`: maximum number of services that it follows.
-    pub(super) fn new(
+    pub(crate) fn new(
         resolver: Arc<dyn Resolver>,
         directory: Directory,
         shared: Arc<ScopeShared>,
@@ -96,7 +96,7 @@ impl Follower {
     }
 
     /// Follows the scope. It does not end.
-    pub(super) async fn run(mut self) {
+    pub(crate) async fn run(mut self) {
         let mut lists = match self.shared.scope.clone() {
             Scope::Namespace(namespace) => lists(Arc::clone(&self.resolver), namespace),
             Scope::Service(service) => {

@@ -9,14 +9,16 @@ use axum::{
 use enlist::{Entry, Namespace, ServiceName, ServiceRef};
 use serde::Serialize;
 
-use super::{
-    error::{ApiError, Code},
-    freshness::FreshnessJson,
-    json,
-    objects::{DepartureJson, InstanceJson, ServiceJson, picked_weight},
-    parameters::{NamespaceQuery, NoQuery, Parameters, parse_namespace},
+use super::objects::{DepartureJson, InstanceJson, ServiceJson, picked_weight};
+use crate::http::{
+    following::state::{Scope, ServiceState},
+    messages::{
+        error::{ApiError, Code},
+        freshness::FreshnessJson,
+        json,
+        parameters::{NamespaceQuery, NoQuery, Parameters, parse_namespace},
+    },
     shared::Shared,
-    state::{Scope, ServiceState},
 };
 
 /// Beginning of the response for a namespace; its services follow.
@@ -28,7 +30,7 @@ struct NamespaceHead<'a> {
 }
 
 /// Serves the services of a namespace.
-pub(super) async fn services(
+pub(crate) async fn services(
     State(shared): State<Arc<Shared>>,
     Parameters(query): Parameters<NamespaceQuery>,
 ) -> Result<Response, ApiError> {
@@ -42,7 +44,7 @@ pub(super) async fn services(
 }
 
 /// Serves one service. A service without instances is not an error: it may have had some a moment ago.
-pub(super) async fn service(
+pub(crate) async fn service(
     State(shared): State<Arc<Shared>>,
     path: Result<Path<(String, String)>, PathRejection>,
     Parameters(NoQuery {}): Parameters<NoQuery>,
@@ -91,7 +93,7 @@ struct NamespacesJson<'a> {
 }
 
 /// Serves the list of namespaces, from the store.
-pub(super) async fn namespaces(
+pub(crate) async fn namespaces(
     State(shared): State<Arc<Shared>>,
     Parameters(NoQuery {}): Parameters<NoQuery>,
 ) -> Result<Response, ApiError> {

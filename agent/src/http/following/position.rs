@@ -4,26 +4,26 @@ use std::fmt;
 
 /// Position of a state in the sequence of states of a scope. Clients return it as `Last-Event-ID`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Position {
+pub(crate) struct Position {
     /// Random number of the follower: positions of another process or follower are not comparable.
-    pub(super) run: u64,
-    pub(super) number: u64,
+    pub(crate) run: u64,
+    pub(crate) number: u64,
 }
 
 impl Position {
     /// Returns a position before the first state of a new follower.
-    pub(super) fn start() -> Self {
+    pub(crate) fn start() -> Self {
         use std::hash::{BuildHasher as _, RandomState};
         Self { run: RandomState::new().hash_one(std::time::SystemTime::now()), number: 0 }
     }
 
     /// Returns the next position.
-    pub(super) fn next(self) -> Self {
+    pub(crate) fn next(self) -> Self {
         Self { number: self.number + 1, ..self }
     }
 
     /// Reads the text that [`Display`](fmt::Display) writes.
-    pub(super) fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         let (run, number) = text.split_once('.')?;
         Some(Self { run: u64::from_str_radix(run, 16).ok()?, number: number.parse().ok()? })
     }

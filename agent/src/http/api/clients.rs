@@ -5,13 +5,17 @@ use std::sync::Arc;
 use axum::{extract::State, response::Response};
 use serde::Serialize;
 
-use super::{
-    freshness::millis,
-    json,
-    parameters::{NoQuery, Parameters},
-    shared::Shared,
+use crate::{
+    http::{
+        messages::{
+            freshness::millis,
+            json,
+            parameters::{NoQuery, Parameters},
+        },
+        shared::Shared,
+    },
+    xds::{XdsClient, XdsRejection},
 };
-use crate::xds::{XdsClient, XdsRejection};
 
 #[derive(Serialize)]
 struct ClientsJson<'a> {
@@ -65,7 +69,7 @@ impl<'a> From<&'a XdsRejection> for RejectionJson<'a> {
 
 /// Serves the clients of xDS that are connected to this agent, and the number of assignments that are too large for
 /// them.
-pub(super) async fn clients(
+pub(crate) async fn clients(
     State(shared): State<Arc<Shared>>,
     Parameters(NoQuery {}): Parameters<NoQuery>,
 ) -> Response {
@@ -76,7 +80,7 @@ pub(super) async fn clients(
 
 /// Returns the JSON of a client that has rejected a response, for tests.
 #[cfg(test)]
-pub(super) fn example() -> serde_json::Value {
+pub(crate) fn example() -> serde_json::Value {
     use crate::xds::ResourceType;
     let now = enlist::Moment::now();
     let rejection = XdsRejection { kind: ResourceType::Assignment, message: "a reason".to_owned(), at: now };

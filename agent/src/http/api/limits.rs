@@ -5,12 +5,16 @@ use std::sync::Arc;
 use axum::{extract::State, response::Response};
 use serde::Serialize;
 
-use super::{
-    json,
-    parameters::{NoQuery, Parameters},
-    shared::Shared,
+use crate::{
+    http::{
+        messages::{
+            json,
+            parameters::{NoQuery, Parameters},
+        },
+        shared::Shared,
+    },
+    limits::LimitUse,
 };
-use crate::limits::LimitUse;
 
 #[derive(Serialize)]
 struct LimitsJson {
@@ -32,6 +36,6 @@ impl From<LimitUse> for LimitJson {
 }
 
 /// Serves the limits of both servers.
-pub(super) async fn limits(State(shared): State<Arc<Shared>>, Parameters(NoQuery {}): Parameters<NoQuery>) -> Response {
+pub(crate) async fn limits(State(shared): State<Arc<Shared>>, Parameters(NoQuery {}): Parameters<NoQuery>) -> Response {
     json::response(&LimitsJson { limits: shared.limits().into_iter().map(Into::into).collect() })
 }

@@ -10,7 +10,8 @@ use std::{
 
 use enlist::{Error, Namespace, Resolver};
 
-use super::{cache::Cache, error::ApiError};
+use super::cache::Cache;
+use crate::http::messages::error::ApiError;
 
 /// Age up to which a response of the store is reused.
 const STORE_AGE: Duration = Duration::from_secs(1);
@@ -18,7 +19,7 @@ const STORE_AGE: Duration = Duration::from_secs(1);
 /// Readiness of the agent. It is ready once the store has answered, and stays ready during an outage of the store: its
 /// clients then receive the last known state.
 #[derive(Debug)]
-pub(super) struct Readiness {
+pub(crate) struct Readiness {
     answered: AtomicBool,
     store: Cache<(), ()>,
 }
@@ -35,7 +36,7 @@ impl Readiness {
     /// # Errors
     ///
     /// The store refuses to answer, or has not answered in time.
-    pub(super) async fn check(&self, resolver: &Arc<dyn Resolver>) -> Result<(), ApiError> {
+    pub(crate) async fn check(&self, resolver: &Arc<dyn Resolver>) -> Result<(), ApiError> {
         if self.answered.load(Ordering::Relaxed) {
             return Ok(());
         }

@@ -4,18 +4,20 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{body::Body, extract::State, http::HeaderValue, response::Response};
 
-use super::{
-    exposition::{
-        Exposition,
-        MetricType::{Counter, Gauge},
-        label, number, unlabelled,
-    },
-    json,
-    parameters::{NoQuery, Parameters},
-    shared::Shared,
-    state::{Progress, Published, RegistryState, Scope},
+use super::exposition::{
+    Exposition,
+    MetricType::{Counter, Gauge},
+    label, number, unlabelled,
 };
 use crate::{
+    http::{
+        following::state::{Progress, Published, RegistryState, Scope},
+        messages::{
+            json,
+            parameters::{NoQuery, Parameters},
+        },
+        shared::Shared,
+    },
     limits::LimitUse,
     xds::{Omission, ResourceType, XdsClient, XdsStatus},
 };
@@ -24,7 +26,7 @@ use crate::{
 const MEDIA_TYPE: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 
 /// Serves the metrics.
-pub(super) async fn metrics(
+pub(crate) async fn metrics(
     State(shared): State<Arc<Shared>>,
     Parameters(NoQuery {}): Parameters<NoQuery>,
 ) -> Response {

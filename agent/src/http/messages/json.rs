@@ -18,7 +18,7 @@ use serde_json::ser::Formatter;
 const PART: usize = 64;
 
 /// Media type of JSON.
-pub(super) const MEDIA_TYPE: HeaderValue = HeaderValue::from_static("application/json");
+pub(crate) const MEDIA_TYPE: HeaderValue = HeaderValue::from_static("application/json");
 
 /// Writes JSON without spaces, and foreign characters as numbers.
 struct Escaping;
@@ -41,7 +41,7 @@ impl Formatter for Escaping {
 }
 
 /// Returns a value as JSON, in one line.
-pub(super) fn text(value: &impl Serialize) -> Vec<u8> {
+pub(crate) fn text(value: &impl Serialize) -> Vec<u8> {
     let mut text = Vec::new();
     value
         .serialize(&mut serde_json::Serializer::with_formatter(&mut text, Escaping))
@@ -50,13 +50,13 @@ pub(super) fn text(value: &impl Serialize) -> Vec<u8> {
 }
 
 /// Returns a response with a value.
-pub(super) fn response(value: &impl Serialize) -> Response {
+pub(crate) fn response(value: &impl Serialize) -> Response {
     with_media_type(Body::from(text(value)), MEDIA_TYPE)
 }
 
 /// Returns a response with a list of any length: `head`, the texts of the items, separated by commas, and `tail`. It is
 /// made in parts, each when the client has read so far, so that a slow client takes little memory.
-pub(super) fn in_parts<T: Send + 'static>(
+pub(crate) fn in_parts<T: Send + 'static>(
     head: Vec<u8>,
     items: Vec<T>,
     write: impl FnMut(T) -> Option<Vec<u8>> + Send + 'static,
@@ -85,7 +85,7 @@ pub(super) fn in_parts<T: Send + 'static>(
 }
 
 /// Returns an object that ends with a list, without its last two brackets.
-pub(super) fn open_list(object: &impl Serialize, list: &str) -> Vec<u8> {
+pub(crate) fn open_list(object: &impl Serialize, list: &str) -> Vec<u8> {
     let mut text = text(object);
     text.pop();
     text.extend(format!(",\"{list}\":[").into_bytes());
@@ -93,7 +93,7 @@ pub(super) fn open_list(object: &impl Serialize, list: &str) -> Vec<u8> {
 }
 
 /// Returns a response with this media type.
-pub(super) fn with_media_type(body: Body, media_type: HeaderValue) -> Response {
+pub(crate) fn with_media_type(body: Body, media_type: HeaderValue) -> Response {
     let mut response = Response::new(body);
     response.headers_mut().insert(header::CONTENT_TYPE, media_type);
     response

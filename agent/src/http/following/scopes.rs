@@ -11,20 +11,24 @@ use std::{
 use enlist::{Directory, Resolver, TaskOwner, backend::MutexExt as _};
 
 use super::{
-    error::{ApiError, Code},
     follower::Follower,
-    options::Limits,
     scope::{ScopeShared, ScopeUser},
     state::{Published, Scope},
 };
-use crate::limits::{Limit, LimitUse};
+use crate::{
+    http::{
+        messages::error::{ApiError, Code},
+        options::Limits,
+    },
+    limits::{Limit, LimitUse},
+};
 
 /// Time for which a follower without a user goes on if no other scope needs its slot: longer than the usual interval of
 /// a poll.
 const IDLE: Duration = Duration::from_secs(70);
 
 /// All followers.
-pub(super) struct Scopes {
+pub(crate) struct Scopes {
     resolver: Arc<dyn Resolver>,
     directory: Directory,
     limit: Arc<Limit>,
@@ -42,34 +46,34 @@ enum Use {
 
 impl Scopes {
     /// Creates a set without followers.
-    pub(super) fn new(resolver: Arc<dyn Resolver>, directory: Directory, limits: Limits) -> Arc<Self> {
+    pub(crate) fn new(resolver: Arc<dyn Resolver>, directory: Directory, limits: Limits) -> Arc<Self> {
         let (limit, max_services) = (Limit::new("http_views", limits.followers), limits.services);
         Arc::new(Self { resolver, directory, limit, max_services, followed: Mutex::default(), tasks: TaskOwner::new() })
     }
 
     /// The registry.
-    pub(super) fn resolver(&self) -> &Arc<dyn Resolver> {
+    pub(crate) fn resolver(&self) -> &Arc<dyn Resolver> {
         &self.resolver
     }
 
     /// Number of followers.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.followed.locked().len()
     }
 
     /// Returns the use of the limit of followers.
-    pub(super) fn usage(&self) -> LimitUse {
+    pub(crate) fn usage(&self) -> LimitUse {
         self.limit.usage(Some(self.len()))
     }
 
     /// Returns the published states of all followers, in no order.
-    pub(super) fn published(&self) -> Vec<(Scope, Arc<Published>)> {
+    pub(crate) fn published(&self) -> Vec<(Scope, Arc<Published>)> {
         self.followed.locked().values().map(|shared| (shared.scope.clone(), shared.published())).collect()
     }
 
     /// Returns a user of a scope. Starts its follower if there is none; at the limit, in place of the follower that has
     /// been without a user for the longest time.
-    pub(super) fn open(self: &Arc<Self>, scope: &Scope) -> Result<ScopeUser, ApiError> {
+    pub(crate) fn open(self: &Arc<Self>, scope: &Scope) -> Result<ScopeUser, ApiError> {
         let mut followed = self.followed.locked();
         if let Some(shared) = followed.get(scope) {
             return Ok(ScopeUser::new(shared));
@@ -105,7 +109,7 @@ impl Scopes {
     }
 
     /// Ends all followers.
-    pub(super) async fn stop(&self, limit: Duration) {
+    pub(crate) async fn stop(&self, limit: Duration) {
         if let Err(error) = self.tasks.stop(limit).await {
             tracing::warn!(%error, "followers of services did not end");
         }
