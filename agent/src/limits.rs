@@ -111,7 +111,7 @@ mod tests {
     use crate::logged::Logged;
 
     #[tokio::test(start_paused = true)]
-    async fn refusals_are_counted_and_logged_once_a_minute() {
+    async fn refusals_are_logged_once_a_minute() {
         let logged = Logged::of("enlist_agent::limits");
         let _guard = tracing::subscriber::set_default(logged.clone());
         let limit = Limit::new("clients", 7);

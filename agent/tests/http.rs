@@ -101,7 +101,7 @@ impl EventClient {
 }
 
 #[tokio::test]
-async fn one_agent_serves_json_and_xds() {
+async fn one_agent_serves_json_beside_xds() {
     let store = Store::new();
     let (agent, http) = start(&store, local_http()).await;
     let _registered = store.register("greeter", instance("a", 8080).with_zone("eu-1a")).await;
@@ -169,7 +169,7 @@ async fn an_event_client_continues_after_a_disconnection() {
 }
 
 #[tokio::test]
-async fn queues_of_locks_and_elections_are_served() {
+async fn queues_are_served() {
     let store = Store::new();
     let (_agent, http) = start(&store, local_http()).await;
     let name = LockName::parse("jobs").unwrap();
@@ -233,7 +233,7 @@ async fn targets_for_prometheus_follow_the_registry() {
 }
 
 #[tokio::test]
-async fn foreign_hosts_and_origins_are_refused() {
+async fn foreign_hosts_are_refused() {
     let store = Store::new();
     let (_agent, http) = start(&store, local_http().host("agent.test")).await;
     for (headers, status) in [

@@ -30,7 +30,7 @@ async fn versions(client: &mut AdsClient, name: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_client_gets_resources_and_each_change() {
+async fn a_client_gets_each_change() {
     let store = Store::new();
     let one = store.register("greeter", instance("one", 1001)).await;
     let agent = TestAgent::start(&store.agents, local()).await;
@@ -98,7 +98,7 @@ async fn an_outage_of_the_store_removes_no_instance() {
 }
 
 #[tokio::test]
-async fn restarted_and_second_agents_send_equal_versions() {
+async fn all_agents_send_equal_versions() {
     let store = Store::new();
     let _one = store.register("greeter", instance("one", 1001)).await;
     let mut agent = TestAgent::start(&store.agents, local()).await;
@@ -215,7 +215,7 @@ async fn a_slow_client_gets_the_latest_state() {
 }
 
 #[tokio::test]
-async fn streams_and_names_are_limited() {
+async fn streams_are_limited_like_names() {
     let store = Store::new();
     let agent = TestAgent::start(&store.agents, local().max_streams(2).max_names(2).max_services(1)).await;
     let channel = tonic::transport::Channel::from_shared(format!("http://{}", agent.address)).unwrap();

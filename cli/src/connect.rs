@@ -130,7 +130,7 @@ mod tests {
     use crate::args::Cli;
 
     #[test]
-    fn command_and_library_accept_the_same_endpoints() {
+    fn the_command_accepts_endpoints_like_the_library() {
         for (endpoints, accepted, over_tls) in [
             ("127.0.0.1:2379", true, true),
             ("etcd", true, true),

@@ -121,7 +121,7 @@ async fn the_registry_is_served_over_http() {
 }
 
 #[tokio::test]
-async fn unsafe_and_faulty_options_are_refused() {
+async fn faulty_options_are_refused() {
     for (arguments, code, expected) in [
         (vec!["--xds", "0.0.0.0:0"], 1, "can be reached from other hosts"),
         (vec!["--xds", "127.0.0.1:0", "--http", "0.0.0.0:0"], 1, "can be reached from other hosts"),

@@ -49,7 +49,7 @@ async fn piped(mut command: Command, input: &[u8]) -> std::process::Output {
 }
 
 #[tokio::test]
-async fn values_are_written_shown_and_deleted() {
+async fn a_value_can_be_changed_by_commands() {
     let server = server().await;
     let mut shown = String::new();
     for arguments in [
@@ -160,7 +160,7 @@ async fn listings_show_no_values_unless_asked() {
 }
 
 #[tokio::test]
-async fn differences_are_shown_between_versions_and_files() {
+async fn differences_are_shown() {
     let server = server().await;
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("new");
@@ -196,7 +196,7 @@ async fn differences_are_shown_between_versions_and_files() {
 
 /// Keys of other programs: no escapes, no namespace.
 #[tokio::test]
-async fn plain_keys_are_read_and_written() {
+async fn plain_keys_are_accessible() {
     let server = server().await;
     let mut raw = raw(&server).await;
     raw.put("/confd/app/50% off.toml", "a = 1", None).await.unwrap();

@@ -60,7 +60,7 @@ async fn changes_are_printed_one_per_line() {
 }
 
 #[tokio::test]
-async fn an_outage_is_reported_and_survived() {
+async fn a_watch_survives_an_outage() {
     let mut server = server().await;
     set(&server, "a", "1").await;
     let mut text = Running::start(config(&server, &["watch"]));

@@ -139,7 +139,7 @@ async fn an_empty_service_can_fail_or_be_awaited() {
 
 /// A closed standard output is neither a failure nor a panic.
 #[tokio::test]
-async fn unread_completions_and_pages_are_no_failure() {
+async fn unread_output_is_no_failure() {
     for arguments in [vec!["completions", "bash"], vec!["completions", "zsh"], vec!["man"], vec!["man", "lock"]] {
         let mut command = bare();
         let (reader, writer) = std::io::pipe().unwrap();

@@ -40,7 +40,7 @@ fn json(text: &str) -> Vec<serde_json::Value> {
 }
 
 #[tokio::test]
-async fn a_command_runs_once_and_its_status_decides() {
+async fn a_command_that_succeeds_runs_once() {
     let server = server().await;
     let failed = run(once(&server, &[], "exit 7")).await;
     assert_eq!(failed.code, Some(7), "{failed:?}");
@@ -125,7 +125,7 @@ async fn a_job_survives_the_kill_of_its_process() {
 /// The process is killed shortly after each event of a run. The job has run at least once then, never two at a time,
 /// and not again after its mark.
 #[tokio::test]
-async fn kills_lose_and_double_no_mark() {
+async fn kills_leave_exactly_one_mark() {
     const EVENTS: [&str; 4] = ["acquired", "begun", "ended", "done at token"];
     const ROUNDS: usize = 4;
     let server = server().await;

@@ -84,7 +84,7 @@ async fn locks_are_shown_with_their_queues() {
 }
 
 #[tokio::test]
-async fn leaders_are_named_and_waiting_candidates_counted() {
+async fn leaders_are_named_with_waiting_candidates() {
     let server = server().await;
     let none = run(enlist(&server, ["elections"])).await;
     assert_eq!((none.code, none.stdout.as_str()), (Some(0), ""), "{none:?}");

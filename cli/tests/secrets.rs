@@ -11,7 +11,7 @@ use support::{Running, bare, enlist, raw, run, server};
 const SECRET: &str = "correct-horse";
 
 #[tokio::test]
-async fn commands_and_reapers_get_no_secret() {
+async fn started_processes_get_no_secret() {
     let server = server().await;
     // The reaper is the first process of the program's group.
     let script = "env; tr '\\0' '\\n' < /proc/$(cut -d' ' -f5 /proc/$$/stat)/environ; echo KEPT=$KEPT";

@@ -91,7 +91,7 @@ async fn the_help_of_each_command_has_an_example() {
 }
 
 #[tokio::test]
-async fn completions_and_man_pages_are_printed() {
+async fn completions_with_man_pages_are_printed() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let done = run({
             let mut command = bare();

@@ -26,7 +26,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_layout_is_chosen_by_name_and_prefix() {
+    fn a_layout_is_chosen_by_name() {
         for (layout, prefix, expected) in [
             (None, None, Ok("native")),
             (None, Some("mine"), Ok("native")),

@@ -20,7 +20,7 @@ async fn connect(server: &EtcdServer, layout: impl Layout) -> Etcd {
 }
 
 #[tokio::test]
-async fn a_greeter_and_its_client_meet_like_kitex() {
+async fn a_greeter_meets_its_client_like_kitex() {
     let server = EtcdServer::start().await;
     let (prefix, service) = (prefix("kitex/greeters"), ServiceRef::parse("greeter").unwrap());
     let etcd = connect(&server, Kitex::with_prefix(&prefix).unwrap()).await;

@@ -160,7 +160,7 @@ async fn watched_after(cache_ttl: &str, wait: Duration) -> (usize, usize) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_watch_ends_after_channel_and_cache_ttl() {
+async fn a_watch_ends_after_the_cache_ttl() {
     let seconds = Duration::from_secs;
     assert_eq!(watched_after("1m", seconds(30)).await, (0, 1));
     assert_eq!(watched_after("1m", seconds(70)).await, (0, 0));
@@ -285,7 +285,7 @@ async fn service_dns_names_are_balanced() {
 }
 
 #[tokio::test]
-async fn static_and_dns_targets_need_no_registry() {
+async fn targets_without_names_need_no_registry() {
     let servers = [Server::start("a").await, Server::start("b").await];
     let world = World::new();
     let manager = ConnectionManager::new(locator("{}"), schemes(&world)).unwrap();

@@ -212,7 +212,7 @@ mod tests {
     /// A client of a service with 2,000 instances that reads nothing for an hour of changes then gets the state that it
     /// had begun to read, and the latest one. The server kept no part for it but the one being sent.
     #[tokio::test(start_paused = true)]
-    async fn a_client_that_does_not_read_delays_nothing_and_is_not_buffered_for() {
+    async fn a_client_that_does_not_read_delays_nothing() {
         let store = MemoryStore::new();
         let writer = store.client();
         let service = ServiceRef::parse("s").unwrap();

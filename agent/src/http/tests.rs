@@ -216,7 +216,7 @@ async fn services_are_listed_with_their_numbers() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_service_has_its_instances_shares_and_departures() {
+async fn a_service_has_its_departures() {
     let fixture = Fixture::new();
     let heavy = fixture.register("greeter", instance("heavy").with_weight(300).with_metadata("team", "blue")).await;
     let _light = fixture.register("greeter", instance("light").with_weight(100)).await;
@@ -243,7 +243,7 @@ async fn a_service_without_instances_is_an_empty_list() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn names_are_decoded_and_checked() {
+async fn names_are_decoded() {
     let fixture = Fixture::new();
     let _registered = fixture.register("a/b <ü>", instance("a")).await;
     let body = fixture.json("/v1/services/default/a%2Fb%20%3C%C3%BC%3E").await;
@@ -459,7 +459,7 @@ async fn event_clients_are_limited() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn locks_and_elections_have_their_queues() {
+async fn queues_are_served() {
     let fixture = Fixture::new();
     let name = LockName::parse("jobs").unwrap();
     let held = fixture.writer.acquire(&name, LockOptions::new()).await.unwrap();
@@ -517,7 +517,7 @@ async fn stale_data_are_marked() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_unknown_state_is_an_error_and_never_empty() {
+async fn an_unknown_state_is_an_error() {
     let fixture = Fixture::new();
     let _registered = fixture.register("s", instance("a")).await;
     fixture.reader.cut();
@@ -655,7 +655,7 @@ async fn hostile_texts_are_data() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn requests_of_other_sites_and_writes_are_refused() {
+async fn requests_of_other_sites_are_refused() {
     let fixture = Fixture::new();
     let with = |name: &'static str, value: &'static str| {
         let mut request = request("/v1/services");

@@ -369,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn instances_are_grouped_by_zone_and_weight() {
+    fn instances_of_equal_weight_share_a_locality() {
         let (message, omitted) = assign(&snapshot([
             instance("a", "grpc://10.0.0.1:80").with_zone("z1"),
             instance("b", "10.0.0.2:80").with_zone("z2").with_weight(300),
@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_client_cannot_use_is_omitted_and_counted() {
+    fn unusable_instances_are_counted_as_omitted() {
         let several = |id: &str, endpoints: &[&str]| {
             let endpoints = endpoints.iter().map(|endpoint| Endpoint::parse(endpoint).unwrap());
             Instance::new(InstanceId::parse(id).unwrap(), endpoints.collect::<Vec<_>>()).unwrap()
@@ -463,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn two_instances_of_one_revision_and_address_are_one_endpoint() {
+    fn two_instances_at_one_address_are_one_endpoint() {
         let service = ServiceRef::parse("greeter").unwrap();
         let mut builder = SnapshotBuilder::new(service, Revision::new(9), Epoch::default());
         for id in ["a", "b"] {

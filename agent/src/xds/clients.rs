@@ -261,7 +261,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn clients_are_limited_and_leave_the_list() {
+    fn clients_are_limited() {
         let clients = Arc::new(Clients::new(1));
         let one = clients.enter(None).unwrap();
         assert!(clients.enter(None).is_none());
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn rejections_are_counted_and_the_latest_is_kept() {
+    fn rejections_are_counted() {
         let clients = Arc::new(Clients::new(1));
         let one = clients.enter(None).unwrap();
         one.record(&Received::Subscribed, ["a", "b"].into_iter());

@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listener_has_its_routes_and_its_clusters() {
+    fn a_listener_has_its_routes_with_clusters() {
         let edge = listener("edge").route("/a.A/", "a").route("/b.B/", "team/b");
         let all = EnvoyResources::new(&[edge, listener("other").route("/", "a")]).unwrap();
         let clusters = all.all(ResourceType::Cluster).unwrap();

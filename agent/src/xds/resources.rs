@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_resource_has_its_type_and_one_version_per_content() {
+    fn a_resource_has_one_version_per_content() {
         for (make, kind) in [
             (api_listener as fn(&str) -> Resource, ResourceType::Listener),
             (routes, ResourceType::Route),

@@ -72,7 +72,7 @@ mod tests {
     use super::{Action as A, FileState as F, Mode as M, Program as P, Trigger as T, *};
 
     #[test]
-    fn a_command_is_run_at_the_start_and_after_changes() {
+    fn each_change_runs_the_command() {
         for (trigger, file, expected) in [
             (T::Known, F::NotUsed, A::Start),
             (T::Known, F::Written, A::Start),

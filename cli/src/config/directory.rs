@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_written_and_read_inside_the_directory_only() {
+    fn files_stay_inside_the_directory() {
         let (outside, inside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let (outside, inside) = (outside.path(), inside.path());
         fs::write(outside.join("secret"), "s").unwrap();

@@ -70,7 +70,7 @@ mod tests {
     const INTERVAL: Duration = Duration::from_millis(50);
 
     #[test]
-    fn a_burst_is_handled_at_its_begin_and_at_its_end() {
+    fn a_burst_is_handled_twice() {
         let start = Instant::now();
         let after = |millis| start + Duration::from_millis(millis);
         let mut reruns = Reruns::new(INTERVAL);

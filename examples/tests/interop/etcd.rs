@@ -187,7 +187,7 @@ async fn both_stand_for_one_office() {
 /// free after its TTL.
 #[tokio::test]
 #[ignore = "needs Go: `cargo xtask interop` runs it"]
-async fn gobase_and_ours_exclude_each_other() {
+async fn gobase_excludes_ours() {
     let etcd_server = EtcdServer::start().await;
     let proxy = Proxy::start(etcd_server.address()).await.unwrap();
     let etcd = Etcd::builder([proxy.url()]).lock_layout(GobaseLock).connect().await.unwrap();

@@ -34,7 +34,7 @@ async fn theirs_is_found() {
 /// The version and the metadata are carried in both directions, and theirs sees a change of them.
 #[tokio::test]
 #[ignore = "needs Go: `cargo xtask interop` runs it"]
-async fn versions_and_metadata_are_carried() {
+async fn all_metadata_is_carried() {
     let server = own_etcd().await;
     let etcd = FRAMEWORK.connect(&server).await;
     let endpoint = Endpoint::parse("127.0.0.1:9000").unwrap();

@@ -36,7 +36,7 @@ async fn theirs_is_found() {
 /// weight; what it writes beside that is compared as bytes.
 #[tokio::test]
 #[ignore = "needs Go: `cargo xtask interop` runs it"]
-async fn weights_and_tags_are_carried() {
+async fn weights_are_carried_with_tags() {
     let server = own_etcd().await;
     let etcd = FRAMEWORK.connect(&server).await;
     let endpoint = Endpoint::parse("tcp://127.0.0.1:9000").unwrap();

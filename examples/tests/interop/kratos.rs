@@ -36,7 +36,7 @@ async fn theirs_is_found() {
 /// The version, the weight and the metadata are carried in both directions, and theirs sees a change of them.
 #[tokio::test]
 #[ignore = "needs Go: `cargo xtask interop` runs it"]
-async fn weights_versions_and_metadata_are_carried() {
+async fn all_metadata_is_carried() {
     let server = own_etcd().await;
     let etcd = Etcd::builder([server.url()]).layout(Kratos::default()).connect().await.unwrap();
     let service = ServiceRef::parse("helloworld").unwrap();

@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn the_registry_is_asked_in_the_namespace_and_environment() {
+    fn the_registry_is_asked_in_the_namespace() {
         let mut invocation = Invocation::default();
         let auth = Callee::parse("auth").unwrap();
         assert_eq!(target(&invocation, &auth), "enlist:///default/auth");

@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn targets_are_read_and_printed() {
+    fn a_target_is_printed_as_read() {
         for text in [
             "enlist:///team/greeter",
             "enlist:///a%2Fb/100%25%20safe",

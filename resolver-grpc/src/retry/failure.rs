@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_have_their_reach_and_code() {
+    fn errors_have_their_reach_with_a_code() {
         let cases: [(BoxError, Reach, Code); 4] = [
             (Box::new(ConnectError("refused".into())), Reach::NeverSent, Code::Unavailable),
             (Box::new(h2::Error::from(Reason::REFUSED_STREAM)), Reach::Unknown, Code::Unavailable),

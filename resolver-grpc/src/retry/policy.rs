@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn responses_are_repeated_by_code_and_pushback() {
+    fn responses_are_repeated_by_code() {
         let policy = Arc::new(RetryPolicy::new().attempts(9));
         let again = |code, pushback| Attempts::new(Some(Arc::clone(&policy))).again(responded(code, pushback));
         assert!(again(Code::Unavailable, Pushback::None).is_some_and(|delay| delay > Duration::ZERO));

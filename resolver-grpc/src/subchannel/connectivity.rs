@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn ejection_hides_health_and_health_hides_a_doubt() {
+    fn ejection_hides_health() {
         let mut status =
             after([Event::Connected, Event::Doubted, Event::HealthReported(Health::NotServing), Event::Ejected]);
         assert_eq!(status.instance_state(), InstanceState::Ejected);

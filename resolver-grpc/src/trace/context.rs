@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_child_stays_in_its_trace_and_keeps_the_state() {
+    fn a_child_stays_in_its_trace() {
         let mut headers = HeaderMap::new();
         TraceContext::root().write(&mut headers);
         headers.insert(STATE, HeaderValue::from_static("vendor=1"));
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn all_of_a_state_is_kept_and_two_parents_are_none() {
+    fn all_of_a_state_is_kept() {
         let mut headers = HeaderMap::new();
         TraceContext::root().write(&mut headers);
         for state in ["one=1,two=2", "", "three=3"] {

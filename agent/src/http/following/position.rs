@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_position_is_read_back_and_nothing_else() {
+    fn only_a_printed_position_is_read() {
         let position = Position { run: 0xab, number: 7 };
         assert_eq!(Position::parse(&position.to_string()), Some(position));
         for text in ["", "3", "ab.", ".7", "g.7", "ab.-7", "ab.7.1"] {

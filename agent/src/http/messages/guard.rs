@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn only_own_names_and_addresses_are_hosts() {
+    fn only_own_names_are_hosts() {
         for (host, admitted) in [
             ("localhost", true),
             ("LOCALHOST:18001", true),
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_are_short_and_have_no_body() {
+    fn long_requests_are_refused() {
         assert_eq!(code(&RequestHead { uri_bytes: MAX_URI_BYTES, ..head("localhost") }), None);
         assert_eq!(code(&RequestHead { uri_bytes: MAX_URI_BYTES + 1, ..head("localhost") }), Some(Code::UriTooLong));
         assert_eq!(code(&RequestHead { content_length: Some("0"), ..head("localhost") }), None);

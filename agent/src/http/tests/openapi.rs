@@ -143,7 +143,7 @@ async fn each_parameter_is_documented() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_code_and_status_is_documented() {
+async fn each_status_is_documented_with_its_code() {
     let document = Document::new();
     let codes = Code::ALL.map(Code::parts);
     let documented: BTreeSet<_> = serde_json::from_value(

@@ -102,7 +102,7 @@ mod tests {
     use tonic::transport::Endpoint as Settings;
 
     #[test]
-    fn user_settings_come_first_and_pings_are_rare() {
+    fn user_settings_come_first() {
         let options = |builder: ChannelBuilder| builder.connections;
         let (second, bare) = (Duration::from_secs(1), Settings::from_static("http://h:1"));
         let default = options(Channel::builder()).applied_to(bare.clone());
