@@ -428,6 +428,25 @@ async fn a_view_catches_up_after_a_stale_list() {
     assert_eq!(etcd.counters().get(Counter::AuditRepairs), 0);
 }
 
+/// A list of a revision that is compacted permits no watch, so another list follows, which may be as old.
+#[tokio::test(start_paused = true)]
+async fn stale_lists_of_compacted_revisions_are_spaced_out() {
+    let fake = FakeEtcd::start();
+    put(&fake, "a", 1);
+    fake.set_defect(EtcdDefect::StaleReads);
+    put(&fake, "a", 2);
+    fake.compact();
+    let etcd = client(&fake.link());
+    let mut watcher = etcd.watch(&service()).await.unwrap();
+    let mut seen = soon("a list", watcher.next()).await.unwrap().snapshot;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert!(fake.requests().ranges <= 20, "{:?}", fake.requests());
+    fake.mend();
+    while shown(&seen) != stored(&fake) {
+        seen = soon("the present state", watcher.next()).await.unwrap().snapshot;
+    }
+}
+
 /// Each comparison finds no key, as before the registration.
 #[tokio::test(start_paused = true)]
 async fn a_registration_outlives_stale_reads() {

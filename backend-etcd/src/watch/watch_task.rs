@@ -94,6 +94,9 @@ pub(crate) struct WatchTask {
     /// The range exceeded its limits since it was last listed. In every state, it only limits the warnings.
     oversized: bool,
     backoff: Backoff,
+    /// Delays of lists since a watch was refused as compacted; `None` once a watch has reported more than that it was
+    /// created. etcd creates a watch before it refuses it.
+    compacted: Option<Backoff>,
     /// The token was refreshed since the last success. In every state, it only limits the refreshes.
     token_refreshed: bool,
 }
@@ -156,6 +159,7 @@ impl WatchTask {
             skipped: None,
             oversized: false,
             backoff: BackoffPolicy::default().start(),
+            compacted: None,
             token_refreshed: false,
         }
     }
@@ -194,7 +198,10 @@ impl WatchTask {
     /// Logs, counts and publishes the end of a step. Returns the delay before the next step.
     async fn report(&mut self, end: WatchEnd) -> Duration {
         match end {
-            WatchEnd::Compacted => tracing::debug!("watch compacted, listing again"),
+            WatchEnd::Compacted => {
+                tracing::debug!("watch compacted, listing again");
+                return self.delay_after_compaction();
+            }
             WatchEnd::WentBack => {
                 tracing::warn!("store went back, listing again");
                 count(&self.counters, Counter::StoreWentBack);
@@ -216,6 +223,16 @@ impl WatchTask {
             }
             WatchEnd::Silent(_, failure) | WatchEnd::Broken(failure) => return self.report_broken(failure),
         }
+        Duration::ZERO
+    }
+
+    /// Returns the delay before the next list: none, unless the last list was of a compacted revision, too. It was stale
+    /// then (etcd-io/etcd#20418), and the next one may be.
+    fn delay_after_compaction(&mut self) -> Duration {
+        if let Some(delays) = &mut self.compacted {
+            return delays.next_delay();
+        }
+        self.compacted = Some(BackoffPolicy::default().start());
         Duration::ZERO
     }
 
@@ -334,6 +351,8 @@ impl WatchTask {
             self.succeeded();
             if message.created() {
                 self.note_open(live);
+            } else {
+                self.compacted = None;
             }
             self.apply(message, live)?;
             if self.client.store.raise(live.store, self.seen()) == History::Unknown {
