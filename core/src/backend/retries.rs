@@ -66,6 +66,26 @@ mod tests {
         assert!(!gives_up_after(&five, 4) && gives_up_after(&five, 5));
     }
 
+    #[test]
+    fn permanent_errors_repeat_after_ten_seconds() {
+        for _ in 0..64 {
+            let delay = permanent_error_delay();
+            assert!((Duration::from_secs(10)..=Duration::from_millis(12_500)).contains(&delay), "{delay:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn audits_are_due_around_their_interval() {
+        let options = RegisterOptions::new().audit(Some(Duration::from_secs(60)));
+        for _ in 0..64 {
+            let begun = tokio::time::Instant::now();
+            audit_due(&options).await;
+            // A paused clock advances by whole milliseconds.
+            let range = Duration::from_secs(30)..=Duration::from_millis(90_001);
+            assert!(range.contains(&begun.elapsed()), "{:?}", begun.elapsed());
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn an_audit_without_end_is_never_due() {
         let options = RegisterOptions::new().audit(Some(Duration::MAX));

@@ -179,6 +179,12 @@ mod tests {
             assert!(time <= ceiling * second && time >= ceiling * second / 2, "{time:?}");
             times.end();
         }
+        tokio::time::advance(8 * second).await;
+        assert!(times.begin() > second, "it was not back for longer than the longest ejection");
+        tokio::time::advance(9 * second).await;
+        times.end();
+        tokio::time::advance(second).await;
+        assert!(times.begin() > second, "the time since the end of the last one counts");
         tokio::time::advance(9 * second).await;
         assert!(times.begin() <= second);
     }
@@ -196,6 +202,15 @@ mod tests {
         times.wait(time, tokio::time::sleep(second)).await;
         assert!(begin.elapsed() < 2 * second, "{:?}", begin.elapsed());
         assert!(times.begin() <= second);
+    }
+
+    #[test]
+    fn failures_in_a_row_suffice_from_their_limit() {
+        let enough = |ejection: Ejection| (0..10).find(|failures| ejection.is_enough(*failures));
+        assert_eq!(enough(Ejection::new()), Some(5));
+        assert_eq!(enough(Ejection::new().failures(3)), Some(3));
+        assert_eq!(enough(Ejection::new().failures(0)), Some(1));
+        assert!(Ejection::new().is_enough(u32::MAX));
     }
 
     #[test]

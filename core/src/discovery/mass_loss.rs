@@ -96,8 +96,12 @@ mod tests {
     use crate::{Endpoint, Epoch, Instance, Presence, Revision, ServiceRef};
 
     fn entry(id: &str) -> Arc<Entry> {
+        entry_of(id, Health::Serving)
+    }
+
+    fn entry_of(id: &str, health: Health) -> Arc<Entry> {
         let id = InstanceId::parse(id).unwrap();
-        let instance = Instance::new(id, [Endpoint::parse("h:1").unwrap()]).unwrap();
+        let instance = Instance::new(id, [Endpoint::parse("h:1").unwrap()]).unwrap().with_health(health);
         Arc::new(Entry::new(instance, Revision::new(1), Revision::new(1)))
     }
 
@@ -191,6 +195,23 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn removals_within_the_window_are_one_loss() {
+        let mut case = Case::new(&["a", "b"], 15, EmptyPolicy::Publish);
+        case.lose(&["a"]);
+        tokio::time::advance(LOSS_WINDOW).await;
+        assert_eq!(case.lose(&["b"]), all(Presence::Held, &["a", "b"]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_instance_back_to_drain_is_not_held() {
+        let mut case = Case::new(&["a", "b"], 15, EmptyPolicy::Publish);
+        case.lose(&["a"]);
+        case.change(|listed| listed.insert(entry_of("a", Health::Draining)));
+        case.lose(&["a"]);
+        assert_eq!(case.lose(&["b"]), all(Presence::Held, &["b"]));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_departed_instance_is_not_held() {
         let mut case = Case::new(&["a", "b"], 15, EmptyPolicy::Publish);
         assert!(case.leave(&["a", "b"]).is_empty());
@@ -218,8 +239,16 @@ mod tests {
     async fn the_last_instances_can_be_kept_until_others_are_listed() {
         let mut case = Case::new(&["a", "b"], 1, EmptyPolicy::Keep);
         case.lose(&["a", "b"]);
+        assert_eq!(case.protection.expires_in(&case.listed, Moment::now()), None);
         pass(3600).await;
         assert_eq!(case.shown(), all(Presence::Held, &["a", "b"]));
         assert_eq!(case.change(|listed| listed.insert(entry("c"))), all(Presence::Live, &["c"]));
+        let mut case = Case::new(&["a"], 15, EmptyPolicy::Keep);
+        case.lose(&["a"]);
+        case.change(|listed| listed.insert(entry("b")));
+        pass(1).await;
+        assert_eq!(case.protection.expires_in(&case.listed, Moment::now()), Some(Duration::from_secs(14)));
+        let mut case = Case::new(&["a"], 0, EmptyPolicy::Keep);
+        assert_eq!(case.lose(&["a"]), all(Presence::Held, &["a"]), "also without a grace period");
     }
 }

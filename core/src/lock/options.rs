@@ -154,7 +154,22 @@ mod tests {
         assert_eq!(refused(LockOptions::new().ttl(Duration::ZERO)), "ttl");
         assert_eq!(refused(LockOptions::new().renewal_interval(Duration::from_secs(6))), "renewal_interval");
         assert_eq!(refused(LockOptions::new().lock_delay(Duration::MAX)), "lock_delay");
-        assert!(LockOptions::new().lock_delay(Duration::from_secs(3600)).check().is_ok());
+        for delay in [3600, MAX_TTL_SECS] {
+            assert!(LockOptions::new().lock_delay(Duration::from_secs(delay)).check().is_ok());
+        }
+    }
+
+    #[test]
+    fn each_option_is_kept() {
+        let seconds = Duration::from_secs;
+        let LockOptions { mode, ttl, renewal_interval, deadline, lock_delay, own_lease, fail_on_lost_entry } =
+            LockOptions::new().shared().ttl(seconds(1)).renewal_interval(seconds(2)).deadline(seconds(3));
+        assert_eq!((mode, ttl), (LockMode::Shared, seconds(1)));
+        assert_eq!((renewal_interval, deadline), (Some(seconds(2)), Some(seconds(3))));
+        assert_eq!((lock_delay, own_lease, fail_on_lost_entry), (Duration::ZERO, false, false));
+        let LockOptions { mode, lock_delay, own_lease, fail_on_lost_entry, .. } =
+            LockOptions::new().shared().lock_delay(seconds(4)).own_lease().fail_on_lost_entry();
+        assert_eq!((mode, lock_delay, own_lease, fail_on_lost_entry), (LockMode::Shared, seconds(4), true, true));
     }
 
     #[test]

@@ -125,6 +125,20 @@ mod tests {
     }
 
     #[test]
+    fn jitter_spreads_over_its_limit() {
+        let limit = Duration::from_secs(10);
+        let times: Vec<_> = (0..256).map(|_| jitter(limit)).collect();
+        assert!(times.iter().all(|time| *time <= limit));
+        assert!(times.iter().any(|time| *time < limit / 4) && times.iter().any(|time| *time > limit / 4 * 3));
+    }
+
+    #[test]
+    fn a_first_delay_above_the_largest_is_refused() {
+        let second = Duration::from_secs(1);
+        assert!(BackoffPolicy::new(2 * second, second).is_err());
+    }
+
+    #[test]
     fn a_zero_delay_is_refused() {
         assert!(BackoffPolicy::new(Duration::ZERO, Duration::from_secs(1)).is_err());
         assert!(BackoffPolicy::fixed(Duration::ZERO).is_err());

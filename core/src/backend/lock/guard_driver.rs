@@ -87,6 +87,8 @@ impl Drop for GuardDriver {
 mod tests {
     use std::time::Duration;
 
+    use futures::FutureExt;
+
     use super::*;
     use crate::{backend::lock::lock_validity::safe_validity, model::revision::FencingToken, runtime::clock::Moment};
 
@@ -108,6 +110,31 @@ mod tests {
         assert_eq!(guard.remaining(), Duration::ZERO);
         assert_eq!(guard.run(std::future::pending::<()>()).await, Err(Loss::KeyGone));
         assert_eq!(guard.run(async { 7 }).await, Err(Loss::KeyGone));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_report_answers_the_release() {
+        let (guard, driver) = held_lock();
+        assert_eq!((guard.name(), guard.fencing_token().get()), (&LockName::parse("l").unwrap(), 1));
+        assert!(guard.is_held() && driver.release_wanted().now_or_never().is_none());
+        let reporting = async {
+            driver.release_wanted().await;
+            driver.report(Ok(Released::Released));
+            driver.report(Err(Error::Closed));
+        };
+        let (outcome, ()) = tokio::join!(guard.release(), reporting);
+        assert_eq!(outcome.unwrap(), Released::Released);
+        let (guard, driver) = held_lock();
+        driver.report(Ok(Released::Released));
+        assert_eq!(guard.lost().await, Loss::Released);
+        assert_eq!(guard.release().await.unwrap(), Released::AlreadyLost);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_dropped_guard_wants_its_release() {
+        let (guard, driver) = held_lock();
+        drop(guard);
+        assert!(driver.release_wanted().now_or_never().is_some() && !driver.validity().is_held());
     }
 
     #[tokio::test(start_paused = true)]

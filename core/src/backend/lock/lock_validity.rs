@@ -133,6 +133,21 @@ mod tests {
         assert!(started.elapsed() < Duration::from_secs(1), "it was not waited for the deadline");
     }
 
+    #[test]
+    fn safe_validity_leaves_a_margin() {
+        let validities = [0, 1, 5, 15, 60].map(|granted| safe_validity(Duration::from_secs(granted)).as_millis());
+        assert_eq!(validities, [0, 500, 4_500, 13_500, 54_000]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_renewal_extends_the_validity() {
+        let ttl = Duration::from_secs(5);
+        let validity = LockValidity::new(Moment::now(), ttl);
+        tokio::time::advance(Duration::from_secs(3)).await;
+        validity.renewed(Moment::now(), ttl);
+        assert!(validity.remaining() > Duration::from_secs(4), "{:?}", validity.remaining());
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_renewal_counts_from_its_sending() {
         let ttl = Duration::from_secs(5);

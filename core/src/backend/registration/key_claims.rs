@@ -357,6 +357,18 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_claimant_is_told_of_its_successor() {
+        let key_claims = KeyClaims::default();
+        let (one, two) = (mine(), mine());
+        let first = one.claim(&key_claims, Approach::New).await.unwrap();
+        let mut told = Box::pin(first.superseded());
+        assert!(told.as_mut().now_or_never().is_none());
+        let mut second = Box::pin(two.claim(&key_claims, Approach::New));
+        assert!(second.as_mut().now_or_never().is_none());
+        assert!(told.now_or_never().is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn the_registration_that_has_a_key_is_its_occupant_until_it_leaves() {
         let key_claims = KeyClaims::default();
         let party = stranger();

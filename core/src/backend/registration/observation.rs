@@ -135,6 +135,19 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn an_observation_ends_with_period_or_lease() {
+        let observations = Observations::default();
+        let period = observation_period(GRANTED, UNIT);
+        assert_eq!(observations.look(&"key", look(1, 29)), Err(period));
+        tokio::time::advance(period).await;
+        assert_eq!(observations.look(&"key", look(1, 15)), Ok(Observation::Falling));
+        assert_eq!(observations.look(&"key", look(1, 15)), Err(period));
+        tokio::time::advance(period).await;
+        observations.forget(&"key");
+        assert_eq!(observations.look(&"key", look(1, 1)), Err(period), "it begins anew");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn observations_are_bounded() {
         let observations = Observations::default();
         for key in 0..MAX_RUNNING + 10 {

@@ -298,6 +298,19 @@ mod tests {
     }
 
     #[test]
+    fn an_observation_lasts_a_renewal_period_with_jitter() {
+        let period = observation_period(Duration::from_secs(30), Duration::from_secs(1));
+        assert_eq!(period, Duration::from_millis(13_500));
+    }
+
+    #[test]
+    fn a_difference_of_one_unit_is_no_renewal() {
+        let seconds = Duration::from_secs;
+        let at = |elapsed| is_renewed(seconds(10), elapsed, seconds(6), seconds(1));
+        assert!(!at(seconds(5)) && at(Duration::from_millis(5001)));
+    }
+
+    #[test]
     fn a_stored_registration_whose_key_is_foreign_is_superseded() {
         for options in [RegisterOptions::new(), RegisterOptions::new().on_conflict(OnConflict::Wait)] {
             for lease in [Some(OTHER), Some(LEASE), None] {
@@ -358,7 +371,9 @@ mod tests {
         let own = entitlement.claim(None, SystemTime::UNIX_EPOCH + Duration::from_millis(50));
         assert!(entitlement.exceeds(Some(own - 1)) && entitlement.exceeds(None));
         assert!(!entitlement.exceeds(Some(own)) && !entitlement.exceeds(Some(own + 1)));
+        assert!(!entitlement.is_stored());
         entitlement.stored();
+        assert!(entitlement.is_stored());
         assert!(!entitlement.exceeds(None), "without terms the first stored write spends the right");
     }
 

@@ -121,6 +121,16 @@ mod tests {
     }
 
     #[test]
+    fn ttls_have_limits() {
+        for ttl in [SECOND, Duration::from_secs(MAX_TTL_SECS)] {
+            check_ttl(ttl).unwrap();
+        }
+        for ttl in [Duration::from_nanos(999_999_999), Duration::from_secs(MAX_TTL_SECS + 1)] {
+            check_ttl(ttl).unwrap_err();
+        }
+    }
+
+    #[test]
     fn part_seconds_are_rounded_up() {
         assert_eq!(whole_seconds(Duration::from_millis(1001)), Duration::from_secs(2));
         assert_eq!(whole_seconds(Duration::from_secs(2)), Duration::from_secs(2));
