@@ -16,20 +16,30 @@ use crate::{
 /// Path of the list of survivors with reasons.
 const SURVIVORS: &str = "xtask/survivors.txt";
 
-/// Maximum duration of the tests of a mutant in seconds. A mutant that takes longer counts as noticed.
+/// Maximum durations of the tests of a mutant in seconds: the first ones, and all. A mutant that takes longer counts as
+/// noticed.
+const FIRST_LIMIT: &str = "30";
 const LIMIT: &str = "120";
 
-/// Files of a package that make decisions, and the tests that have to notice their mutants: packages, and options of
-/// `cargo test`.
+/// Variables that shorten the build of a mutant to a fifth.
+const FAST_BUILD: [(&str, &str); 2] = [("CARGO_INCREMENTAL", "1"), ("CARGO_PROFILE_DEV_DEBUG", "0")];
+
+/// Files of a package that make decisions, and the tests that have to notice their mutants. Only mutants that survive
+/// the first tests, which build and run fast, meet all tests.
 struct Part {
+    name: &'static str,
     package: &'static str,
     files: &'static [&'static str],
+    /// Options of `cargo test` for the first tests, which are those of the package itself.
+    first: &'static [&'static str],
+    /// Packages with the other tests, and options of `cargo test` for them.
     tested_by: &'static [&'static str],
     options: &'static [&'static str],
 }
 
 const PARTS: &[Part] = &[
     Part {
+        name: "core",
         package: "enlist",
         files: &[
             // Steps of a registration, and observations of a leftover.
@@ -52,15 +62,23 @@ const PARTS: &[Part] = &[
             "core/src/lock/fence.rs",
             // Views after a mass loss.
             "core/src/discovery/mass_loss.rs",
-            // Retries and ejection of a pool.
+            // Ejection of an instance.
             "core/src/balancing/ejection.rs",
-            "core/src/balancing/pool/retry.rs",
-            "core/src/balancing/pool/members.rs",
         ],
+        first: &["--lib"],
         tested_by: &["enlist", "enlist-memory"],
         options: &["--lib", "--tests"],
     },
     Part {
+        name: "pool",
+        package: "enlist",
+        files: &["core/src/balancing/pool/retry.rs", "core/src/balancing/pool/members.rs"],
+        first: &["--test", "pool"],
+        tested_by: &["enlist"],
+        options: &["--lib", "--tests"],
+    },
+    Part {
+        name: "etcd",
         package: "enlist-etcd",
         files: &[
             // Transitions of watches.
@@ -76,10 +94,12 @@ const PARTS: &[Part] = &[
             "backend-etcd/src/error/answers.rs",
             "backend-etcd/src/layout/**/*.rs",
         ],
+        first: &["--lib"],
         tested_by: &["enlist-etcd"],
         options: &["--lib", "--test", "layouts", "--test", "wire", "--test", "fake", "--test", "late_writes"],
     },
     Part {
+        name: "grpc",
         package: "enlist-grpc",
         files: &[
             // Retries.
@@ -91,42 +111,72 @@ const PARTS: &[Part] = &[
             "resolver-grpc/src/subchannel/liveness/ejection.rs",
             "resolver-grpc/src/subchannel/connectivity.rs",
         ],
+        first: &["--lib"],
         tested_by: &["enlist-grpc"],
         options: &["--lib", "--tests"],
     },
 ];
 
-/// Runs all parts, or the files given by `--file FILE`, which may be repeated. `--rest` runs the other files of core as
-/// a measurement: it prints survivors, which need no reason.
-pub(crate) fn run(args: impl Iterator<Item = String>) -> Result {
-    let (mut named, mut rest) = (BTreeSet::new(), false);
-    let mut args = args;
-    while let Some(arg) = args.next() {
-        match arg.as_str() {
-            "--file" => drop(named.insert(args.next().ok_or("--file needs a value")?)),
-            "--rest" => rest = true,
-            other => return Err(format!("{other} is no option of mutants").into()),
+/// What to do, by the arguments.
+#[derive(Debug, Default)]
+struct Choice {
+    /// Names of parts; all if there are none.
+    parts: BTreeSet<String>,
+    /// Files; all if there are none.
+    files: BTreeSet<String>,
+    /// The other files of core.
+    rest: bool,
+    /// Mutants that a former run noticed are left out.
+    resume: bool,
+}
+
+impl Choice {
+    fn parse(mut args: impl Iterator<Item = String>) -> Result<Self> {
+        let mut choice = Self::default();
+        while let Some(arg) = args.next() {
+            match arg.as_str() {
+                "--part" => drop(choice.parts.insert(args.next().ok_or("--part needs a value")?)),
+                "--file" => drop(choice.files.insert(args.next().ok_or("--file needs a value")?)),
+                "--rest" => choice.rest = true,
+                "--resume" => choice.resume = true,
+                other => return Err(format!("{other} is no option of mutants").into()),
+            }
         }
+        if let Some(unknown) = choice.parts.iter().find(|name| PARTS.iter().all(|part| part.name != **name)) {
+            return Err(format!("{unknown} is no part").into());
+        }
+        Ok(choice)
     }
+
+    /// Returns the chosen files of a part.
+    fn files(&self, part: &Part) -> Vec<&'static str> {
+        let is_chosen = self.parts.is_empty() || self.parts.contains(part.name);
+        let files = part.files.iter().copied().filter(|_| is_chosen);
+        files.filter(|file| self.files.is_empty() || self.files.contains(*file)).collect()
+    }
+}
+
+/// Runs all parts, or the chosen ones. The rest of core is a measurement: its survivors are printed, and need no reason.
+pub(crate) fn run(args: impl Iterator<Item = String>) -> Result {
+    let choice = Choice::parse(args)?;
     if etcd::on_path("cargo-mutants").is_none() {
         return Err("`cargo-mutants` is missing. Install it: `cargo install cargo-mutants --locked`".into());
     }
-    if rest {
-        return measure_rest();
+    if choice.rest {
+        return measure_rest(choice.resume);
     }
     let reasons = reasons(&fs::read_to_string(SURVIVORS)?)?;
     let (mut tried, mut unexplained, mut killed) = (0, Vec::new(), Vec::new());
-    for (number, part) in PARTS.iter().enumerate() {
-        let files: Vec<_> =
-            part.files.iter().copied().filter(|file| named.is_empty() || named.contains(*file)).collect();
+    for part in PARTS {
+        let files = choice.files(part);
         if files.is_empty() {
             continue;
         }
-        let found = mutate(&number.to_string(), part, &files, &[])?;
-        tried += found.tried;
-        unexplained.extend(found.survivors.iter().filter(|survivor| !reasons.contains_key(*survivor)).cloned());
+        let found = mutate(part.name, part, &Sources { files: &files, excluded: &[] }, choice.resume)?;
+        tried += found.tried();
+        unexplained.extend(found.missed.iter().filter(|survivor| !reasons.contains_key(*survivor)).cloned());
         let of_part = reasons.keys().filter(|known| files.iter().any(|file| known.starts_with(&format!("{file}:"))));
-        killed.extend(of_part.filter(|known| !found.survivors.contains(*known)).cloned());
+        killed.extend(of_part.filter(|known| !found.missed.contains(*known)).cloned());
     }
     if tried == 0 {
         return Err("no mutant was tried: the files are not in the list of files that make decisions".into());
@@ -146,45 +196,93 @@ pub(crate) fn run(args: impl Iterator<Item = String>) -> Result {
 }
 
 /// Measures the files of core that are in no part.
-fn measure_rest() -> Result {
-    let part = &PARTS[0];
-    let found = mutate("rest", part, &["core/src/**/*.rs"], part.files)?;
-    println!("\nthe rest of core: {} mutants, {} survived:", found.tried, found.survivors.len());
-    found.survivors.iter().for_each(|survivor| println!("{survivor}"));
+fn measure_rest(resume: bool) -> Result {
+    let excluded: Vec<_> = PARTS.iter().flat_map(|part| part.files).copied().collect();
+    let found = mutate("rest", &PARTS[0], &Sources { files: &["core/src/**/*.rs"], excluded: &excluded }, resume)?;
+    println!("\nthe rest of core: {} mutants, {} survived:", found.tried(), found.missed.len());
+    found.missed.iter().for_each(|survivor| println!("{survivor}"));
     Ok(())
 }
 
-/// Outcome of the mutants of some files.
-struct Found {
-    tried: usize,
-    survivors: BTreeSet<String>,
+/// Files whose mutants are tried, as patterns.
+struct Sources<'a> {
+    files: &'a [&'a str],
+    excluded: &'a [&'a str],
 }
 
-fn mutate(name: &str, part: &Part, files: &[&str], excluded: &[&str]) -> Result<Found> {
+/// Outcome of the mutants of some files, without their positions.
+#[derive(Debug, Default)]
+struct Found {
+    caught: Vec<String>,
+    missed: BTreeSet<String>,
+    timed_out: Vec<String>,
+    unviable: Vec<String>,
+    /// Caught or unviable before.
+    before: Vec<String>,
+}
+
+impl Found {
+    /// Parses the files that `cargo-mutants` wrote.
+    fn parse(read: impl Fn(&str) -> Result<String>) -> Result<Self> {
+        let lines = |file: &str| -> Result<Vec<String>> { Ok(read(file)?.lines().map(without_position).collect()) };
+        Ok(Self {
+            caught: lines("caught.txt")?,
+            missed: lines("missed.txt")?.into_iter().collect(),
+            timed_out: lines("timeout.txt")?,
+            unviable: lines("unviable.txt")?,
+            before: lines("previously_caught.txt")?,
+        })
+    }
+
+    /// Returns the number of mutants, including those that do not compile.
+    fn tried(&self) -> usize {
+        [&self.caught, &self.timed_out, &self.unviable, &self.before].map(Vec::len).iter().sum::<usize>()
+            + self.missed.len()
+    }
+}
+
+/// Tries the mutants with the first tests, and those that survive with all tests of the part.
+fn mutate(name: &str, part: &Part, sources: &Sources<'_>, resume: bool) -> Result<Found> {
     let output = env::current_dir()?.join("target/mutants").join(name);
     fs::create_dir_all(&output)?;
+    println!("\n==> mutants of {}", sources.files.join(", "));
+    let found = try_tests(&output, part, sources, resume, Tests::First)?;
+    if found.missed.is_empty() && found.timed_out.is_empty() {
+        return Ok(found);
+    }
+    println!("\n==> {} of them with more tests", found.missed.len() + found.timed_out.len());
+    try_tests(&output, part, sources, true, Tests::All)
+}
+
+/// Tests that have to notice a mutant.
+#[derive(Clone, Copy)]
+enum Tests {
+    First,
+    All,
+}
+
+fn try_tests(output: &Path, part: &Part, sources: &Sources<'_>, resume: bool, tests: Tests) -> Result<Found> {
+    let (limit, packages, options) = match tests {
+        Tests::First => (FIRST_LIMIT, &[part.package][..], part.first),
+        Tests::All => (LIMIT, part.tested_by, part.options),
+    };
     let mut command = Command::new("cargo-mutants");
-    command.envs(protoc()?).args(["mutants", "--no-shuffle", "--timeout", LIMIT, "--package", part.package]);
-    command.arg("--output").arg(&output);
-    command.args(files.iter().flat_map(|file| ["--file", file]));
-    command.args(excluded.iter().flat_map(|file| ["--exclude", file]));
-    command.args(["--test-package", &part.tested_by.join(",")]);
-    command.arg("--").args(part.options);
-    println!("\n==> mutants of {}", files.join(", "));
+    command.envs(protoc()?).envs(FAST_BUILD).args(["mutants", "--timeout", limit, "--package", part.package]);
+    command.args(resume.then_some("--iterate")).arg("--output").arg(output);
+    command.args(sources.files.iter().flat_map(|file| ["--file", file]));
+    command.args(sources.excluded.iter().flat_map(|file| ["--exclude", file]));
+    command.args(packages.iter().flat_map(|package| ["--test-package", package]));
+    command.arg("--").args(options);
     // Survivors are no failure: status 2 means that there are some, 3 that some timed out.
     let status = command.status()?;
     if !matches!(status.code(), Some(0 | 2 | 3)) {
         return Err(format!("cargo-mutants failed: {status}").into());
     }
-    let directory = output.join("mutants.out");
-    let lines = |file: &str| -> Result<Vec<String>> {
-        let path = directory.join(file);
-        let text = if Path::new(&path).exists() { fs::read_to_string(path)? } else { String::new() };
-        Ok(text.lines().map(without_position).collect())
-    };
-    let survivors: BTreeSet<_> = lines("missed.txt")?.into_iter().collect();
-    let tried = lines("caught.txt")?.len() + lines("timeout.txt")?.len() + lines("missed.txt")?.len();
-    Ok(Found { tried, survivors })
+    Found::parse(|file| {
+        let path = output.join("mutants.out").join(file);
+        // Without such mutants there is no file.
+        if path.exists() { Ok(fs::read_to_string(path)?) } else { Ok(String::new()) }
+    })
 }
 
 /// Returns `file:line:column: text` without the numbers, which change with every edit.
@@ -225,6 +323,33 @@ mod tests {
             let path = file.strip_suffix("**/*.rs").unwrap_or(file);
             assert!(root.join(path).exists(), "{file}");
         }
+    }
+
+    #[test]
+    fn parts_select_their_files() {
+        let choice = |args: &[&str]| Choice::parse(args.iter().map(|arg| (*arg).to_owned()));
+        let one = choice(&["--part", "grpc", "--resume"]).expect("a part");
+        let counts: Vec<_> = PARTS.iter().map(|part| one.files(part).len()).collect();
+        assert_eq!(counts, [0, 0, 0, PARTS[3].files.len()]);
+        assert!(one.resume && !one.rest);
+        let file = choice(&["--file", "core/src/lock/fence.rs"]).expect("a file");
+        assert_eq!(file.files(&PARTS[0]), ["core/src/lock/fence.rs"]);
+        assert!(choice(&["--part", "other"]).is_err() && choice(&["--part"]).is_err());
+    }
+
+    #[test]
+    fn outcomes_of_former_runs_count() {
+        let found = Found::parse(|file| {
+            Ok(match file {
+                "caught.txt" => "a.rs:1:2: x\n",
+                "missed.txt" => "a.rs:2:3: y\n",
+                "previously_caught.txt" => "a.rs:3:4: z\n",
+                _ => "",
+            }
+            .to_owned())
+        })
+        .expect("texts");
+        assert_eq!((found.tried(), found.missed), (3, BTreeSet::from(["a.rs: y".to_owned()])));
     }
 
     #[test]
