@@ -20,14 +20,14 @@ use super::{
         guard::{RequestHead, admit},
     },
     prometheus::{metrics, targets},
-    shared::Shared,
+    shared::RequestContext,
 };
 
 /// Policy for responses that are not pages.
 const NO_CONTENT_POLICY: HeaderValue = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
 
 /// Returns the routes.
-pub(super) fn router(shared: Arc<Shared>) -> Router {
+pub(super) fn router(shared: Arc<RequestContext>) -> Router {
     Router::new()
         .route("/", get(console::page))
         .route("/console/{file}", get(console::file))
@@ -50,7 +50,7 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
 }
 
 /// Checks a request, serves it, and adds headers to the response.
-async fn check(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
+async fn check(State(shared): State<Arc<RequestContext>>, request: Request, next: Next) -> Response {
     let refused = refusal(&shared, &request);
     let mut response = match refused {
         Some(error) => error.into_response(),
@@ -72,7 +72,7 @@ async fn check(State(shared): State<Arc<Shared>>, request: Request, next: Next) 
 }
 
 /// Returns the reason for which a request is refused.
-fn refusal(shared: &Shared, request: &Request) -> Option<ApiError> {
+fn refusal(shared: &RequestContext, request: &Request) -> Option<ApiError> {
     let (headers, uri) = (request.headers(), request.uri());
     let refused = admit(&head(headers, uri), &shared.hosts).err();
     if refused.is_some() {

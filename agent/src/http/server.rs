@@ -18,7 +18,7 @@ use tokio::{
 use super::{
     options::HttpOptions,
     router::router,
-    shared::{Shared, Sources},
+    shared::{RequestContext, Sources},
     stop::{Stop, stopping},
 };
 #[cfg(feature = "tls")]
@@ -47,7 +47,7 @@ pub(crate) struct HttpServer {
     listener: TcpListener,
     address: SocketAddr,
     transport: Transport,
-    shared: Arc<Shared>,
+    shared: Arc<RequestContext>,
     stop: watch::Sender<Stop>,
 }
 
@@ -68,7 +68,7 @@ impl HttpServer {
         let listener = TcpListener::bind(address).await.map_err(bind)?;
         let address = listener.local_addr().map_err(bind)?;
         let (stop, stopped) = watch::channel(Stop::Serving);
-        let shared = Arc::new(Shared::new(sources, &options, stopped));
+        let shared = Arc::new(RequestContext::new(sources, &options, stopped));
         Ok(Self { listener, address, transport, shared, stop })
     }
 
@@ -150,13 +150,13 @@ mod tests {
         Sources { resolver, directory, queues: None, xds }
     }
 
-    fn shared(store: &MemoryStore) -> (Arc<Shared>, watch::Sender<Stop>) {
+    fn shared(store: &MemoryStore) -> (Arc<RequestContext>, watch::Sender<Stop>) {
         let (stop, stopped) = watch::channel(Stop::Serving);
-        (Arc::new(Shared::new(sources(store), &HttpOptions::new(), stopped)), stop)
+        (Arc::new(RequestContext::new(sources(store), &HttpOptions::new(), stopped)), stop)
     }
 
     /// A connection over a pipe that holds `bytes`.
-    fn connect(tasks: &TaskOwner, shared: &Arc<Shared>, bytes: usize) -> DuplexStream {
+    fn connect(tasks: &TaskOwner, shared: &Arc<RequestContext>, bytes: usize) -> DuplexStream {
         let (client, server) = duplex(bytes);
         let service = TowerToHyperService::new(router(Arc::clone(shared)));
         tasks.spawn_until_stopped("connection", serve_connection(server, service, shared.stop.clone())).unwrap();

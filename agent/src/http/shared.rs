@@ -38,7 +38,7 @@ pub(crate) struct Sources {
 
 /// State that all requests share.
 #[derive(Debug)]
-pub(super) struct Shared {
+pub(super) struct RequestContext {
     pub(super) scopes: Arc<Scopes>,
     pub(super) queues: Option<Arc<dyn Queues>>,
     pub(super) xds: XdsStatus,
@@ -59,7 +59,7 @@ pub(super) struct Shared {
     pub(super) token: Option<BearerToken>,
 }
 
-impl Shared {
+impl RequestContext {
     /// Creates the state of a server that ends its connections when `stop` reports it.
     pub(super) fn new(sources: Sources, options: &HttpOptions, stop: watch::Receiver<Stop>) -> Self {
         let Sources { resolver, directory, queues, xds } = sources;

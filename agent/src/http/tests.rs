@@ -20,7 +20,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tower::ServiceExt as _;
 
-use super::{HttpOptions, Sources, router::router, shared::Shared, stop::Stop};
+use super::{HttpOptions, Sources, router::router, shared::RequestContext, stop::Stop};
 use crate::{
     BearerToken,
     logged::Logged,
@@ -51,7 +51,7 @@ impl Fixture {
         let queues: Arc<dyn Queues> = Arc::new(reader.clone());
         let xds = XdsStatus::new(directory.clone(), Duration::ZERO, &XdsOptions::new());
         let sources = Sources { resolver, directory, queues: Some(queues), xds };
-        let shared = Shared::new(sources, options, stopped);
+        let shared = RequestContext::new(sources, options, stopped);
         Self { store, reader, writer, router: router(Arc::new(shared)), stop }
     }
 
@@ -492,7 +492,7 @@ async fn a_backend_without_queues_is_unsupported() {
     let directory = Directory::new(Arc::clone(&resolver));
     let xds = XdsStatus::new(directory.clone(), Duration::ZERO, &XdsOptions::new());
     let sources = Sources { resolver, directory, queues: None, xds };
-    let shared = Arc::new(Shared::new(sources, &HttpOptions::new(), stopped));
+    let shared = Arc::new(RequestContext::new(sources, &HttpOptions::new(), stopped));
     for uri in ["/v1/locks", "/v1/elections"] {
         let response = router(Arc::clone(&shared)).oneshot(request(uri)).await.unwrap();
         assert_eq!(response.status(), StatusCode::NOT_IMPLEMENTED, "{uri}");

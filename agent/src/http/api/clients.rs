@@ -12,7 +12,7 @@ use crate::{
             json,
             parameters::{NoQuery, Parameters},
         },
-        shared::Shared,
+        shared::RequestContext,
     },
     xds::{XdsClient, XdsRejection},
 };
@@ -70,7 +70,7 @@ impl<'a> From<&'a XdsRejection> for RejectionJson<'a> {
 /// Serves the clients of xDS that are connected to this agent, and the number of assignments that are too large for
 /// them.
 pub(crate) async fn clients(
-    State(shared): State<Arc<Shared>>,
+    State(shared): State<Arc<RequestContext>>,
     Parameters(NoQuery {}): Parameters<NoQuery>,
 ) -> Response {
     let clients = shared.xds.clients();

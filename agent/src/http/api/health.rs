@@ -11,7 +11,7 @@ use crate::http::{
         json,
         parameters::{NoQuery, Parameters},
     },
-    shared::Shared,
+    shared::RequestContext,
 };
 
 #[derive(Serialize)]
@@ -26,7 +26,7 @@ pub(crate) async fn healthz(Parameters(NoQuery {}): Parameters<NoQuery>) -> Resp
 
 /// Answers with status 200 once the store has answered.
 pub(crate) async fn readyz(
-    State(shared): State<Arc<Shared>>,
+    State(shared): State<Arc<RequestContext>>,
     Parameters(NoQuery {}): Parameters<NoQuery>,
 ) -> Result<Response, ApiError> {
     shared.readiness.check(shared.scopes.resolver()).await?;

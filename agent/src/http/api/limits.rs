@@ -11,7 +11,7 @@ use crate::{
             json,
             parameters::{NoQuery, Parameters},
         },
-        shared::Shared,
+        shared::RequestContext,
     },
     limits::LimitUse,
 };
@@ -36,6 +36,9 @@ impl From<LimitUse> for LimitJson {
 }
 
 /// Serves the limits of both servers.
-pub(crate) async fn limits(State(shared): State<Arc<Shared>>, Parameters(NoQuery {}): Parameters<NoQuery>) -> Response {
+pub(crate) async fn limits(
+    State(shared): State<Arc<RequestContext>>,
+    Parameters(NoQuery {}): Parameters<NoQuery>,
+) -> Response {
     json::response(&LimitsJson { limits: shared.limits().into_iter().map(Into::into).collect() })
 }

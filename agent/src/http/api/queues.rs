@@ -13,7 +13,7 @@ use crate::http::{
         json,
         parameters::{NamespaceQuery, Parameters},
     },
-    shared::Shared,
+    shared::RequestContext,
 };
 
 #[derive(Serialize)]
@@ -81,14 +81,14 @@ impl<'a> From<&'a QueuedCandidate> for CandidateJson<'a> {
 }
 
 /// Returns the reader of queues.
-fn reader(shared: &Shared) -> Result<Arc<dyn Queues>, ApiError> {
+fn reader(shared: &RequestContext) -> Result<Arc<dyn Queues>, ApiError> {
     let missing = || ApiError::new(Code::Unsupported, "reading locks and elections is not supported by the backend");
     shared.queues.clone().ok_or_else(missing)
 }
 
 /// Serves the locks of a namespace that have a contender.
 pub(crate) async fn locks(
-    State(shared): State<Arc<Shared>>,
+    State(shared): State<Arc<RequestContext>>,
     Parameters(query): Parameters<NamespaceQuery>,
 ) -> Result<Response, ApiError> {
     let (namespace, queues) = (query.namespace()?, reader(&shared)?);
@@ -107,7 +107,7 @@ pub(crate) async fn locks(
 
 /// Serves the elections of a namespace that have a candidate.
 pub(crate) async fn elections(
-    State(shared): State<Arc<Shared>>,
+    State(shared): State<Arc<RequestContext>>,
     Parameters(query): Parameters<NamespaceQuery>,
 ) -> Result<Response, ApiError> {
     let (namespace, queues) = (query.namespace()?, reader(&shared)?);

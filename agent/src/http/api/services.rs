@@ -18,7 +18,7 @@ use crate::http::{
         json,
         parameters::{NamespaceQuery, NoQuery, Parameters, parse_namespace},
     },
-    shared::Shared,
+    shared::RequestContext,
 };
 
 /// Beginning of the response for a namespace; its services follow.
@@ -31,7 +31,7 @@ struct NamespaceHead<'a> {
 
 /// Serves the services of a namespace.
 pub(crate) async fn services(
-    State(shared): State<Arc<Shared>>,
+    State(shared): State<Arc<RequestContext>>,
     Parameters(query): Parameters<NamespaceQuery>,
 ) -> Result<Response, ApiError> {
     let namespace = query.namespace()?;
@@ -45,7 +45,7 @@ pub(crate) async fn services(
 
 /// Serves one service. A service without instances is not an error: it may have had some a moment ago.
 pub(crate) async fn service(
-    State(shared): State<Arc<Shared>>,
+    State(shared): State<Arc<RequestContext>>,
     path: Result<Path<(String, String)>, PathRejection>,
     Parameters(NoQuery {}): Parameters<NoQuery>,
 ) -> Result<Response, ApiError> {
@@ -94,7 +94,7 @@ struct NamespacesJson<'a> {
 
 /// Serves the list of namespaces, from the store.
 pub(crate) async fn namespaces(
-    State(shared): State<Arc<Shared>>,
+    State(shared): State<Arc<RequestContext>>,
     Parameters(NoQuery {}): Parameters<NoQuery>,
 ) -> Result<Response, ApiError> {
     let resolver = Arc::clone(shared.scopes.resolver());

@@ -32,7 +32,7 @@ use crate::http::{
         json,
         parameters::{Parameters, ScopeQuery},
     },
-    shared::Shared,
+    shared::RequestContext,
     stop::{Stop, stopping},
 };
 
@@ -48,7 +48,7 @@ const LAST_EVENT_ID: &str = "last-event-id";
 /// Serves the changes of a namespace or service. The complete state comes first, unless the client returns within the
 /// history: then only the differences do.
 pub(crate) async fn events(
-    State(shared): State<Arc<Shared>>,
+    State(shared): State<Arc<RequestContext>>,
     headers: HeaderMap,
     Parameters(query): Parameters<ScopeQuery>,
 ) -> Result<Response, ApiError> {

@@ -16,7 +16,7 @@ use crate::{
             json,
             parameters::{NoQuery, Parameters},
         },
-        shared::Shared,
+        shared::RequestContext,
     },
     limits::LimitUse,
     xds::{Omission, ResourceType, XdsClient, XdsStatus},
@@ -27,7 +27,7 @@ const MEDIA_TYPE: HeaderValue = HeaderValue::from_static("text/plain; version=0.
 
 /// Serves the metrics.
 pub(crate) async fn metrics(
-    State(shared): State<Arc<Shared>>,
+    State(shared): State<Arc<RequestContext>>,
     Parameters(NoQuery {}): Parameters<NoQuery>,
 ) -> Response {
     let mut text = Exposition::default();
@@ -38,7 +38,7 @@ pub(crate) async fn metrics(
     json::with_media_type(Body::from(text.into_text()), MEDIA_TYPE)
 }
 
-fn of_http(text: &mut Exposition, shared: &Shared) {
+fn of_http(text: &mut Exposition, shared: &RequestContext) {
     let responses = shared.responses.read();
     let responses = responses.map(|(digit, count)| (label("status", &format!("{digit}xx")), number(count)));
     text.metric(Counter, "enlist_agent_http_responses_total", "Responses by class of status.", responses);

@@ -14,7 +14,7 @@ use crate::http::{
         json,
         parameters::{Parameters, parse_scope},
     },
-    shared::Shared,
+    shared::RequestContext,
 };
 
 /// Key of the metadata with the port of metrics.
@@ -41,7 +41,7 @@ pub(crate) struct TargetGroup {
 
 /// Serves the targets of a namespace or service.
 pub(crate) async fn targets(
-    State(shared): State<Arc<Shared>>,
+    State(shared): State<Arc<RequestContext>>,
     Parameters(query): Parameters<TargetsQuery>,
 ) -> Result<Response, ApiError> {
     let scope = parse_scope(query.namespace.as_deref(), query.service.as_deref())?;
