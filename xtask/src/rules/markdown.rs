@@ -93,17 +93,26 @@ fn old_names(page: &Source) -> Vec<String> {
     words.filter(|word| OLD.contains(word) && !is_foreign(word)).map(str::to_owned).collect()
 }
 
-/// Names of the functions in these files.
-fn functions(sources: &[Source]) -> BTreeSet<&str> {
-    let names = sources.iter().flat_map(|source| {
-        let all = tokens(&source.text);
-        all.windows(2).filter(|pair| pair[0] == "fn").map(|pair| pair[1]).collect::<Vec<_>>()
-    });
-    names.collect()
+/// Functions of the sources: the paths of the files that have one of a name.
+type Functions<'a> = BTreeMap<&'a str, Vec<&'a Path>>;
+
+fn functions(sources: &[Source]) -> Functions<'_> {
+    let mut found = Functions::new();
+    for source in sources {
+        for pair in tokens(&source.text).windows(2).filter(|pair| pair[0] == "fn") {
+            found.entry(pair[1]).or_default().push(&source.path);
+        }
+    }
+    found
 }
 
-/// Tests that the page names as `module::name` and that are no function of the sources.
-fn dead_tests(text: &str, functions: &BTreeSet<&str>) -> Vec<String> {
+/// Returns `true` if the path has a folder or a file of this name.
+fn is_in(path: &Path, module: &str) -> bool {
+    path.with_extension("").iter().any(|part| part == module)
+}
+
+/// Tests that the page names as `module::name`, of which the sources have none in a file or folder of that name.
+fn dead_tests(text: &str, functions: &Functions<'_>) -> Vec<String> {
     let quoted = lines(text).flat_map(|(_, line)| match line {
         Line::Code(_) => Vec::new(),
         Line::Text(line) => split_code(line).1,
@@ -112,8 +121,14 @@ fn dead_tests(text: &str, functions: &BTreeSet<&str>) -> Vec<String> {
         let is_name = name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
         is_name && name.split('_').count() >= WORDS_OF_A_TEST
     };
-    let name = |code: &&str| code.rsplit_once("::").is_some_and(|(_, name)| is_test(name) && !functions.contains(name));
-    quoted.filter(name).map(str::to_owned).collect()
+    let is_dead = |code: &&str| {
+        let Some((modules, name)) = code.rsplit_once("::").filter(|(_, name)| is_test(name)) else { return false };
+        let first = modules.split("::").next().unwrap_or_default();
+        // A type may be in any file.
+        let has = |path: &Path| first.starts_with(char::is_uppercase) || is_in(path, first);
+        !functions.get(name).is_some_and(|paths| paths.iter().any(|path| has(path)))
+    };
+    quoted.filter(is_dead).map(str::to_owned).collect()
 }
 
 /// Relative links whose file or heading does not exist.
@@ -205,7 +220,9 @@ mod tests {
             found("See `b::one_two_three_five`."),
             ["dead-tests docs/a.md 1 b::one_two_three_five is no function"]
         );
-        assert!(found("See `b::one_two_three_four`, `b::one_two`, `B::ONE_TWO_THREE_FOUR`.").is_empty());
+        assert_eq!(found("`c::one_two_three_four`").len(), 1, "it is in another file");
+        let known = "`b::one_two_three_four`, `b::tests::one_two_three_four`, `tests::one_two_three_four`";
+        assert!(found(&format!("See {known},\n`b::one_two`, `B::ONE_TWO_THREE_FOUR`.")).is_empty());
     }
 
     #[test]
