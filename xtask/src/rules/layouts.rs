@@ -14,12 +14,21 @@ use crate::command::Result;
 const TABLE: &str = "backend-etcd/src/layout/named.rs";
 
 /// Places that name the type of each layout.
-const PLACES: [&str; 3] = ["backend-etcd/tests/layouts.rs", TARGETS, "docs/wire-formats.md"];
+const PLACES: [&str; 3] = ["backend-etcd/tests/layouts.rs", TARGETS, PAGE];
 
 const TARGETS: &str = "backend-etcd/tests/fuzzed/targets.rs";
 
 /// Manifest of the fuzz targets.
 const FUZZ: &str = "fuzz/Cargo.toml";
+
+/// Folder with the sources of the fuzz targets.
+const FUZZ_SOURCES: &str = "fuzz/fuzz_targets";
+
+/// Page with a table of layouts, and below [`PARTS`] one of what they carry.
+const PAGE: &str = "docs/wire-formats.md";
+
+/// Heading of the second table.
+const PARTS: &str = "\n## Supported parts of an instance\n";
 
 /// Traits that the table imports.
 const TRAITS: [&str; 2] = ["Layout", "LockLayout"];
@@ -45,8 +54,11 @@ pub(super) fn findings(root: &Path, sources: &[Source]) -> Result<Vec<Finding>> 
     let targets = read(TARGETS)?;
     let missing = without_target(&targets, &read(FUZZ)?);
     findings.extend(report(FUZZ, "fuzz targets without a binary", &missing));
-    let missing = without_row(&names(&table), &read("docs/wire-formats.md")?);
-    findings.extend(report("docs/wire-formats.md", "names of layouts without a row", &missing));
+    let missing = without_source(&targets, |file| root.join(FUZZ_SOURCES).join(file).exists());
+    findings.extend(report(FUZZ_SOURCES, "fuzz targets without a file", &missing));
+    let page = read(PAGE)?;
+    findings.extend(report(PAGE, "names of layouts without a row", &without_row(&names(&table), &page)));
+    findings.extend(report(PAGE, "layouts without a row of their parts", &without_parts(&page)));
     Ok(findings)
 }
 
@@ -76,18 +88,37 @@ fn unnamed<'a>(types: &[&'a str], place: &str, text: &str) -> Vec<&'a str> {
     types.iter().filter(is_missing).copied().collect()
 }
 
+/// Names of the targets in the list of the tests.
+fn targets(text: &str) -> impl Iterator<Item = &str> {
+    let list = text.split_once("TARGETS: ").and_then(|(_, rest)| rest.split_once("];")).map_or("", |(list, _)| list);
+    list.split("(\"").skip(1).filter_map(|rest| rest.split_once('"')).map(|(name, _)| name)
+}
+
 /// Targets in the list of the tests that the manifest of the fuzz targets does not name.
-fn without_target<'a>(targets: &'a str, manifest: &str) -> Vec<&'a str> {
-    let list = targets.split_once("TARGETS: ").and_then(|(_, rest)| rest.split_once("];")).map_or("", |(list, _)| list);
-    let names = list.split("(\"").skip(1).filter_map(|rest| rest.split_once('"')).map(|(name, _)| name);
+fn without_target<'a>(list: &'a str, manifest: &str) -> Vec<&'a str> {
     // The name of a binary has no dots.
-    names.filter(|name| !manifest.contains(&format!("name = \"{}\"", name.replace('.', "_")))).collect()
+    targets(list).filter(|name| !manifest.contains(&format!("name = \"{}\"", name.replace('.', "_")))).collect()
+}
+
+/// Targets in the list of the tests whose source does not exist.
+fn without_source(list: &str, exists: impl Fn(&str) -> bool) -> Vec<&str> {
+    targets(list).filter(|name| !exists(&format!("{}.rs", name.replace(['.', '-'], "_")))).collect()
 }
 
 /// Names that are in no second cell of a row.
 fn without_row<'a>(names: &[&'a str], page: &str) -> Vec<&'a str> {
     let cells: BTreeSet<_> = page.lines().filter_map(|line| line.strip_prefix('|')?.split('|').nth(1)).collect();
     names.iter().filter(|name| !cells.contains(&*format!(" `{name}` "))).copied().collect()
+}
+
+/// Layouts of the first table that have no row in the table of their parts.
+fn without_parts(page: &str) -> Vec<&str> {
+    fn first_cells(text: &str) -> impl Iterator<Item = &str> {
+        text.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`')).map(|(name, _)| name)
+    }
+    let (layouts, rest) = page.split_once(PARTS).unwrap_or((page, ""));
+    let parts: BTreeSet<_> = first_cells(rest.split("\n## ").next().unwrap_or_default()).collect();
+    first_cells(layouts).filter(|name| !parts.contains(name)).collect()
 }
 
 #[cfg(test)]
@@ -112,6 +143,21 @@ mod tests {
     fn each_fuzz_target_has_a_binary() {
         let targets = "pub(crate) const TARGETS: &[(&str, &str)] = &[\n    (\"a\", \"x\"),\n    (\"b\", \"y\"),\n];";
         assert_eq!(without_target(targets, "[[bin]]\nname = \"a\"\n"), ["b"]);
+    }
+
+    #[test]
+    fn each_fuzz_target_has_a_file() {
+        let targets = "TARGETS: &[(&str, &str)] = &[\n    (\"go-a\", \"x\"),\n    (\"b-v0.1\", \"y\"),\n];";
+        assert_eq!(without_source(targets, |file| file == "go_a.rs"), ["b-v0.1"]);
+        assert_eq!(without_source(targets, |file| file == "b_v0_1.rs"), ["go-a"]);
+    }
+
+    #[test]
+    fn each_layout_has_a_row_of_parts() {
+        let page = "| `A` (a) | `a` |\n| `B` | `b` |\n\n## Supported parts of an instance\n\n| `A` | yes |\n\n\
+            ## Locks\n\n| `B` | |\n";
+        assert_eq!(without_parts(page), ["B"]);
+        assert_eq!(without_parts("| `A` | `a` |\n"), ["A"]);
     }
 
     #[test]
