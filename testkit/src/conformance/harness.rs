@@ -32,7 +32,7 @@ pub enum LayoutFeature {
     Details,
     /// The list of services.
     Services,
-    /// Locks and elections. A backend without them creates its clients with [`Client::without_locks`].
+    /// Locks and elections.
     Locks,
     /// Elections, and queue entries of locks in the order of creation. Without it, one key is the lock, and waiting
     /// contenders do not show in the store.
@@ -41,11 +41,11 @@ pub enum LayoutFeature {
     LockDetails,
     /// Lists of the locks and elections of a namespace, with their queues.
     Queues,
-    /// Semaphores. A backend without locks creates its clients with [`Client::without_locks`].
+    /// Semaphores. Their cases also need [`Locks`](Self::Locks).
     Semaphores,
-    /// Raw keys and values. A backend without them creates its clients with [`Client::without_locks`].
+    /// Raw keys and values.
     Raw,
-    /// Configuration. A backend without it creates its clients with [`Client::without_locks`].
+    /// Configuration.
     Config,
 }
 
@@ -109,14 +109,16 @@ pub struct Client {
 }
 
 impl Client {
-    /// Creates a client over `backend`, with the faults of `faults`.
+    /// Creates a client over `backend`, with the faults of `faults`. A part that the store cannot have is implemented
+    /// too: its methods return [`Error::Unsupported`](enlist::Error::Unsupported), and a run omits its cases.
     pub fn new(backend: impl Backend + Config, faults: impl ClientFaults) -> Self {
         let backend = Arc::new(backend);
         Self { backend: Arc::clone(&backend) as Arc<dyn Backend>, config: backend, faults: Arc::new(faults) }
     }
 
     /// Creates a client over a backend without locks, elections, semaphores, queues, raw values and configuration.
-    /// Their methods return [`Error::Unsupported`](enlist::Error::Unsupported); the suite is run `without locks`.
+    /// Their methods return [`Error::Unsupported`](enlist::Error::Unsupported); the suite is run
+    /// `without [Locks, Raw, Config]`.
     pub fn without_locks(backend: impl Registry + Resolver, faults: impl ClientFaults) -> Self {
         Self::new(WithoutLocks(backend), faults)
     }
@@ -181,7 +183,8 @@ pub trait Harness: Send + Sync + 'static {
     /// Namespace that no other case uses.
     fn namespace(&self) -> Namespace;
 
-    /// Features that the layout carries.
+    /// Features that the layout carries. Without [`LayoutFeature::LockQueue`], the cases expect no entries of waiting
+    /// contenders. This omits no case: a run names what it omits.
     fn carries(&self) -> Vec<LayoutFeature> {
         LayoutFeature::ALL.to_vec()
     }

@@ -260,36 +260,48 @@ macro_rules! each_case {
 /// Expands each conformance case into a named test: `conformance!(#[tokio::test] harness)`. `harness` is an expression
 /// that creates a fresh [`Harness`](crate::Harness). It may use `.await`.
 ///
-/// A backend without locks, raw values and configuration omits their cases, and creates its clients with
-/// [`Client::without_locks`](crate::Client::without_locks): `conformance!(#[tokio::test] harness, without locks)`.
+/// A run omits the cases that need one of the [`LayoutFeature`](crate::LayoutFeature)s that it names:
+/// `conformance!(#[tokio::test] harness, without [Term, Services])`. A backend with only `Registry` and `Resolver` is
+/// run `without [Locks, Raw, Config]`, and creates its clients with
+/// [`Client::without_locks`](crate::Client::without_locks).
 #[macro_export]
 macro_rules! conformance {
     (#[$test:meta] $harness:expr) => {
-        $crate::each_case!([$crate::__conformance_tests](with_locks #[$test] $harness));
+        $crate::conformance!(#[$test] $harness, without []);
     };
-    (#[$test:meta] $harness:expr, without locks) => {
-        $crate::each_case!([$crate::__conformance_tests](without_locks #[$test] $harness));
+    (#[$test:meta] $harness:expr, without [$($omitted:ident),* $(,)?]) => {
+        // A name that is no feature does not compile.
+        const _: &[$crate::LayoutFeature] = &[$($crate::LayoutFeature::$omitted),*];
+        $crate::__conformance_filter! { [$($omitted)*] $ }
+        $crate::each_case!([$crate::__conformance_tests](#[$test] $harness));
+    };
+}
+
+/// Defines the macro that makes a test of a case, or nothing if the case needs an `omitted` feature. `$d` is a dollar
+/// sign.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __conformance_filter {
+    ([$($omitted:ident)*] $d:tt) => {
+        macro_rules! __conformance_test {
+            $(([$omitted $d($d need:ident)*] $d($d case:tt)*) => {};)*
+            ([$d met:ident $d($d need:ident)*] $d($d case:tt)*) => {
+                __conformance_test! { [$d($d need)*] $d($d case)* }
+            };
+            ([] #[$d test:meta] $d case:ident $d harness:expr) => {
+                #[$d test]
+                async fn $d case() {
+                    $crate::cases::$d case(&$d harness).await;
+                }
+            };
+        }
     };
 }
 
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __conformance_tests {
-    (($which:ident #[$test:meta] $harness:expr) $($module:ident :: $case:ident [$($need:ident)*])*) => {
-        $($crate::__conformance_test! { $which [$($need)*] #[$test] $case $harness })*
-    };
-}
-
-#[doc(hidden)]
-#[macro_export]
-macro_rules! __conformance_test {
-    (without_locks [Locks $($need:ident)*] $($case:tt)*) => {};
-    (without_locks [Raw $($need:ident)*] $($case:tt)*) => {};
-    (without_locks [Config $($need:ident)*] $($case:tt)*) => {};
-    ($which:ident [$($need:ident)*] #[$test:meta] $case:ident $harness:expr) => {
-        #[$test]
-        async fn $case() {
-            $crate::cases::$case(&$harness).await;
-        }
+    ((#[$test:meta] $harness:expr) $($module:ident :: $case:ident [$($need:ident)*])*) => {
+        $(__conformance_test! { [$($need)*] #[$test] $case $harness })*
     };
 }

@@ -10,11 +10,14 @@ mod registration_task;
 mod registry;
 mod store;
 
-use std::{sync::Arc, time::Duration};
+use std::{env, process::Command, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use enlist::{InstanceId, LeaseId, Namespace, ServiceRef};
-use enlist_testkit::{Client, ClientFaults, Harness};
+use enlist_testkit::{
+    Client, ClientFaults, Harness, LayoutFeature,
+    cases::{Case, all},
+};
 
 use self::{
     client::MapClient,
@@ -93,8 +96,21 @@ impl Harness for MapHarness {
 enlist_testkit::conformance!(
     #[tokio::test(start_paused = true)]
     MapHarness::default(),
-    without locks
+    without [Locks, Raw, Config]
 );
+
+/// The run has each case that needs none of the omitted features, and no other.
+#[test]
+fn a_run_omits_cases_of_named_features() {
+    let listed = Command::new(env::current_exe().unwrap()).arg("--list").output().unwrap();
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    let is_listed = |name: &str| listed.lines().any(|line| line.strip_suffix(": test") == Some(name));
+    let is_omitted =
+        |need: &LayoutFeature| matches!(need, LayoutFeature::Locks | LayoutFeature::Raw | LayoutFeature::Config);
+    for Case { name, needs, .. } in all::<MapHarness>() {
+        assert_eq!(is_listed(name), !needs.iter().any(is_omitted), "{name} needs {needs:?}");
+    }
+}
 
 /// The page shows the code as it is here.
 #[test]
