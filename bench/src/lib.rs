@@ -2,6 +2,7 @@
 //! because absolute times vary on a shared machine. `cargo xtask bench` runs the measurements; `bench/README.md`
 //! explains them.
 
+pub mod driven;
 pub mod measure;
 pub mod peers;
 pub mod report;

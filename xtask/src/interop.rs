@@ -26,7 +26,7 @@ const RECORD: &str = "target/interop.md";
 const FLEET: &str = "fleet";
 
 /// Modules with a program that is measured beside `enlist`, in their folder `bench`.
-const MEASURED: [&str; 5] = ["etcd", "gokit", "gozero", "kitex", "kratos"];
+const MEASURED: [&str; 6] = ["etcd", "gokit", "gozero", "kitex", "kratos", "xds"];
 
 /// Programs of the fleet.
 const MEMBERS: [&str; 3] = ["gokit", "gozero", "kratos"];

@@ -1,5 +1,4 @@
-//! `enlist` as a measured program, with the commands of those in Go (`testkit/interop-go/*/bench`). It does the next
-//! thing when it reads a line, prints the outcome, and ends with its input, or after its longest life.
+//! `enlist` as a measured program, with the commands of those in Go (`testkit/interop-go/*/bench`).
 //!
 //! ```text
 //! peer follow SERVICE COUNT
@@ -24,21 +23,16 @@ use enlist::{
     Registration, Registry, ServiceRef, ServiceView, Snapshot,
 };
 use enlist_bench::{
-    measure::{Result, processor_time, quantile},
+    driven::{self, Input, answer, resident},
+    measure::{Result, quantile},
     world::{instance, micros},
 };
 use enlist_etcd::Etcd;
 use enlist_examples::greeter::{GreeterClient, HelloRequest};
 use enlist_grpc::{Channel, InstanceState, balance_channel};
 use futures::{StreamExt, TryStreamExt};
-use tokio::{
-    io::{AsyncBufReadExt, BufReader, Lines, Stdin, stdin},
-    task::JoinSet,
-};
+use tokio::task::JoinSet;
 use tonic::{body::Body, client::GrpcService, codegen};
-
-/// Longest life of the program, in case nothing ends it.
-const LIFETIME: Duration = Duration::from_secs(15 * 60);
 
 /// Number of calls before those that count.
 const WARM_UP: usize = 300;
@@ -47,10 +41,10 @@ const WARM_UP: usize = 300;
 const MARKED: &str = "10.255.";
 
 #[tokio::main]
-async fn main() -> Result {
+async fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let input = Input(BufReader::new(stdin()).lines());
+    let input = Input::default();
     let run = async {
         match arguments[..] {
             ["follow", service, count] => follow(input, service, count.parse()?).await,
@@ -73,56 +67,7 @@ async fn main() -> Result {
             _ => Err("no such command".into()),
         }
     };
-    let outcome = tokio::time::timeout(LIFETIME, run).await.unwrap_or_else(|_| Err("it has run for too long".into()));
-    if let Err(error) = outcome {
-        println!("failed: {error}");
-    }
-    // The peers do not clean up either.
-    std::process::exit(0);
-}
-
-/// Lines of the driving program.
-struct Input(Lines<BufReader<Stdin>>);
-
-impl Input {
-    /// Waits for a line. Its end is that of the program.
-    async fn line(&mut self) -> Result<String> {
-        match self.0.next_line().await? {
-            Some(line) => Ok(line),
-            None => std::process::exit(0),
-        }
-    }
-
-    /// States that the program is connected, and waits for the line that begins the measurement.
-    async fn go(&mut self) -> Result {
-        println!("up {:.0}", processor_time());
-        self.line().await?;
-        Ok(())
-    }
-
-    /// Answers requests for the use of the processor.
-    async fn answer(&mut self) -> Result {
-        loop {
-            let request = self.line().await?;
-            answer(&request, 0)?;
-        }
-    }
-}
-
-fn answer(request: &str, before: i64) -> Result {
-    match request {
-        "usage" => println!("usage {:.0}", processor_time()),
-        "memory" => println!("memory {}", resident()? - before),
-        _ => return Err(format!("no such request: {request}").into()),
-    }
-    Ok(())
-}
-
-/// Returns the memory of this process in bytes.
-fn resident() -> Result<i64> {
-    let text = std::fs::read_to_string("/proc/self/statm")?;
-    let pages: i64 = text.split_whitespace().nth(1).ok_or("no second number")?.parse()?;
-    Ok(pages * i64::try_from(rustix::param::page_size())?)
+    driven::run(run).await;
 }
 
 async fn connect() -> Result<Etcd> {
@@ -173,7 +118,7 @@ impl Shown {
 async fn follow(mut input: Input, service: &str, wanted: usize) -> Result {
     let etcd = connect().await?;
     input.go().await?;
-    let (before, begun) = (resident()?, Moment::now());
+    let (before, begun) = (resident("self")?, Moment::now());
     let view = view(etcd, service)?;
     let mut changes = view.changes();
     let changing = instance(0)?.id().clone();

@@ -34,6 +34,8 @@ pub(crate) enum Library {
     GrpcGo,
     /// tonic's balanced channel, over a view of `enlist`.
     Tonic,
+    /// Envoy's go-control-plane, over the keys of `enlist`.
+    ControlPlane,
 }
 
 /// Libraries with a view of a service.
@@ -56,12 +58,14 @@ impl Library {
             Self::Kratos => "kratos",
             Self::GrpcGo => "grpc-go",
             Self::Tonic => "tonic",
+            Self::ControlPlane => "go-control-plane",
         }
     }
 
     /// Returns the name of the program, and its argument for `verb`.
     pub(crate) fn program(self, verb: &str) -> (&'static str, String) {
         match self {
+            Self::Ours if verb == "xds" => ("agent", verb.to_owned()),
             Self::Ours => ("peer", verb.to_owned()),
             Self::Tonic => ("peer", format!("{verb}-tonic")),
             Self::Raw if ["follow", "register"].contains(&verb) => ("bench-etcd", format!("{verb}-raw")),
@@ -71,6 +75,7 @@ impl Library {
             Self::GoZero => ("bench-gozero", verb.to_owned()),
             Self::Kitex => ("bench-kitex", verb.to_owned()),
             Self::Kratos => ("bench-kratos", verb.to_owned()),
+            Self::ControlPlane => ("bench-xds", verb.to_owned()),
         }
     }
 
@@ -89,10 +94,14 @@ impl Library {
 
     /// Returns key and value of instance `number` at `address`. All but the values of go-kit and go-zero, which are
     /// addresses only, have a version, a zone and a team. The keys have the order of the numbers.
-    fn pair(self, service: &str, number: usize, address: &str) -> Result<(Vec<u8>, Vec<u8>)> {
+    ///
+    /// # Errors
+    ///
+    /// If the service's name is not valid.
+    pub(crate) fn pair(self, service: &str, number: usize, address: &str) -> Result<(Vec<u8>, Vec<u8>)> {
         let id = format!("i-{number:06}");
         let (key, value) = match self {
-            Self::Ours | Self::Raw | Self::Tonic => return native(service, number, address),
+            Self::Ours | Self::Raw | Self::Tonic | Self::ControlPlane => return native(service, number, address),
             Self::Naming | Self::GrpcGo => {
                 let metadata = json!({ "version": "1.4", "zone": "eu-1", "team": "blue" });
                 let value = json!({ "Op": 0, "Addr": address, "Metadata": metadata });

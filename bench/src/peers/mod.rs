@@ -1,5 +1,5 @@
 //! `enlist` beside Go libraries: each is a process of its own, with the same commands, on the same etcd, in turns. The
-//! programs in Go are `testkit/interop-go/*/bench`, that of `enlist` is `bin/peer.rs`.
+//! programs in Go are `testkit/interop-go/*/bench`, those of `enlist` are `bin/peer.rs` and `bin/agent.rs`.
 
 mod calls;
 mod library;
@@ -8,6 +8,7 @@ mod plan;
 mod program;
 mod registrations;
 mod views;
+mod xds;
 
 use std::{future::Future, pin::Pin};
 
@@ -77,6 +78,16 @@ pub const ALL: &[Scenario] = &[
         name: "calls",
         about: "calls to three servers, also beside tonic",
         run: |report, plan| Box::pin(calls::run(report, plan)),
+    },
+    Scenario {
+        name: "xds",
+        about: "the agent, and go-control-plane: changes until clients acknowledge them; processor time, memory",
+        run: |report, plan| Box::pin(xds::run(report, plan)),
+    },
+    Scenario {
+        name: "events",
+        about: "the agent: changes until clients have the event, with and without clients that do not read",
+        run: |report, plan| Box::pin(xds::events(report, plan)),
     },
 ];
 

@@ -34,7 +34,25 @@ pub struct Plan {
     pub(crate) picks: u32,
     /// Calls of a round with empty messages; with large ones a quarter of them.
     pub(crate) calls: u32,
+    /// Load of a server for xDS and of events.
+    pub(crate) load: Load,
     judged: bool,
+}
+
+/// Load of a server for xDS and of events.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Load {
+    pub(crate) services: usize,
+    /// Instances of each service.
+    pub(crate) instances: usize,
+    /// Clients of xDS, and services that each subscribes to.
+    pub(crate) clients: usize,
+    pub(crate) subscriptions: usize,
+    /// Clients of events that read, and those that do not.
+    pub(crate) readers: usize,
+    pub(crate) mute: usize,
+    /// Changes, 100 per second.
+    pub(crate) changes: usize,
 }
 
 impl Plan {
@@ -54,6 +72,15 @@ impl Plan {
         ttl: 5,
         picks: 200_000,
         calls: 20_000,
+        load: Load {
+            services: 200,
+            instances: 50,
+            clients: 500,
+            subscriptions: 5,
+            readers: 990,
+            mute: 10,
+            changes: 2_000,
+        },
         judged: true,
     };
 
@@ -73,6 +100,7 @@ impl Plan {
         ttl: 2,
         picks: 20_000,
         calls: 1000,
+        load: Load { services: 10, instances: 50, clients: 20, subscriptions: 5, readers: 45, mute: 5, changes: 200 },
         judged: false,
     };
 

@@ -8,7 +8,7 @@ use tokio::{
 };
 
 use super::library::Library;
-use crate::measure::Result;
+use crate::{driven::resident, measure::Result};
 
 /// Variable with the folder of the programs in Go.
 const FOLDER: &str = "ENLIST_PEERS_BIN";
@@ -115,6 +115,15 @@ impl Program {
     /// As [`until`](Self::until).
     pub(crate) async fn processor_time(&mut self) -> Result<f64> {
         Ok(self.ask("usage", "usage").await? - self.connected)
+    }
+
+    /// Returns the memory of the program in bytes.
+    ///
+    /// # Errors
+    ///
+    /// If it has ended.
+    pub(crate) fn resident(&self) -> Result<i64> {
+        resident(&self.child.id().ok_or("it has ended")?.to_string())
     }
 
     /// Waits for the next state of a view: the number of instances, and the address of the one that changes.
