@@ -119,7 +119,7 @@ const PARTS: &[Part] = &[
 
 /// What to do, by the arguments.
 #[derive(Debug, Default)]
-struct Choice {
+struct PartSelection {
     /// Names of parts; all if there are none.
     parts: BTreeSet<String>,
     /// Files; all if there are none.
@@ -130,7 +130,7 @@ struct Choice {
     resume: bool,
 }
 
-impl Choice {
+impl PartSelection {
     fn parse(mut args: impl Iterator<Item = String>) -> Result<Self> {
         let mut choice = Self::default();
         while let Some(arg) = args.next() {
@@ -156,9 +156,10 @@ impl Choice {
     }
 }
 
-/// Runs all parts, or the chosen ones. The rest of core is a measurement: its survivors are printed, and need no reason.
+/// Runs all parts, or the chosen ones. The rest of core is a measurement: its survivors are printed, and need no
+/// reason.
 pub(crate) fn run(args: impl Iterator<Item = String>) -> Result {
-    let choice = Choice::parse(args)?;
+    let choice = PartSelection::parse(args)?;
     if etcd::on_path("cargo-mutants").is_none() {
         return Err("`cargo-mutants` is missing. Install it: `cargo install cargo-mutants --locked`".into());
     }
@@ -327,7 +328,7 @@ mod tests {
 
     #[test]
     fn parts_select_their_files() {
-        let choice = |args: &[&str]| Choice::parse(args.iter().map(|arg| (*arg).to_owned()));
+        let choice = |args: &[&str]| PartSelection::parse(args.iter().map(|arg| (*arg).to_owned()));
         let one = choice(&["--part", "grpc", "--resume"]).expect("a part");
         let counts: Vec<_> = PARTS.iter().map(|part| one.files(part).len()).collect();
         assert_eq!(counts, [0, 0, 0, PARTS[3].files.len()]);

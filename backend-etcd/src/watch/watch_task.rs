@@ -226,8 +226,8 @@ impl WatchTask {
         Duration::ZERO
     }
 
-    /// Returns the delay before the next list: none, unless the last list was of a compacted revision, too. It was stale
-    /// then (etcd-io/etcd#20418), and the next one may be.
+    /// Returns the delay before the next list: none, unless the last list was of a compacted revision, too. It was
+    /// stale then (etcd-io/etcd#20418), and the next one may be.
     fn delay_after_compaction(&mut self) -> Duration {
         if let Some(delays) = &mut self.compacted {
             return delays.next_delay();

@@ -361,11 +361,11 @@ mod tests {
         let key_claims = KeyClaims::default();
         let (one, two) = (mine(), mine());
         let first = one.claim(&key_claims, Approach::New).await.unwrap();
-        let mut told = Box::pin(first.superseded());
-        assert!(told.as_mut().now_or_never().is_none());
+        let mut superseded = Box::pin(first.superseded());
+        assert!(superseded.as_mut().now_or_never().is_none());
         let mut second = Box::pin(two.claim(&key_claims, Approach::New));
         assert!(second.as_mut().now_or_never().is_none());
-        assert!(told.now_or_never().is_some());
+        assert!(superseded.now_or_never().is_some());
     }
 
     #[tokio::test(start_paused = true)]
