@@ -82,7 +82,7 @@ async fn picks(policy: PickPolicy, often: u64) -> Result {
     Ok(())
 }
 
-async fn calls(side: Side, often: u64, size: usize) -> Result {
+async fn calls(side: Side, often: u64, bytes: usize) -> Result {
     // Calls have runtimes of their own.
-    tokio::task::spawn_blocking(move || grpc::calls(side, often, size)).await?
+    tokio::task::spawn_blocking(move || grpc::calls(side, often, bytes)).await?
 }

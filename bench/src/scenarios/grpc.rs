@@ -66,7 +66,7 @@ pub enum Side {
     Plain,
 }
 
-/// Makes calls with a name of `size` bytes, one after the other, for the program `hot`.
+/// Makes calls with a name of `bytes` bytes, one after the other, for the program `hot`.
 ///
 /// # Errors
 ///
