@@ -117,7 +117,7 @@ const PARTS: &[Part] = &[
     },
 ];
 
-/// What to do, by the arguments.
+/// Mutants that the arguments select.
 #[derive(Debug, Default)]
 struct PartSelection {
     /// Names of parts; all if there are none.
