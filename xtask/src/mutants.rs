@@ -21,11 +21,11 @@ const SURVIVORS: &str = "xtask/survivors.txt";
 const FIRST_LIMIT: &str = "30";
 const LIMIT: &str = "120";
 
-/// Variables that shorten the build of a mutant to a fifth.
+/// Variables that shorten the build of a mutant.
 const FAST_BUILD: [(&str, &str); 2] = [("CARGO_INCREMENTAL", "1"), ("CARGO_PROFILE_DEV_DEBUG", "0")];
 
 /// Files of a package that make decisions, and the tests that have to notice their mutants. Only mutants that survive
-/// the first tests, which build and run fast, meet all tests.
+/// the first tests, which run fast, meet all tests.
 struct Part {
     name: &'static str,
     package: &'static str,
