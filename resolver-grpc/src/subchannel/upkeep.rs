@@ -127,8 +127,7 @@ impl Subchannel {
         let _permit = config.dials.permit(turn).await;
         // After the wait: the description of the instance or a certificate may have changed.
         let entry = self.entry();
-        let settings = config.settings.of(entry.instance(), &self.endpoint).map_err(reported)?;
-        let settings = config.connections.applied_to(settings);
+        let settings = config.settings.of(entry.instance(), &self.endpoint, &config.connections).map_err(reported)?;
         let limit = settings.get_connect_timeout().unwrap_or(config.dial_timeout);
         let connect = async {
             let opened = config.connections.open(entry.instance(), &self.endpoint, &settings);

@@ -60,8 +60,8 @@ impl ChannelBuilder {
 
     /// Sets the interval of HTTP/2 pings while calls are in flight. A connection without a response to one within 20 s
     /// is given up, also if all its streams are taken. At least 5 min, which is what servers of grpc-go allow; never
-    /// without calls. Use the settings for shorter intervals, where the servers are known to allow them. Default:
-    /// `None`, no pings.
+    /// without calls. [`settings`](Self::settings) that change the interval, the limit or pings without calls override
+    /// it: use them for shorter intervals, where the servers are known to allow those. Default: `None`, no pings.
     pub fn http2_keep_alive(mut self, http2_keep_alive: Option<Duration>) -> Self {
         self.connections.http2_keep_alive = http2_keep_alive.map(|interval| interval.max(MIN_KEEP_ALIVE_INTERVAL));
         self

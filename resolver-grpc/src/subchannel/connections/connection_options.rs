@@ -71,6 +71,17 @@ impl ConnectionOptions {
         Box::pin(async move { connect(&endpoint, tcp).await })
     }
 
+    /// Adds the options that the user's own settings override: tonic does not reveal afterwards if they have pings.
+    pub(crate) fn below(&self, settings: Settings) -> Settings {
+        match self.http2_keep_alive {
+            Some(interval) => settings
+                .http2_keep_alive_interval(interval)
+                .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+                .keep_alive_while_idle(false),
+            None => settings,
+        }
+    }
+
     /// Adds the options that the user's own settings leave open.
     pub(crate) fn applied_to(&self, mut settings: Settings) -> Settings {
         if settings.get_tcp_keepalive().is_none() {
@@ -79,12 +90,6 @@ impl ConnectionOptions {
         if settings.get_tcp_keepalive_interval().is_none() {
             settings = settings.tcp_keepalive_interval(Some(TCP_KEEPALIVE_INTERVAL));
         }
-        match self.http2_keep_alive {
-            Some(interval) => settings
-                .http2_keep_alive_interval(interval)
-                .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-                .keep_alive_while_idle(false),
-            None => settings,
-        }
+        settings
     }
 }

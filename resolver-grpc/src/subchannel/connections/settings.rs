@@ -12,7 +12,10 @@ use tonic::transport::Endpoint as Settings;
 
 use crate::{
     retry::failure::{BoxError, panicked},
-    subchannel::connections::security::{Connect, Security, TlsSettings, Wire},
+    subchannel::connections::{
+        connection_options::ConnectionOptions,
+        security::{Connect, Security, TlsSettings, Wire},
+    },
 };
 
 /// URL that reveals TLS in settings: tonic refuses to configure TLS for a socket, and offers no other way to find out.
@@ -51,20 +54,25 @@ impl SettingsFor {
         self.security.endpoint(instance, possible)
     }
 
-    /// The settings for a connection to `endpoint` of `instance`.
+    /// The settings for a connection to `endpoint` of `instance`: those of `options`, changed by the user.
     ///
     /// # Errors
     ///
     /// A [`Refusal`](crate::subchannel::connections::security::Refusal) for an endpoint that must not be used, or the
     /// user's error.
     /// A panic of the user's code is an error.
-    pub(crate) fn of(&self, instance: &Instance, endpoint: &Endpoint) -> Result<Settings, BoxError> {
+    pub(crate) fn of(
+        &self,
+        instance: &Instance,
+        endpoint: &Endpoint,
+        options: &ConnectionOptions,
+    ) -> Result<Settings, BoxError> {
         let wire = Wire::of(endpoint).ok_or("gRPC is not spoken with this endpoint")?;
         let tls = if wire == Wire::Tls { TlsSettings::Absent } else { self.tls(instance, endpoint)? };
         let connect = self.security.decide(wire, tls)?;
         let settings = self.settings(endpoint, connect)?;
         let settings = if tls == TlsSettings::Present { settings } else { with_roots(settings)? };
-        let settings = self.changed(instance, settings)?;
+        let settings = options.applied_to(self.changed(instance, options.below(settings))?);
         if connect == Connect::Tls && !is_https(&settings) {
             return Err("the settings were replaced by some without TLS".into());
         }
@@ -150,6 +158,10 @@ mod tests {
         settings
     }
 
+    fn made(settings: &SettingsFor, text: &str) -> Result<Settings, BoxError> {
+        settings.of(&instance(&[text]), &Endpoint::parse(text).unwrap(), &ConnectionOptions::default())
+    }
+
     #[test]
     fn the_first_endpoint_that_speaks_grpc_is_used() {
         let used = |endpoints: &[&str]| SettingsFor::default().endpoint(&instance(endpoints)).map(ToString::to_string);
@@ -163,8 +175,7 @@ mod tests {
     fn settings_with_tls_are_never_ignored() {
         let settings = changing(|_, settings| Ok(settings.tls_config(tonic::transport::ClientTlsConfig::new())?));
         let of = |text: &str| {
-            let made = settings.of(&instance(&[text]), &Endpoint::parse(text).unwrap());
-            made.map(|settings| settings.uri().to_string()).map_err(|error| error.to_string())
+            made(&settings, text).map(|settings| settings.uri().to_string()).map_err(|error| error.to_string())
         };
         assert_eq!(of("h:1").unwrap(), "https://h:1/");
         assert_eq!(of("grpcs://h:1").unwrap(), "https://h:1/");
@@ -173,25 +184,23 @@ mod tests {
             let tls = tonic::transport::ClientTlsConfig::new();
             if is_https(&settings) { Ok(settings.tls_config(tls)?) } else { Ok(settings) }
         });
-        let plain = conditional.of(&instance(&["grpc://h:1"]), &Endpoint::parse("grpc://h:1").unwrap()).unwrap();
+        let plain = made(&conditional, "grpc://h:1").unwrap();
         assert_eq!(plain.uri(), "http://h:1/");
     }
 
     #[test]
     fn user_settings_are_applied_or_fail_the_dial() {
-        let (instance, endpoint) = (instance(&["grpc://[::1]:2"]), Endpoint::parse("grpc://[::1]:2").unwrap());
-        let plain = SettingsFor::default().of(&instance, &endpoint).unwrap();
+        let plain = made(&SettingsFor::default(), "grpc://[::1]:2").unwrap();
         assert_eq!(plain.uri(), "http://[::1]:2/");
         let timed = changing(|_, settings| Ok(settings.connect_timeout(std::time::Duration::from_secs(7))));
-        assert_eq!(timed.of(&instance, &endpoint).unwrap().get_connect_timeout().unwrap().as_secs(), 7);
-        assert!(changing(|_, _| Err("no".into())).of(&instance, &endpoint).is_err());
+        assert_eq!(made(&timed, "grpc://[::1]:2").unwrap().get_connect_timeout().unwrap().as_secs(), 7);
+        assert!(made(&changing(|_, _| Err("no".into())), "grpc://[::1]:2").is_err());
     }
 
     #[cfg(not(any(feature = "tls-ring", feature = "tls-aws-lc")))]
     #[test]
     fn tls_endpoints_are_refused_without_the_feature() {
-        let endpoint = Endpoint::parse("grpcs://h:1").unwrap();
-        let refused = SettingsFor::default().of(&instance(&["grpcs://h:1"]), &endpoint).unwrap_err();
+        let refused = made(&SettingsFor::default(), "grpcs://h:1").unwrap_err();
         assert!(refused.to_string().contains("tls-ring"), "{refused}");
     }
 }
