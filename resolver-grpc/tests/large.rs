@@ -25,6 +25,9 @@ use tokio::io::AsyncWriteExt;
 /// Variable with the folder for the reports of a child process.
 const SERVE: &str = "ENLIST_TEST_SERVE";
 
+/// Number of instances, each with a connection.
+const COUNT: u32 = 10_000;
+
 /// Raises the limit of open files to the maximum, and returns it.
 fn most_files() -> u64 {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
@@ -89,7 +92,8 @@ fn serving(folder: &Path) -> Child {
 
 #[tokio::test]
 async fn dials_to_ten_thousand_instances_are_limited() {
-    let count = u32::try_from(most_files().saturating_sub(500).min(10_000)).unwrap();
+    let (files, needed) = (most_files(), u64::from(COUNT) + 500);
+    assert!(files >= needed, "{needed} open files are needed, but the hard limit is {files}: raise it (`ulimit -Hn`)");
     let folder = tempfile::tempdir().unwrap();
     let mut server = serving(folder.path());
     let mut port = 0;
@@ -100,7 +104,7 @@ async fn dials_to_ten_thousand_instances_are_limited() {
     })
     .await;
     let world = World::new();
-    for instance in addresses(count, u16::try_from(port).unwrap()) {
+    for instance in addresses(COUNT, u16::try_from(port).unwrap()) {
         world.servers.publish(&world.service, instance).await.unwrap();
     }
     world.view().ready().await.unwrap();
@@ -110,13 +114,13 @@ async fn dials_to_ten_thousand_instances_are_limited() {
     for part in 1..=4 {
         eventually("a part of them is connected to", || async {
             let connected = reported(folder.path(), "served").unwrap_or_default();
-            if connected >= part * (count as usize / 400 * 100) { Ok(()) } else { Err(connected) }
+            if connected >= part * (COUNT as usize / 400 * 100) { Ok(()) } else { Err(connected) }
         })
         .await;
     }
-    until_ready(&channel, count as usize).await;
+    until_ready(&channel, COUNT as usize).await;
     let (took, most) = (begun.elapsed(), reported(folder.path(), "most").unwrap());
-    println!("{count} instances ready after {took:?}, at most {most} dials at a time");
+    println!("{COUNT} instances ready after {took:?}, at most {most} dials at a time");
     assert!((2..=64).contains(&most), "{most} dials at a time");
     drop(server.stdin.take());
     server.wait().unwrap();

@@ -307,3 +307,60 @@ fn is_used(subchannel: &Arc<Subchannel>) -> bool {
 fn may_be_ready(subchannel: &Arc<Subchannel>) -> bool {
     matches!(subchannel.state(), InstanceState::Idle | InstanceState::Connecting | InstanceState::Ready)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::channel::{
+        channel::Channel,
+        in_memory::{Servers, address, view},
+    };
+    use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+    use std::alloc::System;
+
+    #[global_allocator]
+    static COUNTED: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+    /// Number of allocations of `action`: the minimum of many rounds, because other tests allocate meanwhile.
+    fn allocations(action: impl Fn()) -> usize {
+        let round = || {
+            let before = Region::new(COUNTED);
+            action();
+            before.change().allocations
+        };
+        let mut least = round();
+        for _ in 0..10_000 {
+            if least == 0 {
+                break;
+            }
+            least = least.min(round());
+        }
+        least
+    }
+
+    #[tokio::test]
+    async fn a_last_resort_allocates_nothing() {
+        const COUNT: u32 = 200;
+        let (view, _client) = view(COUNT, address).await;
+        let hour = Duration::from_secs(3600);
+        let builder = Channel::builder().connector(Servers::default().connector(Duration::ZERO)).probe_timeout(hour);
+        let channel = builder.build(&view).unwrap();
+        let is = |state: InstanceState| channel.instances().iter().filter(|one| one.state == state).count();
+        let mut versions = channel.versions();
+        while is(InstanceState::Ready) < COUNT as usize {
+            versions.changed().await.unwrap();
+        }
+        let picker_state = channel.inner.picker_cell.set.load_full();
+        let ready = || assert_eq!(last_resort(&picker_state).unwrap().state(), InstanceState::Ready);
+        assert_eq!(allocations(ready), 0, "among instances that have become ready");
+        for subchannel in &picker_state.all {
+            let connection = subchannel.begin().unwrap();
+            subchannel.doubt(&channel.inner.config, &connection);
+            connection.end();
+            subchannel.end_of_call();
+        }
+        assert_eq!(is(InstanceState::Suspect), COUNT as usize);
+        let suspect = || assert_eq!(last_resort(&picker_state).unwrap().state(), InstanceState::Suspect);
+        assert_eq!(allocations(suspect), 0, "among suspect instances");
+    }
+}

@@ -6,6 +6,8 @@ pub(crate) mod builder;
 pub(crate) mod call;
 #[expect(clippy::module_inception, reason = "the file is named after its one type")]
 pub(crate) mod channel;
+#[cfg(test)]
+pub(crate) mod in_memory;
 pub(crate) mod inner;
 pub(crate) mod manager;
 

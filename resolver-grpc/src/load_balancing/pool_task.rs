@@ -346,24 +346,13 @@ impl PoolTask {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::channel::channel::Channel;
+    use crate::channel::{
+        channel::Channel,
+        in_memory::{Servers, address, instance, view},
+    };
     use enlist::backend::MutexExt as _;
-    use enlist::{BackoffPolicy, Directory, Instance, Registry, ServiceRef};
+    use enlist::{BackoffPolicy, Instance, Registry};
     use std::{io, sync::Mutex};
-
-    /// A view of `count` instances with an endpoint each, and the client that published them.
-    async fn view(count: u32, endpoint: impl Fn(u32) -> String) -> (ServiceView, enlist_memory::MemoryClient) {
-        let client = enlist_memory::MemoryStore::new().client();
-        let service = ServiceRef::parse("echo").unwrap();
-        for n in 0..count {
-            let endpoint = Endpoint::parse(endpoint(n)).unwrap();
-            let instance = Instance::new(InstanceId::parse(format!("i{n}")).unwrap(), [endpoint]).unwrap();
-            client.publish(&service, instance).await.unwrap();
-        }
-        let view = Directory::new(Arc::new(client.clone())).view(&service);
-        view.ready().await.unwrap();
-        (view, client)
-    }
 
     /// A port of this host that refuses connections.
     fn refusing() -> u16 {
@@ -385,6 +374,41 @@ mod tests {
         let (took, made) = (begun.elapsed(), *versions.borrow() - first);
         // The first one may have been published at the end of its own 50 ms.
         assert!(took >= REBUILD_DELAY * 9, "{made} versions in {took:?}");
+    }
+
+    #[tokio::test]
+    async fn ten_thousand_instances_rebuild_every_fifty_milliseconds() {
+        const COUNT: u32 = 10_000;
+        let (view, client) = view(COUNT, address).await;
+        let servers = Servers::default();
+        let begun = Moment::now();
+        let channel = Channel::builder().connector(servers.connector(Duration::from_millis(1))).build(&view).unwrap();
+        let mut versions = channel.versions();
+        let is_ready = |count: u32| {
+            let ready = channel.instances().iter().filter(|one| one.state == InstanceState::Ready).count();
+            u32::try_from(ready).unwrap() == count
+        };
+        while !is_ready(COUNT) {
+            versions.changed().await.unwrap();
+        }
+        let (took, made) = (begun.elapsed(), *versions.borrow_and_update());
+        println!("{COUNT} instances ready after {took:?}: {made} picker states, {} dials at a time", servers.most());
+        assert!((2..=64).contains(&servers.most()), "{} dials at a time", servers.most());
+        // The first one is published at once, and one more for the first instance that is ready.
+        let due = |took: Duration| u64::try_from(took.as_millis() / REBUILD_DELAY.as_millis()).unwrap() + 2;
+        assert!(made <= due(took), "{made} picker states in {took:?}");
+
+        let begun = Moment::now();
+        for n in 0..1000 {
+            client.publish(view.service(), instance(n, &address(n)).with_weight(2)).await.unwrap();
+            client.publish(view.service(), instance(COUNT + n, &address(COUNT + n))).await.unwrap();
+        }
+        while !is_ready(COUNT + 1000) {
+            versions.changed().await.unwrap();
+        }
+        let (took, changes) = (begun.elapsed(), *versions.borrow() - made);
+        println!("2000 changes: {changes} picker states in {took:?}");
+        assert!(changes <= due(took), "{changes} picker states in {took:?}");
     }
 
     #[tokio::test]
