@@ -1,12 +1,11 @@
-//! Answers of etcd, of TLS and of the system to a diagnosis, classified by their texts.
-//!
-//! Those of etcd are in its `api/v3rpc/rpctypes/error.go`, and are the same in 3.4, 3.5, 3.6 and 3.7.
+//! Answers of etcd, of TLS and of the system to a diagnosis, classified by the meanings of their texts.
 
 use std::error::Error as _;
 
 use enlist::with_causes;
 use etcd_client::Error;
 
+use super::texts::{LinkText, Text, is_of_etcd};
 use crate::diagnose::finding::{AuthFault, EndpointFault};
 
 /// Origin of a failed request's answer.
@@ -43,19 +42,13 @@ pub(crate) fn answer(error: &Error) -> Answer {
 }
 
 fn answer_of(text: &str) -> Answer {
-    let has = |part: &str| text.contains(part);
-    if has("user name is empty") {
-        Answer::Refusal(AuthFault::UserRequired)
-    } else if has("authentication failed") || has("invalid auth token") {
-        Answer::Refusal(AuthFault::WrongUser)
-    } else if has("authentication is not enabled") {
-        Answer::Refusal(AuthFault::AuthenticationOff)
-    } else if has("permission denied") {
-        Answer::Denied
-    } else if has("etcdserver: ") {
-        Answer::Other
-    } else {
-        Answer::NotEtcd
+    match Text::of(text) {
+        Some(Text::NoUser) => Answer::Refusal(AuthFault::UserRequired),
+        Some(Text::WrongUser | Text::InvalidToken) => Answer::Refusal(AuthFault::WrongUser),
+        Some(Text::AuthOff) => Answer::Refusal(AuthFault::AuthenticationOff),
+        Some(Text::Denied) => Answer::Denied,
+        _ if is_of_etcd(text) => Answer::Other,
+        _ => Answer::NotEtcd,
     }
 }
 
@@ -69,63 +62,46 @@ pub(crate) fn text(error: &Error) -> String {
 
 /// Classifies the failure to open a connection.
 pub(crate) fn dial_fault(text: &str) -> EndpointFault {
-    if text.contains("lookup address") { EndpointFault::UnknownHost } else { EndpointFault::NotReachable }
+    if LinkText::of(text) == Some(LinkText::UnknownHost) {
+        EndpointFault::UnknownHost
+    } else {
+        EndpointFault::NotReachable
+    }
 }
 
 /// Classifies the failure of a request over TLS, on a connection that was opened.
 pub(crate) fn tls_fault(text: &str) -> EndpointFault {
-    let has = |part: &str| text.contains(part);
-    if !speaks_tls(text) {
-        EndpointFault::NoTls
-    } else if has("UnknownIssuer") {
-        EndpointFault::UntrustedCertificate
-    } else if has("NotValidForName") {
-        EndpointFault::WrongName
-    } else if has("Expired") {
-        EndpointFault::ExpiredCertificate
-    } else if has("fatal alert") || has("operation was canceled") || has("broken pipe") || is_reset(text) {
-        EndpointFault::ClosedAfterHandshake
-    } else {
-        EndpointFault::Tls
+    match LinkText::of(text) {
+        Some(LinkText::NoTls) => EndpointFault::NoTls,
+        Some(LinkText::UnknownIssuer) => EndpointFault::UntrustedCertificate,
+        Some(LinkText::NotValidForName) => EndpointFault::WrongName,
+        Some(LinkText::ExpiredCertificate) => EndpointFault::ExpiredCertificate,
+        Some(LinkText::Reset | LinkText::Closed) => EndpointFault::ClosedAfterHandshake,
+        Some(LinkText::UnknownHost) | None => EndpointFault::Tls,
     }
 }
 
 /// Returns `true` if the other end reset the connection.
 pub(crate) fn is_reset(text: &str) -> bool {
-    text.contains("reset")
+    LinkText::of(text) == Some(LinkText::Reset)
 }
 
 /// Classifies the failure of a request without TLS, by the outcome of the same request over TLS.
 pub(crate) fn plain_fault(over_tls: Result<(), String>) -> EndpointFault {
-    let speaks_tls = over_tls.map_or_else(|text| speaks_tls(&text), |()| true);
-    if speaks_tls { EndpointFault::TlsExpected } else { EndpointFault::NotEtcd }
-}
-
-/// Returns `false` if a failed request over TLS shows that its other end speaks something else.
-fn speaks_tls(text: &str) -> bool {
-    !["InvalidContentType", "handshake eof", "no answer"].iter().any(|part| text.contains(part))
+    match over_tls {
+        Err(text) if LinkText::of(&text) == Some(LinkText::NoTls) => EndpointFault::NotEtcd,
+        Ok(()) | Err(_) => EndpointFault::TlsExpected,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// As each of 3.4.23, 3.5.30 and 3.6.10 answers.
     #[test]
-    fn each_answer_of_etcd_has_its_meaning() {
-        for (text, expected) in [
-            ("etcdserver: user name is empty", Answer::Refusal(AuthFault::UserRequired)),
-            ("etcdserver: authentication failed, invalid user ID or password", Answer::Refusal(AuthFault::WrongUser)),
-            ("etcdserver: authentication is not enabled", Answer::Refusal(AuthFault::AuthenticationOff)),
-            ("etcdserver: invalid auth token", Answer::Refusal(AuthFault::WrongUser)),
-            ("etcdserver: permission denied", Answer::Denied),
-            ("etcdserver: request timed out", Answer::Other),
-            ("etcdserver: no leader", Answer::Other),
-            ("etcdserver: rpc not supported for learner", Answer::Other),
-            ("grpc-status header missing, mapped from HTTP status code 404", Answer::NotEtcd),
-        ] {
-            assert_eq!(answer_of(text), expected, "{text}");
-        }
+    fn other_answers_are_not_those_of_etcd() {
+        assert_eq!(answer_of("grpc-status header missing, mapped from HTTP status code 404"), Answer::NotEtcd);
+        assert_eq!(answer_of("grpc: received message larger than max (3 vs. 2097152)"), Answer::NotEtcd);
     }
 
     /// As tonic 0.14.9 with rustls 0.23 says it.

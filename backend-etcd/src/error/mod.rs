@@ -1,8 +1,7 @@
 //! Mapping of the errors of etcd and its client to [`Error`]. Only this folder reads their codes and texts.
 //!
 //! Codes are ambiguous (`OutOfRange` has four meanings, `Unknown` is a dead connection), so a failure is classified by
-//! code, text and source together. The texts are those of etcd's `api/v3rpc/rpctypes/error.go`; the others were
-//! measured with etcd-client 0.21.1 on etcd 3.4.23 and 3.5.
+//! code, text and source together. `texts.rs` has the texts.
 //!
 //! Read this file first, from [`Failure`] to [`classify`]. `answers.rs` is for diagnoses only, and `transport.rs` has
 //! the errors of this crate's own transport.
@@ -10,12 +9,17 @@
 pub(crate) mod answers;
 pub(crate) mod transport;
 
+mod texts;
+
 use std::{error::Error as StdError, fmt, sync::Arc};
 
 use enlist::{Cause, Error, escape::escaped, with_causes};
 use tonic::{Code, Status};
 
-use self::transport::{DialError, Proxied};
+use self::{
+    texts::{Text, is_of_etcd},
+    transport::{DialError, Proxied},
+};
 
 /// Meaning of a failed request.
 #[derive(Clone, Debug)]
@@ -153,7 +157,7 @@ pub(crate) fn classify(error: &etcd_client::Error) -> Failure {
     use etcd_client::Error as E;
     match error {
         E::GRpcStatus(status) => classify_status(status),
-        E::LeaseKeepAliveError(text) if text.contains("lease not found") => Failure::LeaseNotFound,
+        E::LeaseKeepAliveError(text) if Text::of(text) == Some(Text::LeaseNotFound) => Failure::LeaseNotFound,
         E::LeaseKeepAliveError(text) | E::WatchError(text) => Failure::Lost(text_cause(text.clone())),
         E::InvalidArgs(text) => Failure::Final(Error::invalid_config("etcd", text.clone())),
         E::InvalidUri(error) => Failure::Final(Error::invalid_config("endpoints", error.to_string())),
@@ -162,41 +166,39 @@ pub(crate) fn classify(error: &etcd_client::Error) -> Failure {
 }
 
 fn classify_status(status: &Status) -> Failure {
+    use Text as T;
     let text = status.message();
-    let has = |part: &str| text.contains(part);
-    match status.code() {
+    match (status.code(), Text::of(text)) {
         _ if is_never_sent(status) => Failure::NeverSent(cause_of(status)),
         _ if is_caused_by::<Proxied>(status) => Failure::Leaderless(cause_of(status)),
-        Code::OutOfRange if has("has been compacted") => Failure::Compacted,
-        Code::OutOfRange if has("future revision") => Failure::FutureRevision,
-        Code::OutOfRange if has("decoded message length too large") => Failure::AnswerTooLarge(cause_of(status)),
-        Code::OutOfRange if has("too large lease TTL") => {
+        (Code::OutOfRange, Some(T::Compacted)) => Failure::Compacted,
+        (Code::OutOfRange, Some(T::FutureRevision)) => Failure::FutureRevision,
+        (Code::OutOfRange, Some(T::ResponseTooLarge)) => Failure::AnswerTooLarge(cause_of(status)),
+        (Code::OutOfRange, Some(T::TtlTooLong)) => {
             Failure::Final(Error::invalid_config("ttl", "etcd grants at most 9,000,000,000 s"))
         }
-        Code::InvalidArgument if has("request is too large") => too_large(1_572_864),
-        Code::ResourceExhausted if has("received message larger than max") => too_large(2_097_152),
-        Code::ResourceExhausted if has("space exceeded") => Failure::Final(Error::StorageFull),
-        Code::InvalidArgument if has("revision of auth store is old") => Failure::StaleAuthToken(cause_of(status)),
-        Code::Unauthenticated => Failure::StaleAuthToken(cause_of(status)),
-        Code::Unknown if has("invalid auth token") => Failure::StaleAuthToken(cause_of(status)),
-        Code::InvalidArgument if has("user name is empty") => Failure::NoUser(cause_of(status)),
-        Code::InvalidArgument if has("authentication failed") => Failure::Final(Error::AuthFailed(cause_of(status))),
-        Code::FailedPrecondition if has("lease already exists") => Failure::LeaseExists,
-        Code::FailedPrecondition if has("authentication is not enabled") => {
+        (Code::InvalidArgument, Some(T::RequestTooLarge)) => too_large(1_572_864),
+        (Code::ResourceExhausted, Some(T::MessageTooLarge)) => too_large(2_097_152),
+        (Code::ResourceExhausted, Some(T::StorageFull)) => Failure::Final(Error::StorageFull),
+        (Code::InvalidArgument, Some(T::OldAuthStore))
+        | (Code::Unauthenticated, _)
+        | (Code::Unknown, Some(T::InvalidToken)) => Failure::StaleAuthToken(cause_of(status)),
+        (Code::InvalidArgument, Some(T::NoUser)) => Failure::NoUser(cause_of(status)),
+        (Code::InvalidArgument, Some(T::WrongUser)) | (Code::FailedPrecondition, Some(T::AuthOff)) => {
             Failure::Final(Error::AuthFailed(cause_of(status)))
         }
-        // The code of these two is `Unavailable` before etcd 3.6.
-        Code::Unavailable | Code::FailedPrecondition if has("not supported for learner") => {
-            Failure::Unfit(cause_of(status))
+        (Code::FailedPrecondition, Some(T::LeaseExists)) => Failure::LeaseExists,
+        // The code of a learner, and of a member that is not yet capable, is `Unavailable` before etcd 3.6.
+        (Code::Unavailable | Code::FailedPrecondition, Some(T::Learner))
+        | (Code::ResourceExhausted, Some(T::TooManyRequests)) => Failure::Unfit(cause_of(status)),
+        (Code::FailedPrecondition, Some(T::NotCapable)) | (Code::Unknown, Some(T::DeadlineExceeded)) => {
+            Failure::Leaderless(cause_of(status))
         }
-        Code::FailedPrecondition if has("not capable") => Failure::Leaderless(cause_of(status)),
-        Code::ResourceExhausted if has("too many requests") => Failure::Unfit(cause_of(status)),
         // No leader, no quorum, stopping, not yet capable: etcd's own reports of unavailability concern the member.
-        Code::Unavailable if text.starts_with("etcdserver: ") => Failure::Leaderless(cause_of(status)),
-        Code::Unknown if has("context deadline exceeded") => Failure::Leaderless(cause_of(status)),
-        Code::PermissionDenied => Failure::Denied,
-        Code::NotFound if has("lease not found") => Failure::LeaseNotFound,
-        Code::InvalidArgument | Code::Unimplemented => {
+        (Code::Unavailable, _) if is_of_etcd(text) => Failure::Leaderless(cause_of(status)),
+        (Code::PermissionDenied, _) => Failure::Denied,
+        (Code::NotFound, Some(T::LeaseNotFound)) => Failure::LeaseNotFound,
+        (Code::InvalidArgument | Code::Unimplemented, _) => {
             Failure::Final(Error::Unsupported { what: format!("the request ({text})") })
         }
         _ => Failure::Lost(cause_of(status)),
@@ -210,7 +212,7 @@ fn too_large(limit: usize) -> Failure {
 
 /// Returns `true` if the request never left: the connection was refused, or hyper dropped it while it was queued.
 fn is_never_sent(status: &Status) -> bool {
-    let queued = status.code() == Code::Cancelled && status.message().contains("operation was canceled");
+    let queued = status.code() == Code::Cancelled && Text::of(status.message()) == Some(Text::Canceled);
     queued || is_caused_by::<tonic::ConnectError>(status) || is_caused_by::<DialError>(status)
 }
 
@@ -247,20 +249,16 @@ fn text_of(status: &Status) -> String {
 /// Returns `true` for the answer to an authentication while authentication is disabled.
 pub(crate) fn is_auth_off(error: &etcd_client::Error) -> bool {
     let etcd_client::Error::GRpcStatus(status) = error else { return false };
-    status.message().contains("authentication is not enabled")
+    Text::of(status.message()) == Some(Text::AuthOff)
 }
 
 /// Classifies the reason in a cancelled watch, which contains the text that other requests have in their status.
 pub(crate) fn classify_cancel(reason: &str) -> Failure {
-    let stale = ["invalid auth token", "Unauthenticated", "auth store is old"];
-    if stale.iter().any(|part| reason.contains(part)) {
-        Failure::StaleAuthToken(text_cause(reason))
-    } else if reason.contains("user name is empty") {
-        Failure::NoUser(text_cause(reason))
-    } else if reason.contains("PermissionDenied") || reason.contains("permission denied") {
-        Failure::Denied
-    } else {
-        Failure::Lost(text_cause(if reason.is_empty() { "the watch was cancelled" } else { reason }))
+    match Text::of(reason) {
+        Some(Text::InvalidToken | Text::OldAuthStore) => Failure::StaleAuthToken(text_cause(reason)),
+        Some(Text::NoUser) => Failure::NoUser(text_cause(reason)),
+        Some(Text::Denied) => Failure::Denied,
+        _ => Failure::Lost(text_cause(if reason.is_empty() { "the watch was cancelled" } else { reason })),
     }
 }
 
@@ -272,6 +270,33 @@ mod tests {
         let failure = classify(&etcd_client::Error::GRpcStatus(Status::new(code, text)));
         let text = format!("{failure:?}");
         text.split(['(', ' ']).next().unwrap_or_default().to_owned()
+    }
+
+    /// Each text that etcd 3.4.45, 3.5.33, 3.6.14 and 3.7.1 respond with, by the code of each of them.
+    #[test]
+    fn each_text_of_each_release_has_its_meaning() {
+        let mut releases = [0; 4];
+        for line in include_str!("releases.txt").lines().filter(|line| !line.starts_with('#')) {
+            let fields: Vec<_> = line.split('|').map(str::trim).collect();
+            let [text, codes @ .., failure, answer] = &fields[..] else { panic!("{line}") };
+            for ((code, count), release) in codes.iter().zip(&mut releases).zip(["3.4", "3.5", "3.6", "3.7"]) {
+                let Some(code) = code_of(code) else { continue };
+                *count += 1;
+                assert_eq!(kind(code, text), *failure, "{text} with {code:?} of {release}");
+                let error = etcd_client::Error::GRpcStatus(Status::new(code, *text));
+                let shown = format!("{:?}", answers::answer(&error));
+                assert_eq!(shown, *answer, "diagnosis of {text} with {code:?} of {release}");
+            }
+        }
+        assert_eq!(releases, [54, 61, 63, 63]);
+    }
+
+    /// The code of this name, or `None` for a release that does not have the text.
+    fn code_of(name: &str) -> Option<Code> {
+        let name = if name == "Canceled" { "Cancelled" } else { name };
+        let code = (0..17).map(Code::from_i32).find(|code| format!("{code:?}") == name);
+        assert!(code.is_some() || name == "-", "{name}");
+        code
     }
 
     #[test]
