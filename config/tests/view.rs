@@ -175,6 +175,22 @@ async fn a_view_from_disk_follows_the_store() {
     assert_eq!(view.changed().await.unwrap().port, 3);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_view_removes_half_written_files() {
+    let client = MemoryStore::new().client();
+    let place = copied(&client).await;
+    let file = std::fs::read_dir(place.path()).unwrap().next().unwrap().unwrap().path();
+    let half = file.with_extension("999-a.tmp");
+    std::fs::write(&half, "half").unwrap();
+    let yesterday = std::time::SystemTime::now() - Duration::from_secs(86_400);
+    std::fs::File::options().append(true).open(&half).unwrap().set_modified(yesterday).unwrap();
+    let view = builder(&client).disk(place.path()).open().await.unwrap();
+    put(&client, NAME, "port = 3").await;
+    written(place.path(), "port = 3").await;
+    assert!(!half.exists(), "a crash left it");
+    view.close().await.unwrap();
+}
+
 /// Opens a view with a copy on disk, writes three values, and closes it. Returns the directory.
 async fn copied(client: &MemoryClient) -> tempfile::TempDir {
     let place = tempfile::tempdir().unwrap();

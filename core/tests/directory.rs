@@ -469,6 +469,42 @@ async fn a_start_without_the_store_shows_the_disk() {
     assert!(tokio::time::timeout(Duration::from_secs(2), third.ready()).await.is_err());
 }
 
+/// Creates the half-written file of a process that crashed yesterday while it wrote the files in `directory`.
+fn leave_half_written(directory: &std::path::Path) -> std::path::PathBuf {
+    let files = std::fs::read_dir(directory).unwrap().map(|file| file.unwrap().path());
+    let view = files.into_iter().next().expect("a file");
+    let half = view.with_extension("999-a.tmp");
+    std::fs::write(&half, b"half").unwrap();
+    let yesterday = std::time::SystemTime::now() - Duration::from_secs(86_400);
+    std::fs::File::options().append(true).open(&half).unwrap().set_modified(yesterday).unwrap();
+    half
+}
+
+#[tokio::test]
+async fn a_view_removes_half_written_files() {
+    let disk = tempfile::tempdir().unwrap();
+    let options = DirectoryOptions::new().disk(disk.path());
+    let store = MemoryStore::new();
+    let _a = register(&store.client(), "a").await;
+    let follow = || Directory::with_options(Arc::new(store.client()), options.clone());
+    let first = follow();
+    first.view(&service()).ready().await.unwrap();
+    until_written(disk.path()).await;
+    first.close(LIMIT).await.unwrap();
+
+    let half = leave_half_written(disk.path());
+    let second = follow();
+    second.view(&service()).ready().await.unwrap();
+    let removed = async {
+        while half.exists() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, removed).await.expect("removed in time");
+    until_written(disk.path()).await;
+    second.close(LIMIT).await.unwrap();
+}
+
 /// A watch may start with an unproven snapshot of the maximum age: the one on disk is newer.
 #[tokio::test]
 async fn an_old_first_snapshot_leaves_the_disk_unchanged() {
