@@ -82,6 +82,9 @@ fn calls_to(address: SocketAddr) -> Vec<SpanData> {
     spans(&SpanKind::Client, "network.peer.port", &Value::I64(address.port().into()))
 }
 
+/// Attributes of earlier versions of the conventions.
+const FORMER: [&str; 4] = ["rpc.system", "rpc.service", "rpc.grpc.status_code", "rpc.response.status_code"];
+
 /// Returns the end of a span: the status, the description of the error, and the kind of error.
 fn end(span: &SpanData) -> (Option<String>, Option<String>, Option<String>) {
     let description = match &span.status {
@@ -233,8 +236,8 @@ async fn calls_are_exported_by_the_conventions() {
         ] {
             assert_eq!(text(call, key).as_deref(), Some(value), "{key}: {call:?}");
         }
-        // These attributes belong to earlier versions of the conventions.
-        for key in ["rpc.system", "rpc.service", "rpc.grpc.status_code", "server.port"] {
+        assert_eq!(attribute(call, "server.port"), None, "{call:?}");
+        for key in FORMER {
             assert_eq!(attribute(call, key), None, "{call:?}");
         }
     }
@@ -295,6 +298,9 @@ async fn requests_are_exported_by_the_conventions() {
             assert_eq!(text(request, key).as_deref(), Some(value), "{key}: {request:?}");
         }
         assert!(matches!(attribute(request, "network.peer.port"), Some(Value::I64(1..))), "{request:?}");
+        for key in FORMER {
+            assert_eq!(attribute(request, key), None, "{request:?}");
+        }
     }
     let ends = requests.iter().map(end).collect::<Vec<_>>();
     // `NOT_FOUND` is no failure of the server.

@@ -2,8 +2,12 @@
 //!
 //! A call of a channel that is [traced](crate::ChannelBuilder::traced) is a span `grpc call` (client), a request that
 //! goes through [`TraceLayer`] a span `grpc request` (server). Each lasts to the end of the response's body, all
-//! attempts included, and has the fields of version 1.45 of the conventions
-//! (<https://github.com/open-telemetry/semantic-conventions/blob/v1.45.0/docs/rpc/grpc.md>):
+//! attempts included, and has the fields of version 1.45 of the conventions, a release candidate
+//! (<https://github.com/open-telemetry/semantic-conventions/blob/v1.45.0/docs/rpc/grpc.md>). Up to 1.44, the code was
+//! `rpc.response.status_code`, and up to 1.38 the number `rpc.grpc.status_code`
+//! (<https://github.com/open-telemetry/semantic-conventions/pull/3921>,
+//! <https://github.com/open-telemetry/semantic-conventions/pull/2920>); neither is set.
+//!
 //!
 //! | field | value |
 //! |---|---|
