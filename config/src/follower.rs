@@ -4,6 +4,7 @@ use std::{fmt, sync::Arc};
 
 use enlist::{
     Backoff, BackoffPolicy, Config, ConfigChange, ConfigScope, ConfigWatcher, Error, Namespace, backend::caught,
+    escape::escaped,
 };
 use tokio::time::{Instant, sleep_until};
 
@@ -43,7 +44,7 @@ impl Follower {
             }
             Ok(Err(error)) => error,
             Err(message) => {
-                tracing::error!(scope = %self.scope, message, "backend panicked, its watch is started anew");
+                tracing::error!(scope = %escaped(&self.scope), message, "backend panicked, its watch is started anew");
                 self.watcher = None;
                 Error::unavailable(format!("the backend panicked: {message}"))
             }

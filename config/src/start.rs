@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use enlist::{ConfigSnapshot, Counters, Error, Freshness, Moment, backend::rounded, with_causes};
+use enlist::{ConfigSnapshot, Counters, Error, Freshness, Moment, backend::rounded, escape::escaped, with_causes};
 use serde::de::DeserializeOwned;
 use tokio::{
     sync::OnceCell,
@@ -153,11 +153,16 @@ impl<T: DeserializeOwned + Send + Sync + 'static> Start<T> {
         let value = match self.plan.read(State { revision: saved.revision, documents: &saved.documents }) {
             Ok(value) => value,
             Err(rejection) => {
-                tracing::warn!(%scope, %rejection, "configuration on disk not used");
+                tracing::warn!(scope = %escaped(scope), %rejection, "configuration on disk not used");
                 return None;
             }
         };
-        tracing::info!(%scope, revision = %saved.revision, age = %rounded(*age), "configuration read from disk");
+        tracing::info!(
+            scope = %escaped(scope),
+            revision = %saved.revision,
+            age = %rounded(*age),
+            "configuration read from disk"
+        );
         let since_then = |cause| Freshness::Stale { proven: Moment::ago(*age), cause };
         let on_disk = saved.known();
         let (freshness, rejected, known) = match answer {
@@ -185,7 +190,7 @@ impl<T: DeserializeOwned + Send + Sync + 'static> Start<T> {
 
     async fn read_copy(&self) -> Copied {
         let Some(disk) = self.disk.clone() else { return Copied::Absent };
-        let (scope, limit) = (&self.plan.scope, rounded(DISK_READ_TIMEOUT));
+        let (scope, limit) = (escaped(&self.plan.scope), rounded(DISK_READ_TIMEOUT));
         let read = tokio::task::spawn_blocking(move || disk.read());
         match timeout(DISK_READ_TIMEOUT, read).await {
             Ok(Ok(Ok(Some((saved, age))))) => Copied::Read(saved, age),
@@ -195,7 +200,7 @@ impl<T: DeserializeOwned + Send + Sync + 'static> Start<T> {
                 Copied::Unreadable
             }
             Ok(Err(panicked)) => {
-                tracing::warn!(%scope, cause = %panicked, "configuration on disk cannot be read");
+                tracing::warn!(%scope, cause = %with_causes(&panicked), "configuration on disk cannot be read");
                 Copied::Unreadable
             }
             Err(_) => {
@@ -207,7 +212,7 @@ impl<T: DeserializeOwned + Send + Sync + 'static> Start<T> {
 
     async fn use_defaults(&self, answer: Answer<T>) -> Result<First<T>, Error> {
         let value = self.plan.read(State { revision: enlist::Revision::default(), documents: &[] })?;
-        tracing::warn!(scope = %self.plan.scope, "configuration not known, the defaults are used");
+        tracing::warn!(scope = %escaped(&self.plan.scope), "configuration not known, the defaults are used");
         let (freshness, rejected, known) = match answer {
             Answer::Bad { rejection, snapshot, freshness } => {
                 report(&self.plan.scope, &rejection, &self.counters);

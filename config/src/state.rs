@@ -6,6 +6,7 @@ use arc_swap::ArcSwap;
 use enlist::{
     ConfigScope, Counter, Counters, Error, Freshness, Revision,
     backend::{count, rounded},
+    escape::escaped,
     with_causes,
 };
 use tokio::sync::watch;
@@ -71,7 +72,7 @@ impl<T> PublishedView<T> {
     /// Publishes a value of the store.
     pub(crate) fn accept(&self, value: T, revision: Revision, freshness: Freshness) {
         count(&self.counters, Counter::ConfigUpdates);
-        tracing::info!(scope = %self.scope, %revision, "configuration changed");
+        tracing::info!(scope = %escaped(&self.scope), %revision, "configuration changed");
         // The value is published before the state that announces it. There is one writer.
         let generation = self.current.load().generation + 1;
         self.current.store(Arc::new(Current { generation, value: Arc::new(value) }));
@@ -141,10 +142,12 @@ impl ConfigState {
 pub(crate) fn report(scope: &ConfigScope, rejection: &Rejection, counters: &Counters) {
     count(counters, Counter::ConfigRejections);
     let Rejection { origin, revision, reason } = rejection;
+    let scope = escaped(scope);
     tracing::warn!(%scope, %origin, %revision, %reason, "configuration rejected, the last good value stays");
 }
 
 fn log_freshness(scope: &ConfigScope, before: Option<&Freshness>, now: Option<&Freshness>) {
+    let scope = escaped(scope);
     match (before.map(Freshness::is_live), now) {
         (Some(false), Some(Freshness::Live { .. })) => tracing::info!(%scope, "configuration live again"),
         (Some(true) | None, Some(stale @ Freshness::Stale { cause, .. })) => {

@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use enlist::{ConfigScope, Counters, Error, Freshness, StopError, TaskOwner, backend::caught_now};
+use enlist::{ConfigScope, Counters, Error, Freshness, StopError, TaskOwner, backend::caught_now, escape::escaped};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
@@ -134,7 +134,7 @@ impl<T: Send + Sync + 'static> ConfigView<T> {
                 if seen.replace(current.generation) != Some(current.generation)
                     && let Err(message) = caught_now(|| callback(Arc::clone(&current.value)))
                 {
-                    tracing::error!(scope = %shared.scope, message, "callback of a configuration panicked");
+                    tracing::error!(scope = %escaped(&shared.scope), message, "callback of a configuration panicked");
                 }
                 drop(current);
                 if closed || status.changed().await.is_err() {

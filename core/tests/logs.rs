@@ -9,8 +9,8 @@ use std::{
 };
 
 use enlist::{
-    Config as _, ConfigPath, Directory, Endpoint, Expect, Instance, InstanceId, Namespace, Once, PickPolicy, Pool,
-    RegisterOptions, RegistrationState, Registry, Retry, ServiceRef,
+    Config as _, ConfigPath, Directory, DirectoryOptions, Endpoint, Expect, Instance, InstanceId, Namespace, Once,
+    PickPolicy, Pool, RegisterOptions, RegistrationState, Registry, Retry, ServiceRef, escape::is_unprintable,
 };
 use enlist_memory::MemoryStore;
 
@@ -27,6 +27,11 @@ impl std::io::Write for Logged {
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
     }
+}
+
+/// Returns `true` for a character that can forge a line or change how it is displayed, but for the end of a line.
+fn is_unprintable_in_line(character: char) -> bool {
+    character != '\n' && is_unprintable(character)
 }
 
 /// Calls two instances, one of which fails, until that one is ejected.
@@ -71,10 +76,14 @@ async fn causes_are_logged_in_full() {
         .finish();
     let _logging = tracing::subscriber::set_default(subscriber);
     let client = MemoryStore::new().client();
-    let service = ServiceRef::parse("svc").unwrap();
-    let instance = Instance::new(InstanceId::parse("i0").unwrap(), [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap();
+    let service = ServiceRef::parse("svc\u{202e}").unwrap();
+    let instance =
+        Instance::new(InstanceId::parse("i0\u{200b}").unwrap(), [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap();
     let registration = client.register(&service, instance, RegisterOptions::new()).await.unwrap();
-    let view = Directory::new(Arc::new(client.clone())).view(&service);
+    // A folder below a file cannot be written to.
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let options = DirectoryOptions::new().disk(file.path().join("views"));
+    let view = Directory::with_options(Arc::new(client.clone()), options).view(&service);
     view.ready().await.unwrap();
     let mut changes = view.changes();
     tokio::time::sleep(Duration::from_nanos(1_234_567_890)).await;
@@ -91,6 +100,16 @@ async fn causes_are_logged_in_full() {
     assert!(ejected.contains(r"instance=a\u{202e}b"), "what others stored is escaped: {ejected}");
     let unreadable = logged.lines().find(|line| line.contains("cannot be read")).unwrap();
     assert!(unreadable.contains(r"job=c\u{202e}d"), "what others stored is escaped: {unreadable}");
+    assert!(!logged.contains(is_unprintable_in_line), "names are escaped in each line: {logged}");
+    for (message, name) in [
+        ("view not written to disk", r"service=default/svc\u{202e}"),
+        ("view stale", r"service=default/svc\u{202e}"),
+        ("registration suspect", r"instance=i0\u{200b}"),
+    ] {
+        let line =
+            logged.lines().find(|line| line.contains(message)).unwrap_or_else(|| panic!("{message} in\n{logged}"));
+        assert!(line.contains(name), "{line}");
+    }
     let why = "cause=store unavailable: the link to the store is cut";
     for message in ["view stale", "registration suspect"] {
         let line =

@@ -1,6 +1,7 @@
 //! Rules for the whole repository: dependencies between crates (the table is that of CONTRIBUTING.md), openings and
-//! sections of documentation comments, lengths of files, functions and lines, names and words, imports between files,
-//! the public API, and the pages in Markdown: their links, the tests that they name, and a row for each option.
+//! sections of documentation comments, lengths of files, functions and lines, names and words, escaping in logs,
+//! imports between files, the public API, and the pages in Markdown: their links, the tests that they name, and a row
+//! for each option.
 
 mod architecture;
 mod doc_openings;
@@ -9,6 +10,7 @@ mod import_cycles;
 mod known;
 mod layouts;
 mod limits;
+mod logs;
 mod markdown;
 mod names;
 mod options;
@@ -77,6 +79,7 @@ fn check_files() -> Result {
     Openings::of(&sources).report()?;
     let mut findings = limits::findings(&sources);
     findings.extend(names::findings(&sources));
+    findings.extend(logs::findings(&sources));
     findings.extend(test_names::findings(&sources));
     findings.extend(cycles(&sources));
     findings.extend(doc_sections::findings(&root, &sources)?);

@@ -10,6 +10,7 @@ use enlist::{
     Entry, Error, Evicted, Instance, InstanceId, LeaseChoice, LeaseId, RegisterOptions, Registration, Registry,
     Revision, ServiceRef,
     backend::{LeaseTerms, check_ttl, evicted, granted_lease, registration, registration_flow, wait_for_start},
+    escape::escaped,
 };
 use tracing::Instrument;
 
@@ -125,7 +126,7 @@ impl Registry for Etcd {
                     let decoded = layout.decode(service, &key, &record.value).ok();
                     let entry = decoded.map(|decoded| record.entry(decoded.instance));
                     let lease = record.lease.map(LeaseId::get);
-                    tracing::info!(%service, instance = %id, lease, "instance evicted");
+                    tracing::info!(service = %escaped(service), instance = %escaped(id), lease, "instance evicted");
                     return Ok(evicted(entry, record.lease, removed));
                 }
                 WriteOutcome::Refused(found) => present = found,
@@ -170,7 +171,7 @@ impl Etcd {
         let task = RegistrationTask::new(context, layout, slot.into(), instance.id(), driver, options);
         let lifecycle = context.lifecycle();
         context.registrations.fetch_add(1, Ordering::Relaxed);
-        let span = tracing::info_span!("registration", service = %service, instance = %instance.id());
+        let span = tracing::info_span!("registration", service = %escaped(service), instance = %escaped(instance.id()));
         let task = registration_flow::run(task).instrument(span);
         match options.lease {
             LeaseChoice::Given(_) => {

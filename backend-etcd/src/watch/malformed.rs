@@ -11,6 +11,7 @@ use std::{
 use enlist::{
     Counter, Counters, Moment, Namespace, ServiceRef,
     backend::{MutexExt as _, count},
+    escape::escaped,
 };
 
 use crate::watch::record::Record;
@@ -45,7 +46,7 @@ impl MalformedValues {
     pub(crate) fn report(&self, service: &ServiceRef, record: &Record, reason: &str) {
         if let Some(unlogged) = self.count() {
             let key = record.key.escape_ascii();
-            tracing::warn!(%service, %key, reason, unlogged, "malformed value skipped");
+            tracing::warn!(service = %escaped(service), %key, reason, unlogged, "malformed value skipped");
         }
     }
 
@@ -53,7 +54,7 @@ impl MalformedValues {
     pub(crate) fn report_config(&self, namespace: &Namespace, record: &Record, reason: &str) {
         if let Some(unlogged) = self.count() {
             let key = record.key.escape_ascii();
-            tracing::warn!(%namespace, %key, reason, unlogged, "malformed configuration skipped");
+            tracing::warn!(namespace = %escaped(namespace), %key, reason, unlogged, "malformed configuration skipped");
         }
     }
 

@@ -8,7 +8,7 @@ use super::{freshness::Freshness, publication::Publication, snapshot::Snapshot};
 use crate::{
     balancing::candidate_table::ViewCell,
     error::{Error, with_causes},
-    model::name::ServiceRef,
+    model::{escape::escaped, name::ServiceRef},
     runtime::clock::rounded,
     telemetry,
 };
@@ -79,9 +79,10 @@ impl PublishedState {
         });
         let (service, age) = (&self.service, now.age());
         match (before.map(|before| before.is_live()), &now) {
-            (Some(false), Freshness::Live { .. }) => tracing::info!(%service, "view live again"),
+            (Some(false), Freshness::Live { .. }) => tracing::info!(service = %escaped(service), "view live again"),
             (Some(true) | None, Freshness::Stale { cause, .. }) => {
-                tracing::warn!(%service, age = %rounded(age), cause = %with_causes(cause), "view stale");
+                let (service, cause) = (escaped(service), with_causes(cause));
+                tracing::warn!(%service, age = %rounded(age), %cause, "view stale");
             }
             _ => {}
         }

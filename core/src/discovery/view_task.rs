@@ -23,7 +23,7 @@ use crate::{
         resolver::{Change, Resolver, Watcher},
     },
     error::{Error, with_causes},
-    model::name::ServiceRef,
+    model::{escape::escaped, name::ServiceRef},
     runtime::{
         backoff::{Backoff, BackoffPolicy},
         clock::{Moment, rounded},
@@ -95,7 +95,7 @@ impl ViewTask {
         tokio::select! {
             () = self.follow(&to_disk) => {}
             () = self.write(writes) => {}
-            () = self.idled() => tracing::debug!(service = %self.shared.service, "view idle, watch ended"),
+            () = self.idled() => tracing::debug!(service = %escaped(&self.shared.service), "view idle, watch ended"),
         }
     }
 
@@ -120,7 +120,7 @@ impl ViewTask {
             Ok(answer) => answer.map_err(Failure::Error),
             Err(message) => {
                 let service = &self.shared.service;
-                tracing::error!(%service, message, "resolver panicked, its watch is started anew");
+                tracing::error!(service = %escaped(service), message, "resolver panicked, its watch is started anew");
                 Err(Failure::Panic(Error::unavailable(format!("the resolver panicked: {message}"))))
             }
         }
@@ -215,7 +215,7 @@ impl ViewTask {
         let read = tokio::task::spawn_blocking(move || disk_cache::read(&directory, &service));
         let Ok(read) = tokio::time::timeout(DISK_READ_TIMEOUT, read).await else {
             let limit = rounded(DISK_READ_TIMEOUT);
-            tracing::warn!(service = %self.shared.service, %limit, "view not read from disk in time");
+            tracing::warn!(service = %escaped(&self.shared.service), %limit, "view not read from disk in time");
             return;
         };
         let Some((snapshot, age)) = read.ok().flatten() else {
@@ -226,7 +226,7 @@ impl ViewTask {
             return;
         }
         tracing::info!(
-            service = %self.shared.service,
+            service = %escaped(&self.shared.service),
             instances = snapshot.len(),
             age = %rounded(age),
             "view read from disk"
@@ -261,7 +261,7 @@ impl ViewTask {
                 disk_cache::write(&directory, &published.snapshot, published.freshness.age())
             };
             if let Ok(Err(error)) = tokio::task::spawn_blocking(write).await {
-                let (service, cause) = (&self.shared.service, with_causes(&error));
+                let (service, cause) = (escaped(&self.shared.service), with_causes(&error));
                 tracing::warn!(%service, %cause, "view not written to disk");
             }
             tokio::time::sleep(DISK_WRITE_INTERVAL).await;

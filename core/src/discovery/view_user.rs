@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     balancing::candidate_table::ViewCell,
+    model::escape::escaped,
     runtime::{sync::MutexExt as _, task::TaskOwner},
 };
 
@@ -42,7 +43,7 @@ impl DirectoryInner {
             options: self.options.clone(),
         };
         let stop = self.tasks.stop_signal();
-        let span = tracing::info_span!("view", service = %shared.service);
+        let span = tracing::info_span!("view", service = %escaped(&shared.service));
         let end = EndOfTask(Arc::clone(shared));
         let keep = async move {
             // Dropped with the future: a runtime that shuts down ends its tasks without a notice.

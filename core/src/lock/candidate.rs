@@ -9,7 +9,7 @@ use crate::{
         loss::Loss,
         options::LockOptions,
     },
-    model::name::LockName,
+    model::{escape::escaped, name::LockName},
     runtime::backoff::BackoffPolicy,
 };
 
@@ -92,7 +92,7 @@ impl Candidate {
                     }
                     Err(Loss::SessionClosed) => return Err(Error::Closed),
                     Err(loss) => {
-                        tracing::warn!(election = %self.name, cause = ?loss, "leadership lost");
+                        tracing::warn!(election = %escaped(&self.name), cause = ?loss, "leadership lost");
                         delays.reset();
                         Error::LeaseLost
                     }

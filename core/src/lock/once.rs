@@ -280,7 +280,8 @@ impl Once {
             if let Ok(record) = JobRecord::decode(&name.within(namespace.clone()), &entry.value, entry.modified) {
                 records.push(record);
             } else {
-                tracing::warn!(%namespace, job = %escaped(&entry.path), "a record of a job cannot be read");
+                let (namespace, job) = (escaped(namespace), escaped(&entry.path));
+                tracing::warn!(%namespace, %job, "a record of a job cannot be read");
             }
         }
         Ok(records)
@@ -364,7 +365,8 @@ impl JobRun {
                 Err(error) if !error.is_retryable() => return Err(error),
                 Err(error) => error,
             };
-            tracing::warn!(job = %name, %token, error = %with_causes(&failed), "the mark of a job is not stored yet");
+            let job = escaped(&name);
+            tracing::warn!(%job, %token, error = %with_causes(&failed), "the mark of a job is not stored yet");
             tokio::time::sleep(delays.next_delay()).await;
         }
     }
@@ -401,7 +403,8 @@ fn namespace_of(namespace: &Namespace) -> Result<Namespace, Error> {
 
 /// Error for a run whose lock was lost.
 fn lost(guard: &LockGuard, loss: Loss) -> Error {
-    tracing::warn!(job = %guard.name(), token = %guard.fencing_token(), cause = ?loss, "the lock of a job was lost");
+    let job = escaped(guard.name());
+    tracing::warn!(%job, token = %guard.fencing_token(), cause = ?loss, "the lock of a job was lost");
     if loss == Loss::SessionClosed { Error::Closed } else { Error::LeaseLost }
 }
 

@@ -5,7 +5,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 use crate::{
     backend::registration::desired_state::{Goal, Shown},
     error::Error,
-    model::instance::Health,
+    model::{escape::escaped, instance::Health},
     registration::registration_cell::RegistrationCell,
     runtime::task::caught,
 };
@@ -42,7 +42,8 @@ where
         let found = caught(tokio::time::timeout(interval, async { check().await })).await;
         if let (Err(message), false) = (&found, panicked) {
             let instance = Arc::clone(&cell.desired.borrow().instance);
-            tracing::error!(service = %cell.service, instance = %instance.id(), message, "health check panicked");
+            let (service, instance) = (escaped(&cell.service), escaped(instance.id()));
+            tracing::error!(%service, %instance, message, "health check panicked");
         }
         panicked = found.is_err();
         let health = found.map_or(Health::NotServing, |found| found.unwrap_or(Health::NotServing));

@@ -88,7 +88,7 @@ fn targets(snapshot: &Snapshot) -> BTreeMap<String, String> {
         }
         let Some(endpoint) = instance.endpoints().iter().find(|endpoint| is_plain(endpoint)) else {
             let instance = escaped(instance.id());
-            tracing::warn!(service = %snapshot.service(), %instance, "no plain-text endpoint, left out");
+            tracing::warn!(service = %escaped(snapshot.service()), %instance, "no plain-text endpoint, left out");
             return None;
         };
         Some((instance.id().to_string(), format!("http://{}", endpoint.authority())))

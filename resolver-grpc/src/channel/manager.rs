@@ -7,7 +7,9 @@ use std::{
     time::Duration,
 };
 
-use enlist::{DirectoryOptions, Error, Moment, Resolver, StopError, TaskOwner, backend::MutexExt as _};
+use enlist::{
+    DirectoryOptions, Error, Moment, Resolver, StopError, TaskOwner, backend::MutexExt as _, escape::escaped,
+};
 
 use crate::{
     channel::{builder::ChannelBuilder, channel::Channel},
@@ -291,7 +293,7 @@ impl Channels {
         // The channels are dropped without the lock: with them goes the user's code, which may use the manager.
         let unused: Vec<_> = self.lock().by_target.extract_if(is_unused).collect();
         for (target, _) in unused {
-            tracing::debug!(%target, "unused channel removed");
+            tracing::debug!(target = %escaped(&target), "unused channel removed");
         }
     }
 }

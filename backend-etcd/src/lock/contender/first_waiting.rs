@@ -13,6 +13,7 @@ use std::sync::Arc;
 use enlist::{
     Error, FencingToken, Revision,
     backend::{PermitEntry, PermitPosition, PermitState, Subscriber, contender::Turn, permit_position},
+    escape::escaped,
 };
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 
@@ -171,7 +172,7 @@ impl Contender {
     fn number(&self, record: &Record) -> u32 {
         let read = self.context.lock_layout.of_semaphores(|layout| Ok(layout.decode_permits(&record.value)));
         read.ok().flatten().unwrap_or_else(|| {
-            tracing::warn!(semaphore = %self.acquisition.name, "the number of permits cannot be read");
+            tracing::warn!(semaphore = %escaped(&self.acquisition.name), "the number of permits cannot be read");
             0
         })
     }

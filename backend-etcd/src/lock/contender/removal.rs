@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use enlist::{BackoffPolicy, Error, LockMode, Released, backend::permanent_error_delay};
+use enlist::{BackoffPolicy, Error, LockMode, Released, backend::permanent_error_delay, escape::escaped};
 
 use super::{
     Contender,
@@ -59,7 +59,8 @@ impl Contender {
                     if failure.is_ambiguous() {
                         attempts = Attempts::Unanswered;
                     }
-                    tracing::debug!(lock = %self.acquisition.name, cause = %failure, "queue entry not removed yet");
+                    let lock = escaped(&self.acquisition.name);
+                    tracing::debug!(%lock, cause = %failure, "queue entry not removed yet");
                     let error = self.failed(failure);
                     if !error.is_retryable() {
                         pause = permanent_error_delay();

@@ -142,7 +142,7 @@ impl RegistrationTask {
     /// Reports that the published instance could not be brought up to date, and waits until another attempt is due, or
     /// until the published state changes otherwise.
     pub(super) async fn wait_outdated(&mut self, claim: &Claim<Arc<[u8]>>, cause: Error) -> WakeReason {
-        tracing::debug!(%cause, "not brought up to date");
+        tracing::debug!(cause = %with_causes(&cause), "not brought up to date");
         let delay = if cause.is_retryable() {
             self.driver.report(RegistrationState::Suspect { cause: cause.clone() });
             self.backoff.next_delay()

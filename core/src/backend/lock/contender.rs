@@ -31,7 +31,7 @@ use crate::{
     },
     error::Error,
     lock::loss::Loss,
-    model::revision::Revision,
+    model::{escape::escaped, revision::Revision},
     runtime::{
         backoff::{Backoff, BackoffPolicy},
         clock::Moment,
@@ -70,7 +70,7 @@ pub async fn acquire(
 ) -> Result<Acquired, Error> {
     let (caller, outcome) = oneshot::channel();
     let (trouble, deadline) = (acquisition.trouble.clone(), acquisition.options.deadline);
-    let span = tracing::info_span!("lock", lock = %acquisition.name);
+    let span = tracing::info_span!("lock", lock = %escaped(&acquisition.name));
     let contender =
         Contender { acquisition, protocol, begun: Moment::now(), backoff: BackoffPolicy::default().start() };
     tasks.spawn_until_stopped("lock", contender.run(Caller(caller)).instrument(span))?;

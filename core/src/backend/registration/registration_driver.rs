@@ -14,6 +14,7 @@ use crate::{
     },
     error::{Cause, Error, Owner, with_causes},
     model::{
+        escape::escaped,
         instance::Instance,
         name::ServiceRef,
         revision::{LeaseId, Revision},
@@ -239,9 +240,8 @@ impl RegistrationDriver {
 
     fn log(&self, state: &RegistrationState) {
         use RegistrationState as S;
-        let service = &self.cell.service;
         let instance = Arc::clone(&self.cell.desired.borrow().instance);
-        let instance = instance.id();
+        let (service, instance) = (escaped(&self.cell.service), escaped(instance.id()));
         match state {
             S::Registering { last: None } => {}
             S::Registering { last: Some(cause) } if is_observing(cause) => {

@@ -294,7 +294,7 @@ impl<T: Send + Sync + 'static> Members<T> {
         member.failures.store(0, Ordering::Relaxed);
         let Some(time) = member.begin_ejection(ejection, &self.ejections) else { return };
         tracing::warn!(
-            service = %self.service,
+            service = %escaped(&self.service),
             instance = %escaped(one.id()),
             time = %rounded(time),
             "instance ejected, it failed several calls in a row"

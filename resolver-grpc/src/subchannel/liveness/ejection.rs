@@ -9,6 +9,7 @@ use std::{
 use enlist::{
     Ejection,
     balance::{EjectionTimes, Ejections},
+    escape::escaped,
 };
 use tokio::sync::Notify;
 
@@ -80,7 +81,7 @@ impl FailureCount {
                 continue;
             };
             let time = times.begin();
-            tracing::warn!(%instance, ?time, "instance ejected, it failed several calls in a row");
+            tracing::warn!(instance = %escaped(instance), ?time, "instance ejected, it failed several calls in a row");
             apply(Event::Ejected);
             times.wait(time, restarted).await;
             self.clear();
