@@ -23,6 +23,17 @@ fn executable(directory: &Path, name: &str, content: &[u8]) -> String {
     file.display().to_string()
 }
 
+/// Commands that run a program.
+const COMMANDS: [&[&str]; 7] = [
+    &["lock", "l"],
+    &["elect", "e", "v"],
+    &["register", "svc", "10.0.0.1:80"],
+    &["once", "job"],
+    &["config", "watch"],
+    &["config", "watch", "--signal", "HUP"],
+    &["config", "watch", "--postpone"],
+];
+
 /// A program that cannot be executed fails with the status of a shell, before anything is registered or locked.
 #[tokio::test]
 async fn a_missing_program_fails_before_anything_is_held() {
@@ -49,9 +60,9 @@ async fn a_missing_program_fails_before_anything_is_held() {
     ];
     let scripts = scripts.iter().map(|(path, code)| (path.as_str(), *code));
     for (program, code) in programs.into_iter().chain(scripts) {
-        for arguments in [vec!["lock", "l"], vec!["elect", "e", "v"], vec!["register", "svc", "10.0.0.1:80"]] {
+        for arguments in COMMANDS {
             let done = run(enlist(&server, arguments.iter().chain(&["--", program]))).await;
-            assert_eq!(done.code, Some(code), "{program:?}: {done:?}");
+            assert_eq!(done.code, Some(code), "{arguments:?} {program:?}: {done:?}");
             assert_eq!(done.stderr.lines().count(), 1, "{done:?}");
             assert!(done.stderr.contains("cannot be started"), "{done:?}");
         }
@@ -86,8 +97,30 @@ async fn a_program_that_cannot_start_releases_the_lock() {
     let done = run(enlist(&server, ["lock", "l", "--ttl", "1h", "--", &damaged])).await;
     assert_eq!(done.code, Some(126), "{done:?}");
     assert!(done.stderr.contains("acquired"), "{done:?}");
-    let left = raw(&server).await.get("enlist/", Some(GetOptions::new().with_prefix())).await.unwrap();
+    let mut client = raw(&server).await;
+    let left = client.get("enlist/", Some(GetOptions::new().with_prefix())).await.unwrap();
     assert_eq!(left.count(), 0, "{done:?}");
+    let once = run(enlist(&server, ["once", "job", "--", &damaged])).await;
+    assert_eq!(once.code, Some(126), "{once:?}");
+    // The record of the attempt stays. The next caller may run the job at once.
+    let locks = client.get("enlist/locks/", Some(GetOptions::new().with_prefix())).await.unwrap();
+    assert_eq!(locks.count(), 0, "{once:?}");
+    let again = run(enlist(&server, ["once", "job", "--try", "--", "true"])).await;
+    assert_eq!(again.code, Some(0), "{again:?}");
+}
+
+/// The first start of a damaged program ends the watch, which holds nothing.
+#[tokio::test]
+async fn a_program_that_cannot_start_ends_watches() {
+    let server = server().await;
+    let directory = tempfile::tempdir().unwrap();
+    let damaged = executable(directory.path(), "damaged", b"\x7fELF\0\0\0\0");
+    for options in [&[][..], &["--signal", "HUP"]] {
+        let arguments = ["config", "watch"].iter().chain(options).copied().chain(["--", damaged.as_str()]);
+        let done = run(enlist(&server, arguments)).await;
+        assert_eq!(done.code, Some(126), "{done:?}");
+        assert!(done.stderr.contains("cannot be started"), "{done:?}");
+    }
 }
 
 /// Statuses that could be those of the program are options.
