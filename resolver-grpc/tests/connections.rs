@@ -13,7 +13,7 @@ use std::{
 };
 
 use enlist::{BackoffPolicy, Moment, Registry, TaskOwner};
-use enlist_grpc::{Channel, InstanceState};
+use enlist_grpc::{Channel, InstanceState, WaitForReady};
 use enlist_testkit::{Direction, Mode, eventually, soon};
 use support::{SETTINGS, Server, World, addresses, begun, hold, id, listen, say, stream, swallow, until, until_ready};
 use tokio::{
@@ -22,7 +22,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Streaming};
+use tonic::{Code, Request, Streaming};
 
 /// Long enough for a connection to be given up by a wrong decision.
 const WRONGLY_CUT: Duration = Duration::from_secs(3);
@@ -362,16 +362,36 @@ async fn short_lived_connections_delay_no_call() {
         world.servers.publish(&world.service, instance).await.unwrap();
     }
     let rarely = BackoffPolicy::new(Duration::from_secs(600), Duration::from_secs(600)).unwrap();
-    let channel = Channel::builder().redial(rarely).build(&world.view()).unwrap();
+    // Far above the limit of `soon`: a call that waits for the backoff fails the test.
+    let wait = Duration::from_secs(600);
+    let channel = Channel::builder().redial(rarely).wait_limit(wait).build(&world.view()).unwrap();
     until(&channel, "i0", InstanceState::Failing).await;
+    for _ in 0..10 {
+        let refused = soon("the call fails at once", say(&channel, String::new())).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+        assert!(refused.message().contains("the connection ended after"), "{refused:?}");
+        let refused = soon("the stream fails at once", stream(&channel)).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+    }
+    assert_eq!(channel.instances()[0].in_flight, 0);
+    // A call that waits for readiness waits.
+    let mut waiting = Request::new(String::new());
+    waiting.extensions_mut().insert(WaitForReady(true));
+    waiting.set_timeout(Duration::from_millis(300));
+    let waited = soon("its deadline", say(&channel, waiting)).await.unwrap_err();
+    assert_eq!(waited.code(), Code::DeadlineExceeded, "{waited:?}");
     // Calls then go to a connected instance, although it is not ready.
     let server = Server::start("ill").await;
     server.health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
     world.register(&server, server.instance()).await;
-    let channel = Channel::builder().redial(rarely).health_check("").build(&world.view()).unwrap();
+    let builder = Channel::builder().redial(rarely).wait_limit(wait).health_check("");
+    let channel = builder.build(&world.view()).unwrap();
     until(&channel, "ill", InstanceState::Unhealthy).await;
     until(&channel, "i0", InstanceState::Failing).await;
-    assert_eq!(say(&channel, String::new()).await.unwrap(), "ill");
+    for _ in 0..10 {
+        assert_eq!(soon("a response", say(&channel, String::new())).await.unwrap(), "ill");
+    }
+    assert_eq!(server.calls(), 10);
 }
 
 #[tokio::test]
