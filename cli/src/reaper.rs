@@ -5,7 +5,7 @@
 //! another group.
 
 use std::{
-    io::{self, BufRead, Write},
+    io::{self, BufRead, IsTerminal, Write},
     sync::mpsc::{self, RecvTimeoutError},
     time::Duration,
 };
@@ -41,7 +41,8 @@ pub(crate) fn now() -> Duration {
 
 pub(crate) fn run() -> u8 {
     let group = getpid();
-    if getpgrp() != group {
+    // At a terminal, it would wait for lines with all signals blocked, Ctrl-C included.
+    if getpgrp() != group || io::stdin().is_terminal() {
         let _ = writeln!(io::stderr(), "enlist: `reap` is started by `enlist` itself, as the first process of a group");
         return exit::USAGE;
     }

@@ -45,6 +45,15 @@ async fn a_script_reads_its_terminal_after_a_command() {
     shell.shows("script has two").await;
 }
 
+/// The internal command for the end of a group would ignore Ctrl-C at a terminal.
+#[tokio::test]
+async fn the_reaper_does_not_run_at_a_terminal() {
+    let server = server().await;
+    let mut shell = Shell::start(&server).await;
+    shell.types("$E reap; echo status $?\n");
+    assert!(shell.shows("status 2").await.contains("is started by `enlist` itself"));
+}
+
 /// Ctrl-Z stops the program and `enlist`, so that the shell continues; `fg` continues both, and the program reads
 /// again.
 #[tokio::test]
