@@ -20,11 +20,11 @@ use std::{
 use enlist::{
     Change, Counter, Deregistered, Directory, DirectoryOptions, Election, Endpoint, Error, Freshness, Instance,
     InstanceId, Lock, LockName, LockOptions, OnConflict, OnDelete, PickPolicy, RegisterOptions, Registration,
-    RegistrationState, Registry, Resolver, ServiceRef, Snapshot, Start, Watcher,
+    RegistrationState, Registry, Resolver, Semaphore, ServiceRef, Snapshot, Start, Watcher,
 };
 use enlist_etcd::{Etcd, SessionRuntime};
 use enlist_testkit::{FakeEtcd, Minority, Misbehavior, eventually, soon};
-use futures::FutureExt;
+use futures::{FutureExt, future::join_all};
 use support::{
     PREFIX,
     scripted::{builder, put, register, shown, stored, value, watched},
@@ -579,6 +579,27 @@ async fn a_departure_does_not_wait_for_other_writes() {
         let written = fake.journal().into_iter().filter(|change| change.key.ends_with(b"/i899"));
         assert_eq!(written.count(), 0);
     }
+}
+
+/// etcd takes four seconds for each transaction, of which two are under way and have 128 writes each.
+#[tokio::test(start_paused = true)]
+async fn a_write_behind_many_others_fails_in_time() {
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    for _ in 0..20 {
+        fake.misbehave(Misbehavior::LateTxn(Duration::from_secs(4)));
+    }
+    let names: Vec<_> = (0..1000).map(|id| LockName::parse(format!("n{id}")).unwrap()).collect();
+    let begun = tokio::time::Instant::now();
+    let outcomes = join_all(names.iter().map(|name| etcd.set_permits(name, 1))).await;
+    let took = begun.elapsed();
+    let done = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
+    assert_eq!(fake.under(b"enlist/semaphore-permits").len(), done, "nothing is written late");
+    assert!((1..1000).contains(&done), "{done}");
+    let late = |outcome: &&Result<(), Error>| matches!(outcome, Err(Error::Unavailable(_)));
+    assert_eq!(done + outcomes.iter().filter(late).count(), 1000);
+    // A read, the wait in the queue (5 s), and a transaction.
+    assert!(took < Duration::from_secs(15), "{took:?}");
 }
 
 #[tokio::test(start_paused = true)]

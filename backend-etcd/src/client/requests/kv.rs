@@ -44,7 +44,7 @@ impl StoreClient {
         Ok((records(response).next(), revision))
     }
 
-    /// Puts a key under a guard.
+    /// Puts a key under a guard. Fails if it is not sent within the limit of a request.
     pub(crate) async fn put(
         &self,
         key: &Arc<[u8]>,
@@ -52,10 +52,11 @@ impl StoreClient {
         value: &[u8],
         lease: Option<LeaseId>,
     ) -> Result<WriteOutcome, Failure> {
-        self.put_unless(key, guard, value, lease, std::future::pending()).await
+        let write = self.instance_writes.send_within(put_under(key, guard, value, lease), self.control.limit);
+        write.await.map(WriteOutcome::of)
     }
 
-    /// As [`put`](Self::put), but not sent if `given_up` completes before.
+    /// As [`put`](Self::put), but without a limit, and not sent if `given_up` completes before.
     pub(crate) async fn put_unless(
         &self,
         key: &Arc<[u8]>,
@@ -64,16 +65,15 @@ impl StoreClient {
         lease: Option<LeaseId>,
         given_up: impl Future<Output = ()>,
     ) -> Result<WriteOutcome, Failure> {
-        let ops = vec![put(key, value, lease)];
-        let write = Write::apart(vec![(Arc::clone(key), guard)], ops, key.len() + value.len());
-        self.instance_writes.send_unless(write, given_up).await.map(WriteOutcome::of)
+        let write = self.instance_writes.send_unless(put_under(key, guard, value, lease), given_up);
+        write.await.map(WriteOutcome::of)
     }
 
-    /// Deletes a key under a guard.
+    /// Deletes a key under a guard. Fails if it is not sent within the limit of a request.
     pub(crate) async fn delete(&self, key: &[u8], guard: Guard) -> Result<WriteOutcome, Failure> {
         let ops = vec![TxnOp::delete(key, None)];
         let write = Write::apart(vec![(key.into(), guard)], ops, key.len());
-        self.instance_writes.send(write).await.map(WriteOutcome::of)
+        self.instance_writes.send_within(write, self.control.limit).await.map(WriteOutcome::of)
     }
 
     /// Reads a range, sorted or limited as `options` say.
@@ -83,6 +83,11 @@ impl StoreClient {
         let revision = revision_of(&response);
         Ok((records(response).collect(), revision))
     }
+}
+
+/// Returns a write of one key under a guard.
+fn put_under(key: &Arc<[u8]>, guard: Guard, value: &[u8], lease: Option<LeaseId>) -> Write {
+    Write::apart(vec![(Arc::clone(key), guard)], vec![put(key, value, lease)], key.len() + value.len())
 }
 
 /// Returns a put of a key under `lease`.

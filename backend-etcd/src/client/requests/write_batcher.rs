@@ -7,6 +7,7 @@
 
 use std::{
     collections::{HashSet, VecDeque},
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -20,7 +21,7 @@ use foldhash::fast::RandomState;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream, stream::FuturesUnordered};
 use tokio::{
     sync::{mpsc, oneshot},
-    time::Instant,
+    time::{Instant, timeout},
 };
 
 use crate::{
@@ -108,6 +109,21 @@ impl WriteBatcher {
             } else {
                 Failure::NeverSent(text_cause("given up before it was sent"))
             }),
+        }
+    }
+
+    /// As [`send`](Self::send), but fails with [`Failure::NeverSent`] if the write is not sent within `limit`.
+    pub(crate) async fn send_within(&self, write: Write, limit: Duration) -> Result<Outcome, Failure> {
+        let decided = Arc::new(AtomicBool::new(false));
+        let mut outcome = pin!(self.ask(write, Some(Arc::clone(&decided))));
+        if let Ok(outcome) = timeout(limit, &mut outcome).await {
+            return outcome;
+        }
+        if decided.swap(true, Ordering::AcqRel) {
+            // It is sent, so the deadline of its transaction applies.
+            outcome.await
+        } else {
+            Err(Failure::NeverSent(text_cause("not sent in time, behind other writes")))
         }
     }
 
