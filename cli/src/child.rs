@@ -29,7 +29,6 @@ use crate::{
     exit,
     output::Failure,
     process_group::has_members,
-    reaper,
     signals::{self, Signal, Signals},
     terminal::Job,
 };
@@ -63,20 +62,21 @@ struct Group {
 }
 
 impl Running {
-    /// Starts `command` with `variables` in its environment. The reaper ends it after `limit` unless the deadline is
-    /// [extended](Self::allow). `None` stands for the lifetime of this process.
+    /// Starts `command` with `variables` in its environment. The reaper ends it at `deadline`, on the
+    /// clock of the reaper (`reaper::now`), unless the deadline is [extended](Self::allow). `None` stands for the
+    /// lifetime of this process.
     pub(crate) async fn start(
         command: &[OsString],
         variables: &[(&str, String)],
-        limit: Option<Duration>,
+        deadline: Option<Duration>,
     ) -> Result<Self, Failure> {
         let [program, arguments @ ..] = command else {
             return Err(Failure::usage("the program after `--` is missing"));
         };
         let failed = |error: io::Error| unstarted(program, &error);
         let mut group = Group::start().map_err(failed)?;
-        if let Some(limit) = limit {
-            group.allow(limit).await.map_err(failed)?;
+        if let Some(deadline) = deadline {
+            group.allow(deadline).await.map_err(failed)?;
         }
         let mut command = Command::new(program);
         command.args(arguments).process_group(group.id.as_raw_nonzero().get()).kill_on_drop(true);
@@ -92,9 +92,9 @@ impl Running {
     }
 
     /// Sets the deadline of the group, at which the reaper ends it if this process is frozen.
-    pub(crate) async fn allow(&mut self, remaining: Duration) {
+    pub(crate) async fn allow(&mut self, deadline: Duration) {
         // An error means that the reaper has ended.
-        let _ = self.group.allow(remaining).await;
+        let _ = self.group.allow(deadline).await;
     }
 
     /// Waits until the program itself ends. A stop of the program in its terminal stops this process as well.
@@ -180,8 +180,8 @@ impl Group {
     }
 
     /// Writes one deadline. Does not wait for a reaper that does not read.
-    async fn allow(&mut self, remaining: Duration) -> io::Result<()> {
-        let line = format!("{}\n", reaper::now().saturating_add(remaining).as_millis());
+    async fn allow(&mut self, deadline: Duration) -> io::Result<()> {
+        let line = format!("{}\n", deadline.as_millis());
         let writing = tokio::time::timeout(GROUP_END_POLL, self.deadlines.write_all(line.as_bytes()));
         writing.await.unwrap_or_else(|late| Err(late.into()))
     }

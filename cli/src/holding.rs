@@ -14,6 +14,7 @@ use crate::{
     args::{Reporting, Run},
     child::{Running, exit_code},
     output::{Failure, Output, To, time},
+    reaper,
     signals::{Signals, ending},
 };
 
@@ -169,9 +170,9 @@ impl<'a> Holding<'a> {
             self.wait(held.guard(), signals).await
         } else {
             let variables = [("ENLIST_FENCING_TOKEN", token.to_string()), ("ENLIST_LOCK", self.name.to_string())];
-            let limit = allowed(held.guard().remaining(), self.ttl);
+            let deadline = deadline(held.guard(), self.ttl);
             // On a failure the guard is dropped here, so that other contenders need not wait for the lease to expire.
-            let running = Running::start(&self.run.command, &variables, Some(limit)).await?;
+            let running = Running::start(&self.run.command, &variables, Some(deadline)).await?;
             self.supervise(held.guard(), running, signals).await?
         };
         let Outcome::Done(mut code) = outcome else { return Ok(self.reporting.lost) };
@@ -282,7 +283,7 @@ impl<'a> Holding<'a> {
                     let begun = Moment::now();
                     self.report_loss(loss);
                     let grace = grace_after(loss, self.ttl, grace);
-                    running.allow(grace + DEADLINE_INTERVAL).await;
+                    running.allow(reaper::now() + grace + DEADLINE_INTERVAL).await;
                     running.end(grace).await?;
                     let after = begun.elapsed().as_secs_f64();
                     self.report("stopped", &format!(" {after:.3} s after the loss"), json!({ "seconds": after }));
@@ -297,7 +298,7 @@ impl<'a> Holding<'a> {
                 }
                 signal = signals.next() => running.signal(signal),
                 // If this process is frozen, the reaper ends the program before another contender can acquire the lock.
-                _ = deadlines.tick() => running.allow(allowed(guard.remaining(), self.ttl)).await,
+                _ = deadlines.tick() => running.allow(deadline(guard, self.ttl)).await,
             }
         }
     }
@@ -389,6 +390,13 @@ impl<'a> Holding<'a> {
 /// the program has to end before that as well. After any other loss, another contender may hold the lock already.
 fn grace_after(loss: Loss, ttl: Duration, grace: Duration) -> Duration {
     if loss == Loss::Expired { grace.min(margin(ttl) / 2) } else { grace }
+}
+
+/// Deadline of the program on the clock of the reaper. The clock is read first, so that a freeze of this process before
+/// the reaper learns the deadline does not extend it.
+fn deadline(guard: &LockGuard, ttl: Duration) -> Duration {
+    let now = reaper::now();
+    now.saturating_add(allowed(guard.remaining(), ttl))
 }
 
 /// Maximum lifetime of the program without further messages of this process: longer than the lock validity, at whose
