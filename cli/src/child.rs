@@ -165,15 +165,18 @@ impl Running {
 impl Group {
     /// Starts the reaper, without environment and with all signals blocked.
     fn start() -> io::Result<Self> {
-        let mut command = Command::new(std::env::current_exe()?);
+        let mut command = Command::new(own_program()?);
         command
+            .arg0("enlist")
             .arg("reap")
             .env_clear()
             .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
-        let mut reaper = signals::starting_with_all_blocked(|| command.spawn())?;
+        // Another kind of error, because the missing program is not the user's.
+        let failed = |error| io::Error::other(format!("its reaper cannot be started: {error}"));
+        let mut reaper = signals::starting_with_all_blocked(|| command.spawn()).map_err(failed)?;
         let deadlines = reaper.stdin.take().ok_or_else(|| io::Error::other("no pipe to the reaper"))?;
         let id = process(&reaper)?;
         Ok(Self { id, deadlines, reaper })
@@ -190,6 +193,11 @@ impl Group {
         // An error means that the group has ended.
         let _ = kill_process_group(self.id, signal);
     }
+}
+
+/// Returns the path of the running program. On Linux the path also works after an upgrade has replaced the file.
+fn own_program() -> io::Result<PathBuf> {
+    if cfg!(target_os = "linux") { Ok(PathBuf::from("/proc/self/exe")) } else { std::env::current_exe() }
 }
 
 /// Checks that a program exists and can be executed, as far as that is known before it is started.

@@ -6,9 +6,9 @@ mod support;
 
 use std::{fs, path::Path, process::Stdio};
 
-use enlist_testkit::{EtcdServer, soon};
+use enlist_testkit::{EtcdServer, eventually, soon};
 use etcd_client::GetOptions;
-use support::{Done, Running, bare, enlist, raw, run, server};
+use support::{Done, Running, bare, enlist, raw, run, server, with_default_signals};
 
 async fn revision(server: &EtcdServer) -> i64 {
     raw(server).await.get("\0", None).await.unwrap().header().unwrap().revision()
@@ -246,4 +246,28 @@ async fn a_command_can_wait_until_it_is_registered() {
         all.push_str(&line);
     }
     assert_eq!((waiting.code().await, all.as_str()), (Some(143), ""));
+}
+
+/// An upgrade removes the file of a running program, which starts a command only later.
+#[tokio::test]
+async fn a_command_starts_after_an_upgrade() {
+    let server = server().await;
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join("enlist");
+    fs::copy(env!("CARGO_BIN_EXE_enlist"), &program).unwrap();
+    let mut holder = Running::start(enlist(&server, ["lock", "l"]));
+    holder.says("acquired").await;
+    let mut command = with_default_signals(&program);
+    command.env("ENLIST_ENDPOINTS", server.url()).args(["lock", "l", "--", "echo", "started"]);
+    let mut waiting = Running::start(command);
+    let client = raw(&server).await;
+    eventually("it waits for the lock", || async {
+        let queue = client.clone().get("enlist/locks/", Some(GetOptions::new().with_prefix())).await.unwrap().count();
+        if queue == 2 { Ok(()) } else { Err(queue) }
+    })
+    .await;
+    fs::remove_file(&program).unwrap();
+    holder.signal("-TERM");
+    waiting.says("started").await;
+    assert_eq!(waiting.code().await, Some(0));
 }
