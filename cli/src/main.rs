@@ -30,12 +30,15 @@ mod table;
 mod terminal;
 mod watch;
 
-use std::{io::Write, process::ExitCode};
+use std::{io::Write, process::ExitCode, time::Duration};
 
 use clap::CommandFactory;
 
 use args::{Cli, Command};
 use output::{Failure, Output};
+
+/// Maximum time for the tasks of a finished command to be dropped.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
 
 fn main() -> ExitCode {
     // Internal: the command line does not list it.
@@ -60,7 +63,12 @@ fn main() -> ExitCode {
             }
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
             match runtime {
-                Ok(runtime) => runtime.block_on(run(&cli.global, command, output)),
+                Ok(runtime) => {
+                    let outcome = runtime.block_on(run(&cli.global, command, output));
+                    // Not by dropping it, which waits for names that are still being resolved.
+                    runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
+                    outcome
+                }
                 Err(error) => Err(Failure::new(format!("no runtime could be started: {error}"))),
             }
         }

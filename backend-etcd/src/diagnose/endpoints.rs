@@ -1,11 +1,14 @@
 //! Examination of each endpoint by itself: connection, and answer of etcd.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use enlist::Error;
 use etcd_client::{Client, ConnectOptions, GetOptions};
 use secrecy::ExposeSecret;
-use tokio::net::TcpStream;
+use tokio::{
+    net::{TcpStream, lookup_host},
+    time::timeout,
+};
 
 use super::{finding::EndpointFault, reply::Reply, tls_options::TlsOptions};
 use crate::{
@@ -71,14 +74,7 @@ impl Asking {
     /// Returns the answer of etcd at an endpoint, or the reason for its absence.
     pub(super) async fn probe(&self, url: &str) -> Result<Accepted, Unanswered> {
         let address = authority(url);
-        match tokio::time::timeout(self.limit, TcpStream::connect(&address)).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => {
-                let cause = error.to_string();
-                return Err(Unanswered { fault: answers::dial_fault(&cause), cause });
-            }
-            Err(_) => return Err(Unanswered::silent(self.limit)),
-        }
+        self.dial(&address).await?;
         let cause = match self.ask(url, self.credentials.as_ref()).await {
             Reply::Success(client) => return self.served(client).await,
             Reply::Failure(error) => match answer(&error) {
@@ -101,6 +97,22 @@ impl Asking {
             Reply::Silence => Err("no answer".to_owned()),
         };
         Err(Unanswered { fault: answers::plain_fault(over_tls), cause })
+    }
+
+    /// Resolves the host and opens a connection, each within the limit.
+    async fn dial(&self, address: &str) -> Result<(), Unanswered> {
+        let unresolved = |_| Unanswered {
+            fault: EndpointFault::UnknownHost,
+            cause: format!("the name was not resolved within {:?}", self.limit),
+        };
+        let failed = |error: io::Error| {
+            let cause = error.to_string();
+            Unanswered { fault: answers::dial_fault(&cause), cause }
+        };
+        let resolved = timeout(self.limit, lookup_host(address)).await.map_err(unresolved)?;
+        let addresses: Vec<_> = resolved.map_err(failed)?.collect();
+        let connected = timeout(self.limit, TcpStream::connect(&addresses[..])).await;
+        connected.map_err(|_| Unanswered::silent(self.limit))?.map(drop).map_err(failed)
     }
 
     /// Returns the fault of a failed request over TLS.
