@@ -129,12 +129,14 @@ pub(crate) enum Pushback {
 }
 
 impl Pushback {
-    /// Reads the header. By gRFC A6, a value that is no number of milliseconds means never.
+    /// Reads the header. By gRFC A6, a value that is no number of milliseconds of 32 bits with a sign, or is negative,
+    /// means never.
     pub(crate) fn read(headers: &HeaderMap) -> Self {
         let Some(value) = headers.get(PUSHBACK) else {
             return Self::None;
         };
-        let milliseconds = value.to_str().ok().and_then(|text| text.parse().ok());
+        let milliseconds = value.to_str().ok().and_then(|text| text.parse::<i32>().ok());
+        let milliseconds = milliseconds.and_then(|milliseconds| u64::try_from(milliseconds).ok());
         milliseconds.map_or(Self::Never, |milliseconds| Self::After(Duration::from_millis(milliseconds)))
     }
 }
@@ -250,6 +252,8 @@ mod tests {
         };
         assert_eq!(read("25"), Pushback::After(Duration::from_millis(25)));
         assert_eq!((read("-1"), read("soon")), (Pushback::Never, Pushback::Never));
+        assert_eq!(read("2147483647"), Pushback::After(Duration::from_millis(2_147_483_647)));
+        assert_eq!(read("2147483648"), Pushback::Never);
         assert_eq!(Pushback::read(&HeaderMap::new()), Pushback::None);
     }
 
