@@ -127,6 +127,7 @@ impl ChannelInner {
         let limit = deadline.remaining().map_or(self.wait_limit, |left| left.min(self.wait_limit));
         let wait = async {
             let (mut versions, _queued) = (self.picker_cell.versions.subscribe(), self.config.queue.join());
+            let mut for_stream = None;
             loop {
                 let mut freed = pin!(self.config.queue.freed());
                 // Before the look, so that no wake-up is missed between the two.
@@ -134,14 +135,19 @@ impl ChannelInner {
                 match self.look(head, tried) {
                     Next::Take(in_flight) => return Ok(in_flight),
                     Next::Refuse => return Err(Status::unavailable(self.explain())),
-                    Next::Queue if self.config.queue.waiting() > self.queue_limit => {
-                        return Err(Status::unavailable(format!("{}; too many calls wait", self.explain())));
+                    Next::Queue if for_stream.is_none() => {
+                        for_stream = self.config.queue.wait_for_stream(self.queue_limit);
+                        if for_stream.is_none() {
+                            return Err(Status::unavailable(format!("{}; too many calls wait", self.explain())));
+                        }
                     }
-                    Next::Wait | Next::Queue => tokio::select! {
-                        // The sender lives as long as `self` does.
-                        _ = versions.changed() => {}
-                        () = freed => {}
-                    },
+                    // A call that has begun to wait for a stream is not refused because of later calls.
+                    Next::Wait | Next::Queue => {}
+                }
+                tokio::select! {
+                    // The sender lives as long as `self` does.
+                    _ = versions.changed() => {}
+                    () = freed => {}
                 }
             }
         };

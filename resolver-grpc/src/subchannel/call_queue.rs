@@ -9,8 +9,14 @@ use tokio::sync::{Notify, futures::Notified};
 #[derive(Debug, Default)]
 pub(crate) struct CallQueue {
     waiting: AtomicUsize,
+    /// Those of them that wait for a stream.
+    for_streams: AtomicUsize,
     freed: Notify,
 }
+
+/// A wait for a stream, which ends on drop.
+#[derive(Debug)]
+pub(crate) struct StreamWait<'a>(&'a CallQueue);
 
 /// Membership in the queue, which ends on drop.
 #[derive(Debug)]
@@ -28,6 +34,12 @@ impl CallQueue {
     /// Number of waiting calls.
     pub(crate) fn waiting(&self) -> usize {
         self.waiting.load(Ordering::SeqCst)
+    }
+
+    /// Begins a wait for a stream, unless `limit` calls wait for one.
+    pub(crate) fn wait_for_stream(&self, limit: usize) -> Option<StreamWait<'_>> {
+        let one_more = |waiting| (waiting < limit).then_some(waiting + 1);
+        self.for_streams.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_more).ok().map(|_| StreamWait(self))
     }
 
     /// A wake-up to wait for.
@@ -48,8 +60,30 @@ impl CallQueue {
     }
 }
 
+impl Drop for StreamWait<'_> {
+    fn drop(&mut self) {
+        self.0.for_streams.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 impl Drop for Queued<'_> {
     fn drop(&mut self) {
         self.0.waiting.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_calls_that_wait_for_streams_are_limited() {
+        let queue = CallQueue::default();
+        let _for_connections = [queue.join(), queue.join()];
+        let (first, second) = (queue.wait_for_stream(2), queue.wait_for_stream(2));
+        assert!(first.is_some() && second.is_some());
+        assert!(queue.wait_for_stream(2).is_none(), "the limit holds");
+        drop(first);
+        assert!(queue.wait_for_stream(2).is_some(), "and a wait that ends makes room");
     }
 }
