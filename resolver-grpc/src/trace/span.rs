@@ -59,7 +59,8 @@ impl CallSpan {
             rpc.method = method,
             rpc.status_code = Empty,
             error.type = Empty,
-            server.address = %service,
+            // As a string, which a log escapes and an exporter does not.
+            server.address = service.to_string(),
             network.peer.address = Empty,
             network.peer.port = Empty,
             trace_id = Empty,

@@ -59,12 +59,15 @@ fn raw_fields<'a>(code: &[&'a str]) -> Vec<&'a str> {
         }
         let arguments = &code[at + 3..at + 3 + length_of_group(&code[at + 3..])];
         for field in arguments.split(|token| *token == ",") {
-            let (name, value) = match field {
-                ["%", shorthand] => (*shorthand, binding(&code[..at], shorthand)),
-                [name, "=", "%", value @ ..] => (*name, value),
+            let assigned = field.iter().position(|token| *token == "=").map(|at| (&field[..at], &field[at + 1..]));
+            let (name, value) = match (field, assigned) {
+                (["%", shorthand], _) => (*shorthand, binding(&code[..at], shorthand)),
+                // The name may have several parts, such as `server.address`.
+                (_, Some(([.., name], ["%", value @ ..]))) => (*name, value),
                 _ => continue,
             };
-            if NAMES.contains(&name)
+            let is_name = |token: &&str| NAMES.contains(token);
+            if (is_name(&name) || value.last().is_some_and(is_name))
                 && !value.iter().any(|token| *token == "self" && value.len() == 1 || is_escaping(token))
             {
                 raw.push(name);
@@ -115,6 +118,7 @@ mod tests {
     fn names_that_are_not_escaped_are_found() {
         assert_eq!(raw("tracing::warn!(%service, cause = %with_causes(&error), \"stale\");"), ["service"]);
         assert_eq!(raw("tracing::info!(job = %entry.path, %token, \"begun\");"), ["job"]);
+        assert_eq!(raw("tracing::info_span!(\"call\", server.address = %service, at = 1)"), ["address"]);
         assert_eq!(raw("let lock = name(); tracing::info_span!(\"lock\", %lock, at = 1)"), ["lock"]);
     }
 
