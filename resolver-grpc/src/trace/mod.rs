@@ -8,7 +8,6 @@
 //! (<https://github.com/open-telemetry/semantic-conventions/pull/3921>,
 //! <https://github.com/open-telemetry/semantic-conventions/pull/2920>); neither is set.
 //!
-//!
 //! | field | value |
 //! |---|---|
 //! | `otel.kind`, `otel.name` | `client` or `server`, `package.Service/Method` |
