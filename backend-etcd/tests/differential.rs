@@ -8,6 +8,7 @@ mod support;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
+    time::Duration,
 };
 
 use enlist_testkit::{EtcdServer, FakeEtcd, Provider, ServerOptions, soon};
@@ -469,6 +470,23 @@ async fn the_fake_answers_as_etcd_does() {
     {
         assert!(covered.iter().any(|kind| kind.contains(refused)), "nothing was refused with {refused}: {covered:?}");
     }
+}
+
+/// As in etcd, where a renewal that comes after the expiry waits for the revocation.
+#[tokio::test(start_paused = true)]
+async fn an_expired_lease_is_not_renewed() {
+    let fake = FakeEtcd::start();
+    fake.expire_leases();
+    let mut client = Client::from_channel(etcd_client::Channel::Tonic(fake.channel()), None).await.unwrap();
+    // The fake looks for expired leases at each half second.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    client.lease_grant(2, Some(LeaseGrantOptions::new().with_id(1))).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1600)).await;
+    client.lease_keep_alive(1).await.expect("it has not expired");
+    tokio::time::sleep(Duration::from_millis(2100)).await;
+    assert_eq!(fake.lease_ids(), [1], "it has expired, and is not revoked yet");
+    client.lease_keep_alive(1).await.expect_err("it has expired");
+    assert_eq!(fake.leases(), 0);
 }
 
 /// The keys of each lease are deleted at one revision, which no other lease shares.

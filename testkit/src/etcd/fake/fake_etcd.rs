@@ -62,6 +62,7 @@ impl FakeEtcd {
             renewals_held: watch::Sender::new(false),
             revocations_held: watch::Sender::new(false),
             lease_queries_held: watch::Sender::new(false),
+            expired: watch::Sender::new(0),
             pause: Mutex::default(),
         });
         let (pipes, mut incoming) = mpsc::channel::<DuplexStream>(16);
@@ -97,7 +98,8 @@ impl FakeEtcd {
     }
 
     /// Makes leases without renewals expire, by the clock of the runtime. As in etcd, expired leases are looked for
-    /// twice a second, but not while the server is frozen, and each is revoked at a revision of its own.
+    /// twice a second, but not while the server is frozen, and each is revoked at a revision of its own. The renewal of
+    /// a lease that has expired waits for that, and is refused.
     pub fn expire_leases(&self) {
         self.shared.store().expires = true;
         let (shared, stop) = (Arc::clone(&self.shared), self.tasks.stop_signal());
@@ -107,8 +109,9 @@ impl FakeEtcd {
                 shared.awake().await;
                 let expired = shared.store().expired();
                 for lease in expired {
-                    shared.change(|store| store.revoke(lease));
+                    shared.change(|store| store.has_expired(lease) && store.revoke(lease));
                 }
+                shared.expired.send_modify(|rounds| *rounds += 1);
             }
         };
         // An error means that the server has ended.

@@ -36,6 +36,8 @@ pub(super) struct FakeState {
     pub(super) revocations_held: watch::Sender<bool>,
     /// Requests for the remaining time of leases are not answered.
     pub(super) lease_queries_held: watch::Sender<bool>,
+    /// Number of times that expired leases were looked for.
+    pub(super) expired: watch::Sender<u64>,
     /// Minimum time between messages of a watch.
     pub(super) pause: Mutex<Duration>,
 }
@@ -58,6 +60,19 @@ impl FakeState {
     pub(super) async fn awake(&self) {
         // `self` owns the sender, so waiting cannot fail.
         let _ = self.frozen.subscribe().wait_for(|frozen| !frozen).await;
+    }
+
+    /// Renews a lease. Returns its TTL in seconds, 0 if there is none: at once, or when it is revoked if it has
+    /// expired.
+    pub(super) async fn renew(&self, lease: i64) -> i64 {
+        let mut rounds = self.expired.subscribe();
+        loop {
+            if let Some(ttl) = self.store().renew(lease) {
+                return ttl;
+            }
+            // `self` owns the sender, so waiting cannot fail.
+            let _ = rounds.changed().await;
+        }
     }
 
     /// Waits for the quorum, unless the request does not need one. Refuses the request if there is no leader.

@@ -177,11 +177,15 @@ impl Store {
         });
     }
 
-    /// Renews a lease. Returns its TTL in seconds, 0 if there is no such lease.
-    pub(super) fn renew(&mut self, lease: i64) -> i64 {
-        let Some(found) = self.leases.get_mut(&lease) else { return self.defects.renewed(lease) };
+    /// Renews a lease. Returns its TTL in seconds, 0 if there is no such lease; `None` if it has expired, and is not
+    /// revoked yet.
+    pub(super) fn renew(&mut self, lease: i64) -> Option<i64> {
+        if self.has_expired(lease) {
+            return None;
+        }
+        let Some(found) = self.leases.get_mut(&lease) else { return Some(self.defects.renewed(lease)) };
         found.renewed = Instant::now();
-        found.ttl
+        Some(found.ttl)
     }
 
     /// Returns the TTL of a lease and its remaining seconds; `None` if there is no such lease.
@@ -192,7 +196,12 @@ impl Store {
 
     /// Returns the expired leases.
     pub(super) fn expired(&self) -> Vec<i64> {
-        self.leases.iter().filter(|(_, lease)| lease.remaining() == 0).map(|(id, _)| *id).collect()
+        self.leases.keys().copied().filter(|id| self.has_expired(*id)).collect()
+    }
+
+    /// Returns `true` if a lease has expired, and is not revoked yet.
+    pub(super) fn has_expired(&self, lease: i64) -> bool {
+        self.expires && self.leases.get(&lease).is_some_and(|lease| lease.remaining() == 0)
     }
 
     pub(super) fn revoke(&mut self, lease: i64) -> bool {
