@@ -61,15 +61,18 @@ fn misbehavior(random: &mut fastrand::Rng) -> (Misbehavior, Delivery) {
 
 /// Gives the server a known defect, in a quarter of the runs. Clients ask for its version, so it must have it before.
 pub(crate) fn set_known_defect(world: &World, random: &mut fastrand::Rng) {
-    let known = [KnownDefect::EarlyProgress, KnownDefect::ForgottenDeletion, KnownDefect::OldEvents];
-    let Some(kind) = known.get(random.usize(..12)).copied() else { return };
+    let Some(kind) = KnownDefect::ALL.get(random.usize(..24)).copied() else { return };
     world.log(|| format!("defect: {kind:?}"));
     world.count(Kind::KnownDefect(kind));
     world.fake.set_defect(match kind {
         KnownDefect::EarlyProgress => EtcdDefect::EarlyProgress,
         KnownDefect::ForgottenDeletion => EtcdDefect::ForgottenDeletion,
+        KnownDefect::FormerLeaderRevokes => EtcdDefect::FormerLeaderRevokes,
         KnownDefect::OldEvents => EtcdDefect::OldEvents,
+        KnownDefect::StaleReads => EtcdDefect::StaleReads,
+        KnownDefect::RevokedLeaseRenewed => EtcdDefect::RevokedLeaseRenewed,
     });
+    world.shared().calm = kind != KnownDefect::FormerLeaderRevokes;
     if kind == KnownDefect::EarlyProgress {
         // It holds all events back.
         let mut shared = world.shared();
@@ -95,7 +98,7 @@ pub(crate) async fn nemesis(world: World, links: Vec<Link>, end: Duration, mut r
     if kinds.is_empty() {
         kinds.extend(Fault::ALL);
     }
-    world.shared().calm = kinds.iter().all(|kind| CALM.contains(kind));
+    world.shared().calm &= kinds.iter().all(|kind| CALM.contains(kind));
     world.shared().cut_off |= kinds.iter().any(|kind| CUT_OFF.contains(kind));
     let pace = between(&mut random, 500, 8000);
     let faults = async {

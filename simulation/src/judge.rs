@@ -3,7 +3,7 @@
 
 use enlist::LockMode;
 use enlist_testkit::{
-    KeyChange,
+    ConcealedRevocation, KeyChange,
     history::{Version, Violation},
     lock_history::LockViolation,
     losses::EndCause,
@@ -26,6 +26,11 @@ pub(crate) fn judge(world: &World, journal: &[KeyChange]) -> Vec<Verdict> {
     let of_config = configs::judge(world, journal);
     let now = world.micros();
     let mut shared = world.shared();
+    for ConcealedRevocation { at, lease, .. } in world.fake.concealed_revocations() {
+        shared.record.locks.revoked(world.micros_at(at), lease);
+        shared.revoked.insert(lease);
+        shared.concealed.insert(lease);
+    }
     for change in journal {
         complete(&mut shared, world.micros_at(change.at), change);
     }
@@ -75,7 +80,8 @@ fn complete(shared: &mut Notes, micros: u64, change: &KeyChange) {
                 shared.deleted.insert(created);
             }
         } else if let Some((token, lease)) = shared.queued.remove(&change.key) {
-            let cause = if shared.removed.contains(&token) {
+            // Without a sign from its lease, only the watch of its entry tells a holder.
+            let cause = if shared.removed.contains(&token) || shared.concealed.contains(&lease) {
                 EndCause::Deleted
             } else if shared.revoked.contains(&lease) {
                 EndCause::Revoked

@@ -91,7 +91,10 @@ kinds! {
     KnownDefect {
         EarlyProgress,
         ForgottenDeletion,
+        FormerLeaderRevokes,
         OldEvents,
+        StaleReads,
+        RevokedLeaseRenewed,
     }
 }
 

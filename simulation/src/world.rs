@@ -91,6 +91,8 @@ pub(crate) struct Notes {
     pub(crate) removed: BTreeSet<u64>,
     /// Leases that were revoked by the faults of the run.
     pub(crate) revoked: BTreeSet<i64>,
+    /// Leases whose revocation a defect of etcd conceals: renewals are acknowledged afterwards.
+    pub(crate) concealed: BTreeSet<i64>,
     /// Tokens and leases of queue entries by key, while the journal is read.
     pub(crate) queued: BTreeMap<Vec<u8>, (u64, i64)>,
     /// The faults of the run cannot end a lease.
@@ -121,7 +123,8 @@ impl World {
             removed: BTreeSet::new(),
             revoked: BTreeSet::new(),
             queued: BTreeMap::new(),
-            calm: false,
+            concealed: BTreeSet::new(),
+            calm: true,
             broken: BTreeSet::new(),
             losses: LossHistory::default(),
             config: ConfigRecord::default(),

@@ -28,7 +28,10 @@ mod ports;
 mod wait;
 
 #[cfg(feature = "etcd")]
-pub use etcd::fake::{EtcdDefect, FakeEtcd, FakeSnapshot, KeyChange, LateWrite, Link, Minority, Misbehavior, Requests};
+pub use etcd::fake::{
+    ConcealedRevocation, EtcdDefect, FakeEtcd, FakeSnapshot, KeyChange, LateWrite, Link, Minority, Misbehavior,
+    Requests,
+};
 pub use {
     background_task::BackgroundTask,
     checkers::{history, lock_history, losses, semaphore_history},

@@ -81,6 +81,16 @@ pub(super) struct Defects {
     revoked: BTreeMap<i64, (i64, Instant)>,
 }
 
+/// Revocation of a lease, also after its expiry, that a defect conceals: renewals are acknowledged afterwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ConcealedRevocation {
+    /// Time of the revocation.
+    pub at: Instant,
+    /// The lease.
+    pub lease: i64,
+}
+
 impl Defects {
     pub(super) fn set(&mut self, defect: EtcdDefect) {
         self.present.insert(defect);
@@ -90,11 +100,14 @@ impl Defects {
         self.present.contains(&defect)
     }
 
-    /// Notes that a lease was revoked.
-    pub(super) fn note_revoked(&mut self, lease: i64, ttl: i64) {
-        if self.has(EtcdDefect::FormerLeaderRevokes) || self.has(EtcdDefect::RevokedLeaseRenewed) {
-            self.revoked.insert(lease, (ttl, Instant::now()));
+    /// Notes that a lease was revoked. Returns the revocation if it is concealed.
+    pub(super) fn note_revoked(&mut self, lease: i64, ttl: i64) -> Option<ConcealedRevocation> {
+        if !self.has(EtcdDefect::FormerLeaderRevokes) && !self.has(EtcdDefect::RevokedLeaseRenewed) {
+            return None;
         }
+        let at = Instant::now();
+        self.revoked.insert(lease, (ttl, at));
+        Some(ConcealedRevocation { at, lease })
     }
 
     /// Returns the TTL with which a renewal of a lease that does not exist is answered: 0 without a defect.

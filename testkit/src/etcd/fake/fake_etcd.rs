@@ -17,7 +17,7 @@ use tonic::{
 };
 
 use super::{
-    etcd_defects::EtcdDefect,
+    etcd_defects::{ConcealedRevocation, EtcdDefect},
     link::Link,
     misbehavior::{LateWrite, Minority, Misbehavior},
     records::{KeyChange, Requests},
@@ -315,6 +315,11 @@ impl FakeEtcd {
     /// Gives the fake a defect, until [`mend`](Self::mend), and the version of a release that has it.
     pub fn set_defect(&self, defect: EtcdDefect) {
         self.shared.store().set_defect(defect);
+    }
+
+    /// Returns the revocations so far that a defect concealed.
+    pub fn concealed_revocations(&self) -> Vec<ConcealedRevocation> {
+        self.shared.store().concealed.clone()
     }
 
     /// Ends all defects. The version stays.

@@ -18,7 +18,7 @@ mod store;
 mod watches;
 
 pub use self::{
-    etcd_defects::EtcdDefect,
+    etcd_defects::{ConcealedRevocation, EtcdDefect},
     fake_etcd::{FakeEtcd, FakeSnapshot},
     link::Link,
     misbehavior::{LateWrite, Minority, Misbehavior},
