@@ -17,16 +17,28 @@ static FORCED: AtomicBool = AtomicBool::new(false);
 static RANDOM: AtomicU64 = AtomicU64::new(0);
 static WALL_MILLIS: AtomicI64 = AtomicI64::new(0);
 
-/// Makes the rest of this process follow from `seed`, if it has one thread. The signal `SIGPROF` kills the process
-/// after `limit` seconds of processor time, which do not depend on the load of the machine.
-pub(crate) fn force(seed: u64, limit: u32) {
+/// Limits of a process in seconds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Processor time, which does not depend on the load of the machine. Then `SIGPROF` kills the process.
+    pub(crate) processor: u32,
+    /// Real time, for a process that waits without using the processor. Then `SIGALRM` kills it.
+    pub(crate) real: u32,
+}
+
+/// Makes the rest of this process follow from `seed`, if it has one thread, and limits it.
+pub(crate) fn force(seed: u64, limits: Limits) {
     RANDOM.store(seed, Ordering::SeqCst);
     FORCED.store(true, Ordering::SeqCst);
     let never = libc::timeval { tv_sec: 0, tv_usec: 0 };
-    let limit = libc::itimerval { it_interval: never, it_value: libc::timeval { tv_sec: limit.into(), ..never } };
-    // SAFETY: `limit` is valid, and the former value is not asked for. The signal ends the process, as nothing handles
-    // it.
-    unsafe { libc::setitimer(libc::ITIMER_PROF, &raw const limit, std::ptr::null_mut()) };
+    let processor = libc::timeval { tv_sec: limits.processor.into(), ..never };
+    let limit = libc::itimerval { it_interval: never, it_value: processor };
+    // SAFETY: `limit` is valid, and the former value is not asked for. The signals end the process, as nothing handles
+    // them.
+    unsafe {
+        libc::setitimer(libc::ITIMER_PROF, &raw const limit, std::ptr::null_mut());
+        libc::alarm(limits.real);
+    }
 }
 
 /// Returns the next number of a sequence (splitmix64).

@@ -31,11 +31,12 @@ use self::{
 };
 
 const HELP: &str = "\
-usage: simulation one SEED [--log] [--trace] [--defect NAME]
+usage: simulation one SEED [--log] [--trace] [--defect NAME] [--limit SECONDS]
        simulation many [--seed FIRST] [--seeds COUNT] [--jobs JOBS] [--defect NAME]
        simulation teeth [--seeds COUNT] [--jobs JOBS] [--defect NAME]
 
-  one    a single run: prints counts and violations; --log adds the events, --trace also the log of the library
+  one    a single run: prints counts and violations; --log adds the events, --trace also the log of the library; it is
+         killed after SECONDS of real time (default 600)
   many   COUNT runs (default 2000) with the seeds from FIRST on (default 1), and a table of the counts
   teeth  for each deliberate defect, runs until one violates an invariant that is about it, at most COUNT (default
          10000), and the same seeds without a defect; needs the feature `defects`
@@ -56,7 +57,8 @@ fn turn_on(_: &str) -> Result {
 
 fn one(options: &Options) -> Result<Outcome> {
     let seed = options.seed.ok_or("SEED is missing")?;
-    forced::force(seed, run::PROCESSOR_LIMIT);
+    let real = options.limit.unwrap_or(run::REAL_LIMIT);
+    forced::force(seed, forced::Limits { processor: run::PROCESSOR_LIMIT, real });
     if let Some(defect) = &options.defect {
         turn_on(defect)?;
     }

@@ -15,7 +15,7 @@ use enlist::Moment;
 use crate::{
     counts::Counts,
     options::{Options, Outcome, Result},
-    run::PROCESSOR_LIMIT,
+    run::{PROCESSOR_LIMIT, REAL_LIMIT},
     verdicts::{Invariant, Verdict},
 };
 
@@ -71,6 +71,8 @@ fn verdicts(output: &Output) -> (Vec<Verdict>, Counts) {
     let mut verdicts: Vec<Verdict> = text.lines().filter_map(Verdict::parse).collect();
     if output.status.signal() == Some(libc::SIGPROF) {
         verdicts.push(Verdict::of(Invariant::Ends, format!("killed after {PROCESSOR_LIMIT} s of processor time")));
+    } else if output.status.signal() == Some(libc::SIGALRM) {
+        verdicts.push(Verdict::of(Invariant::Ends, format!("killed after {REAL_LIMIT} s of real time")));
     } else if output.status.code() == Some(PANICKED) {
         verdicts.push(Verdict::of(Invariant::NoPanic, errors));
     } else if verdicts.is_empty() && !output.status.success() {
@@ -167,6 +169,7 @@ mod tests {
         assert_eq!(output(0, "count: operation/Close 2\n", ""), []);
         assert_eq!(output(failed, "broken: QueueOrder: a\nbroken: Exclusion: b\n", "").len(), 2);
         assert_eq!(output(libc::SIGPROF, "", ""), [Some(Invariant::Ends)]);
+        assert_eq!(output(libc::SIGALRM, "", ""), [Some(Invariant::Ends)]);
         assert_eq!(output(PANICKED << 8, "", "thread 'main' panicked"), [Some(Invariant::NoPanic)]);
         assert_eq!(output(failed << 1, "", "there is no such defect"), [None]);
         assert_eq!(output(libc::SIGKILL, "", ""), [None]);

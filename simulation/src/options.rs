@@ -20,6 +20,8 @@ pub(crate) struct Options {
     pub(crate) defect: Option<String>,
     pub(crate) log: bool,
     pub(crate) trace: bool,
+    /// Seconds of real time after which a run is killed.
+    pub(crate) limit: Option<u32>,
 }
 
 impl Options {
@@ -31,6 +33,7 @@ impl Options {
                 "--seed" => options.seed = Some(value()?.parse()?),
                 "--seeds" => options.seeds = Some(value()?.parse()?),
                 "--jobs" => options.jobs = Some(value()?.parse()?),
+                "--limit" => options.limit = Some(value()?.parse()?),
                 "--defect" => options.defect = Some(value()?),
                 "--log" => options.log = true,
                 "--trace" => options.trace = true,

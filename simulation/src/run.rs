@@ -29,6 +29,9 @@ use crate::{
 /// Seconds of processor time after which a run is killed. Most take less than a tenth of a second.
 pub(crate) const PROCESSOR_LIMIT: u32 = 20;
 
+/// Seconds of real time after which a run is killed, if it waits without using the processor.
+pub(crate) const REAL_LIMIT: u32 = 600;
+
 /// Time of the run's clock after which it counts as hung. The longest that ends takes about ten minutes.
 const CLOCK_LIMIT: Duration = Duration::from_secs(1800);
 

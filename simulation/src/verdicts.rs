@@ -78,7 +78,7 @@ kinds! {
         ConfigConverges,
         /// No task panics.
         NoPanic,
-        /// The run ends: within half an hour of its clock, and within the limit of processor time.
+        /// The run ends: within half an hour of its clock, and within the limits of processor time and real time.
         Ends,
     }
 }

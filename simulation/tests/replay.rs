@@ -1,6 +1,9 @@
 //! A seed decides a run: its events, their order and their times.
 
-use std::process::Command;
+use std::{
+    os::unix::process::ExitStatusExt as _,
+    process::{Command, Stdio},
+};
 
 /// Returns the log of a run.
 fn log(seed: u64, how: &str) -> String {
@@ -47,4 +50,15 @@ fn a_seed_repeats_every_step() {
 #[test]
 fn different_seeds_are_different_runs() {
     assert_ne!(log(1, "--log"), log(2, "--log"));
+}
+
+/// A run that waits uses no processor time. It waits here because nobody reads its log, which exceeds a pipe. `timeout`
+/// ends by the signal that ended the run, or with 124 if it had to end it.
+#[test]
+fn a_blocked_run_is_killed() {
+    let mut command = Command::new("timeout");
+    command.args(["60", env!("CARGO_BIN_EXE_enlist-simulation"), "one", "1", "--trace", "--limit", "1"]);
+    let mut run = command.stdout(Stdio::piped()).spawn().expect("coreutils are installed");
+    let status = run.wait().expect("it is a child");
+    assert_eq!(status.signal(), Some(libc::SIGALRM), "{status}");
 }
