@@ -19,6 +19,9 @@ const SEEDS: &str = "100000";
 /// Duration of the test of locks, in seconds.
 const LOCKS: &str = "300";
 
+/// Duration of the load on a server with few streams, in seconds.
+const SATURATION: &str = "60";
+
 /// Number of times that the fault tests run.
 const ROUNDS: usize = 20;
 
@@ -31,6 +34,7 @@ pub(crate) fn run(seconds: &str) -> Result {
     record.add(format!("{SEEDS} simulated runs"), simulate(&["--seeds", SEEDS]))?;
     record.add("deliberate defects, each found by a simulated run", simulate(&["--teeth"]))?;
     record.add(format!("locks of commands for {LOCKS} s, {etcd}"), locks(&etcd))?;
+    record.add(format!("a server with few streams under load for {SATURATION} s"), saturation())?;
     record.add(format!("fault tests, {ROUNDS} times, {etcd}"), rounds(&etcd))?;
     record.finish()?;
     println!("\nthe soak passed");
@@ -46,6 +50,13 @@ fn locks(etcd: &Etcd) -> Result<Counts> {
     let mut command = cargo()?;
     command.args(["test", "--package", "enlist-cli", "--test", "soak", "--", "--nocapture"]);
     counted::run(command.env("ENLIST_SOAK_SECS", LOCKS).envs(etcd.variables()))
+}
+
+fn saturation() -> Result<Counts> {
+    let mut command = cargo()?;
+    command.args(["test", "--package", "enlist-grpc", "--test", "connections", "--"]);
+    command.args(["--exact", "an_instance_with_few_streams_fails_no_call", "--nocapture"]);
+    counted::run(command.env("ENLIST_SATURATION_SECONDS", SATURATION))
 }
 
 /// Runs the fault tests again and again, until a round fails.
