@@ -30,7 +30,7 @@ pub(crate) async fn run(global: &Global, options: &AgentOptions, output: Output)
     log_to_stderr();
     let AgentFile { token_file, insecure, tls, xds, http } = AgentFile::of(options)?;
     let resolver = Arc::new(global.client()?);
-    let access = Access::new(token_file.as_deref(), tls.as_ref(), insecure)?;
+    let access = Access { insecure, ..Access::read(token_file.as_deref(), tls.as_ref())? };
     let mut builder = Agent::builder(resolver.clone()).queues(resolver).xds(xds_options(xds, &access));
     if let Some(http) = http {
         builder = builder.http(http_options(http, &access));
@@ -64,7 +64,8 @@ struct Access {
 }
 
 impl Access {
-    fn new(token: Option<&Path>, tls: Option<&TlsFiles>, insecure: bool) -> Result<Self, Failure> {
+    /// Reads the files of the restrictions.
+    fn read(token: Option<&Path>, tls: Option<&TlsFiles>) -> Result<Self, Failure> {
         let token = token.map(BearerToken::from_file).transpose()?;
         let identity = |TlsFiles { certificate, key, client_authority }: &TlsFiles| {
             let identity = TlsIdentity::new(read(certificate)?, read(key)?);
@@ -73,7 +74,7 @@ impl Access {
                 None => Ok(identity),
             }
         };
-        Ok(Self { token, tls: tls.map(identity).transpose()?, insecure })
+        Ok(Self { token, tls: tls.map(identity).transpose()?, insecure: false })
     }
 }
 
