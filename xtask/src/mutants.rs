@@ -117,6 +117,15 @@ const PARTS: &[Part] = &[
     },
 ];
 
+/// Use of the results of a former run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum FormerRun {
+    #[default]
+    Forgotten,
+    /// Mutants that it noticed are left out.
+    Continued,
+}
+
 /// Mutants that the arguments select.
 #[derive(Debug, Default)]
 struct PartSelection {
@@ -126,8 +135,7 @@ struct PartSelection {
     files: BTreeSet<String>,
     /// The other files of core.
     rest: bool,
-    /// Mutants that a former run noticed are left out.
-    resume: bool,
+    former: FormerRun,
 }
 
 impl PartSelection {
@@ -138,7 +146,7 @@ impl PartSelection {
                 "--part" => drop(choice.parts.insert(args.next().ok_or("--part needs a value")?)),
                 "--file" => drop(choice.files.insert(args.next().ok_or("--file needs a value")?)),
                 "--rest" => choice.rest = true,
-                "--resume" => choice.resume = true,
+                "--resume" => choice.former = FormerRun::Continued,
                 other => return Err(format!("{other} is no option of mutants").into()),
             }
         }
@@ -164,7 +172,7 @@ pub(crate) fn run(args: impl Iterator<Item = String>) -> Result {
         return Err("`cargo-mutants` is missing. Install it: `cargo install cargo-mutants --locked`".into());
     }
     if choice.rest {
-        return measure_rest(choice.resume);
+        return measure_rest(choice.former);
     }
     let reasons = reasons(&fs::read_to_string(SURVIVORS)?)?;
     let (mut tried, mut unexplained, mut killed) = (0, Vec::new(), Vec::new());
@@ -173,7 +181,7 @@ pub(crate) fn run(args: impl Iterator<Item = String>) -> Result {
         if files.is_empty() {
             continue;
         }
-        let found = mutate(part.name, part, &Sources { files: &files, excluded: &[] }, choice.resume)?;
+        let found = mutate(part.name, part, &Sources { files: &files, excluded: &[] }, choice.former)?;
         tried += found.tried();
         unexplained.extend(found.missed.iter().filter(|survivor| !reasons.contains_key(*survivor)).cloned());
         let of_part = reasons.keys().filter(|known| files.iter().any(|file| known.starts_with(&format!("{file}:"))));
@@ -197,9 +205,9 @@ pub(crate) fn run(args: impl Iterator<Item = String>) -> Result {
 }
 
 /// Measures the files of core that are in no part.
-fn measure_rest(resume: bool) -> Result {
+fn measure_rest(former: FormerRun) -> Result {
     let excluded: Vec<_> = PARTS.iter().flat_map(|part| part.files).copied().collect();
-    let found = mutate("rest", &PARTS[0], &Sources { files: &["core/src/**/*.rs"], excluded: &excluded }, resume)?;
+    let found = mutate("rest", &PARTS[0], &Sources { files: &["core/src/**/*.rs"], excluded: &excluded }, former)?;
     println!("\nthe rest of core: {} mutants, {} survived:", found.tried(), found.missed.len());
     found.missed.iter().for_each(|survivor| println!("{survivor}"));
     Ok(())
@@ -243,16 +251,16 @@ impl Found {
 }
 
 /// Tries the mutants with the first tests, and those that survive with all tests of the part.
-fn mutate(name: &str, part: &Part, sources: &Sources<'_>, resume: bool) -> Result<Found> {
+fn mutate(name: &str, part: &Part, sources: &Sources<'_>, former: FormerRun) -> Result<Found> {
     let output = env::current_dir()?.join("target/mutants").join(name);
     fs::create_dir_all(&output)?;
     println!("\n==> mutants of {}", sources.files.join(", "));
-    let found = try_tests(&output, part, sources, resume, Tests::First)?;
+    let found = try_tests(&output, part, sources, former, Tests::First)?;
     if found.missed.is_empty() && found.timed_out.is_empty() {
         return Ok(found);
     }
     println!("\n==> {} of them with more tests", found.missed.len() + found.timed_out.len());
-    try_tests(&output, part, sources, true, Tests::All)
+    try_tests(&output, part, sources, FormerRun::Continued, Tests::All)
 }
 
 /// Tests that have to notice a mutant.
@@ -262,14 +270,14 @@ enum Tests {
     All,
 }
 
-fn try_tests(output: &Path, part: &Part, sources: &Sources<'_>, resume: bool, tests: Tests) -> Result<Found> {
+fn try_tests(output: &Path, part: &Part, sources: &Sources<'_>, former: FormerRun, tests: Tests) -> Result<Found> {
     let (limit, packages, options) = match tests {
         Tests::First => (FIRST_LIMIT, &[part.package][..], part.first),
         Tests::All => (LIMIT, part.tested_by, part.options),
     };
     let mut command = Command::new("cargo-mutants");
     command.envs(protoc()?).envs(FAST_BUILD).args(["mutants", "--timeout", limit, "--package", part.package]);
-    command.args(resume.then_some("--iterate")).arg("--output").arg(output);
+    command.args((former == FormerRun::Continued).then_some("--iterate")).arg("--output").arg(output);
     command.args(sources.files.iter().flat_map(|file| ["--file", file]));
     command.args(sources.excluded.iter().flat_map(|file| ["--exclude", file]));
     command.args(packages.iter().flat_map(|package| ["--test-package", package]));
@@ -332,7 +340,7 @@ mod tests {
         let one = choice(&["--part", "grpc", "--resume"]).expect("a part");
         let counts: Vec<_> = PARTS.iter().map(|part| one.files(part).len()).collect();
         assert_eq!(counts, [0, 0, 0, PARTS[3].files.len()]);
-        assert!(one.resume && !one.rest);
+        assert!(one.former == FormerRun::Continued && !one.rest);
         let file = choice(&["--file", "core/src/lock/fence.rs"]).expect("a file");
         assert_eq!(file.files(&PARTS[0]), ["core/src/lock/fence.rs"]);
         assert!(choice(&["--part", "other"]).is_err() && choice(&["--part"]).is_err());
