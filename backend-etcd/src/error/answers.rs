@@ -5,7 +5,7 @@ use std::error::Error as _;
 use enlist::with_causes;
 use etcd_client::Error;
 
-use super::texts::{LinkText, Text, is_of_etcd};
+use super::texts::{LinkText, Text, quotes_etcd};
 use crate::diagnose::finding::{AuthFault, EndpointFault};
 
 /// Origin of a failed request's answer.
@@ -47,7 +47,7 @@ fn answer_of(text: &str) -> Answer {
         Some(Text::WrongUser | Text::InvalidToken) => Answer::Refusal(AuthFault::WrongUser),
         Some(Text::AuthOff) => Answer::Refusal(AuthFault::AuthenticationOff),
         Some(Text::Denied) => Answer::Denied,
-        _ if is_of_etcd(text) => Answer::Other,
+        _ if quotes_etcd(text) => Answer::Other,
         _ => Answer::NotEtcd,
     }
 }

@@ -325,6 +325,7 @@ mod tests {
             (Code::Unavailable, "etcdserver: request timed out", "Leaderless"),
             (Code::Unavailable, "etcdserver: server stopped", "Leaderless"),
             (Code::Unavailable, "etcdserver: unhealthy cluster", "Leaderless"),
+            (Code::Unavailable, "upstream: etcdserver: no leader", "Lost"),
             (Code::Unavailable, "etcdserver: rpc not supported for learner", "Unfit"),
             // From 3.6 on.
             (Code::FailedPrecondition, "etcdserver: rpc not supported for learner", "Unfit"),

@@ -125,5 +125,10 @@ fn meaning<M: Copy>(parts: &[(&str, M)], text: &str) -> Option<M> {
 
 /// Returns `true` if etcd has written the text, not gRPC or a proxy.
 pub(super) fn is_of_etcd(text: &str) -> bool {
+    text.starts_with(OF_ETCD)
+}
+
+/// Returns `true` if the text is etcd's, or quotes one, as the reason of a cancelled watch may do.
+pub(super) fn quotes_etcd(text: &str) -> bool {
     text.contains(OF_ETCD)
 }
