@@ -236,13 +236,20 @@ mod tests {
         let again = |code, pushback| Attempts::new(Some(Arc::clone(&policy))).again(responded(code, pushback));
         assert!(again(Code::Unavailable, Pushback::None).is_some_and(|delay| delay > Duration::ZERO));
         assert_eq!(again(Code::Internal, Pushback::None), None);
-        assert_eq!(again(Code::Unavailable, Pushback::Never), None);
-        let second = Duration::from_secs(1);
-        assert_eq!(again(Code::Unavailable, Pushback::After(second)), Some(second));
 
         let mut attempts = Attempts::new(Some(Arc::clone(&policy)));
         let made = (1..).take_while(|_| attempts.again(responded(Code::Unavailable, Pushback::None)).is_some());
         assert_eq!(made.count(), 4, "five attempts at most");
+    }
+
+    #[test]
+    fn a_pushback_determines_the_next_attempt() {
+        let policy = Arc::new(RetryPolicy::new().attempts(9));
+        let again = |code, pushback| Attempts::new(Some(Arc::clone(&policy))).again(responded(code, pushback));
+        assert_eq!(again(Code::Unavailable, Pushback::Never), None);
+        let second = Duration::from_secs(1);
+        assert_eq!(again(Code::Unavailable, Pushback::After(second)), Some(second));
+        assert_eq!(again(Code::Internal, Pushback::After(second)), None, "by the code, there is none");
     }
 
     #[test]
