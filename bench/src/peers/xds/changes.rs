@@ -6,11 +6,11 @@ use std::{
     collections::HashSet,
     net::Ipv4Addr,
     ops::Range,
-    sync::{Mutex, OnceLock, PoisonError},
+    sync::{Mutex, OnceLock},
     time::Duration,
 };
 
-use enlist::Moment;
+use enlist::{Moment, backend::MutexExt as _};
 use etcd_client::Client;
 use futures::{StreamExt, TryStreamExt, stream};
 use tokio::time::{MissedTickBehavior, interval};
@@ -68,7 +68,7 @@ impl Changes {
         for number in numbers {
             let began = number.checked_sub(self.first).and_then(|at| self.began.get(at)?.get());
             if let Some(began) = began.filter(|_| known.insert(number)) {
-                self.times.lock().unwrap_or_else(PoisonError::into_inner).push(micros(began.elapsed()) / 1e3);
+                self.times.locked().push(micros(began.elapsed()) / 1e3);
             }
         }
     }
@@ -100,7 +100,7 @@ impl Changes {
         if tokio::time::timeout(LIMIT, all).await.is_err() {
             return Err(format!("clients have {} of {expected} changes", self.count()).into());
         }
-        let mut times = std::mem::take(&mut *self.times.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut times = std::mem::take(&mut *self.times.locked());
         times.sort_unstable_by(f64::total_cmp);
         Ok(times)
     }
@@ -114,7 +114,7 @@ impl Changes {
     }
 
     fn count(&self) -> usize {
-        self.times.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.times.locked().len()
     }
 }
 
