@@ -16,8 +16,8 @@ use crate::{
 /// Path of the list of survivors with reasons.
 const SURVIVORS: &str = "xtask/survivors.txt";
 
-/// Maximum durations of the tests of a mutant in seconds: the first ones, and all. A mutant that takes longer counts as
-/// noticed.
+/// Maximum durations of the tests of a mutant in seconds: the first ones, after which all follow, and all, after which
+/// the mutant counts as noticed.
 const FIRST_LIMIT: &str = "30";
 const LIMIT: &str = "120";
 
@@ -92,6 +92,7 @@ const PARTS: &[Part] = &[
             "backend-etcd/src/registration/registration_task/own_writes.rs",
             "backend-etcd/src/lock/contender/position.rs",
             "backend-etcd/src/error/answers.rs",
+            "backend-etcd/src/error/texts.rs",
             "backend-etcd/src/layout/**/*.rs",
         ],
         first: &["--lib"],
