@@ -21,7 +21,7 @@ mod teeth;
 mod verdicts;
 mod world;
 
-use std::{env, process::ExitCode};
+use std::{env, num::NonZeroU32, process::ExitCode};
 
 #[cfg(feature = "defects")]
 use self::teeth::teeth;
@@ -57,7 +57,7 @@ fn turn_on(_: &str) -> Result {
 
 fn one(options: &Options) -> Result<Outcome> {
     let seed = options.seed.ok_or("SEED is missing")?;
-    let real = options.limit.unwrap_or(run::REAL_LIMIT);
+    let real = options.limit.map_or(run::REAL_LIMIT, NonZeroU32::get);
     forced::force(seed, forced::Limits { processor: run::PROCESSOR_LIMIT, real });
     if let Some(defect) = &options.defect {
         turn_on(defect)?;

@@ -1,6 +1,6 @@
 //! Options of the commands, and their outcome.
 
-use std::error::Error;
+use std::{error::Error, num::NonZeroU32};
 
 pub(crate) type Result<T = ()> = std::result::Result<T, Box<dyn Error>>;
 
@@ -21,7 +21,7 @@ pub(crate) struct Options {
     pub(crate) log: bool,
     pub(crate) trace: bool,
     /// Seconds of real time after which a run is killed.
-    pub(crate) limit: Option<u32>,
+    pub(crate) limit: Option<NonZeroU32>,
 }
 
 impl Options {
