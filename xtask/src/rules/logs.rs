@@ -7,7 +7,8 @@ use super::{
 };
 
 /// Macros that log, or begin a span.
-const MACROS: [&str; 8] = ["error", "warn", "info", "debug", "trace", "error_span", "info_span", "debug_span"];
+const MACROS: [&str; 10] =
+    ["error", "warn", "info", "debug", "trace", "error_span", "warn_span", "info_span", "debug_span", "trace_span"];
 
 /// Fields whose values are names, keys or paths of the store.
 const NAMES: [&str; 14] = [
