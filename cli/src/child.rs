@@ -62,9 +62,9 @@ struct Group {
 }
 
 impl Running {
-    /// Starts `command` with `variables` in its environment. The reaper ends it at `deadline`, on the
-    /// clock of the reaper (`reaper::now`), unless the deadline is [extended](Self::allow). `None` stands for the
-    /// lifetime of this process.
+    /// Starts `command` with `variables` in its environment. The reaper ends it at `deadline`, on the clock of the
+    /// reaper (`reaper::now`), unless the deadline is [extended](Self::allow). `None` stands for the lifetime of this
+    /// process.
     pub(crate) async fn start(
         command: &[OsString],
         variables: &[(&str, String)],
