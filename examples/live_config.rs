@@ -15,15 +15,6 @@ use enlist_config::{ConfigView, Flags, Format, LogFilter, RateLimit, RateLimiter
 use enlist_examples::{Store, flag};
 use tracing_subscriber::{layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
-type Result<T = ()> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
-
-#[derive(serde::Deserialize)]
-struct Settings {
-    log: LogFilter,
-    rate: RateLimit,
-    flags: Flags,
-}
-
 const DEFAULTS: &str = r#"
 log = "warn"
 rate = { per_second = 10, burst = 5 }
@@ -35,6 +26,15 @@ log = "warn,live_config=debug"
 rate = { per_second = 100 }
 flags = { new-checkout = { percentage = 30 } }
 "#;
+
+type Result<T = ()> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+#[derive(serde::Deserialize)]
+struct Settings {
+    log: LogFilter,
+    rate: RateLimit,
+    flags: Flags,
+}
 
 #[tokio::main]
 async fn main() -> Result {

@@ -36,14 +36,14 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, interval_at},
 };
 
-type Result<T = ()> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
-
 const SERVERS: usize = 6;
 const CALLERS: u32 = 30;
 const CALLS_PER_SECOND: u32 = 1500;
 
 /// Maximum duration of a step.
 const LIMIT: Duration = Duration::from_secs(30);
+
+type Result<T = ()> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 /// End of a server.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -10,6 +10,17 @@ use enlist_testkit::{EtcdServer, eventually, soon};
 use etcd_client::GetOptions;
 use support::{Done, Running, bare, enlist, raw, run, server, with_default_signals};
 
+/// Commands that run a program.
+const COMMANDS: [&[&str]; 7] = [
+    &["lock", "l"],
+    &["elect", "e", "v"],
+    &["register", "svc", "10.0.0.1:80"],
+    &["once", "job"],
+    &["config", "watch"],
+    &["config", "watch", "--signal", "HUP"],
+    &["config", "watch", "--postpone"],
+];
+
 async fn revision(server: &EtcdServer) -> i64 {
     raw(server).await.get("\0", None).await.unwrap().header().unwrap().revision()
 }
@@ -22,17 +33,6 @@ fn executable(directory: &Path, name: &str, content: &[u8]) -> String {
     fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
     file.display().to_string()
 }
-
-/// Commands that run a program.
-const COMMANDS: [&[&str]; 7] = [
-    &["lock", "l"],
-    &["elect", "e", "v"],
-    &["register", "svc", "10.0.0.1:80"],
-    &["once", "job"],
-    &["config", "watch"],
-    &["config", "watch", "--signal", "HUP"],
-    &["config", "watch", "--postpone"],
-];
 
 /// A program that cannot be executed fails with the status of a shell, before anything is registered or locked.
 #[tokio::test]

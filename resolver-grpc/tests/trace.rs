@@ -41,6 +41,9 @@ thread_local! {
     static FILTERED: Cell<bool> = const { Cell::new(false) };
 }
 
+/// Attributes of earlier versions of the conventions.
+const FORMER: [&str; 4] = ["rpc.system", "rpc.service", "rpc.grpc.status_code", "rpc.response.status_code"];
+
 /// Returns the exporter of all tests' spans: a thread's subscriber misses callsites that other tests used before.
 fn exported() -> InMemorySpanExporter {
     static EXPORTER: OnceLock<InMemorySpanExporter> = OnceLock::new();
@@ -81,9 +84,6 @@ fn spans(kind: &SpanKind, key: &str, value: &Value) -> Vec<SpanData> {
 fn calls_to(address: SocketAddr) -> Vec<SpanData> {
     spans(&SpanKind::Client, "network.peer.port", &Value::I64(address.port().into()))
 }
-
-/// Attributes of earlier versions of the conventions.
-const FORMER: [&str; 4] = ["rpc.system", "rpc.service", "rpc.grpc.status_code", "rpc.response.status_code"];
 
 /// Returns the end of a span: the status, the description of the error, and the kind of error.
 fn end(span: &SpanData) -> (Option<String>, Option<String>, Option<String>) {

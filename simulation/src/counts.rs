@@ -7,6 +7,9 @@ use crate::{
     verdicts::Invariant,
 };
 
+/// First word of a line with a count.
+const MARK: &str = "count: ";
+
 /// Kind of a count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
@@ -82,9 +85,6 @@ struct Count {
 /// Counts of one run or of several.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counts(BTreeMap<Kind, Count>);
-
-/// First word of a line with a count.
-const MARK: &str = "count: ";
 
 impl Counts {
     /// Adds to the count of a kind in one run.

@@ -83,6 +83,9 @@ kinds! {
     }
 }
 
+/// First word of a line with a verdict.
+const MARK: &str = "broken: ";
+
 /// Verdict that an invariant is violated.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Verdict {
@@ -90,9 +93,6 @@ pub(crate) struct Verdict {
     pub(crate) invariant: Option<Invariant>,
     pub(crate) detail: String,
 }
-
-/// First word of a line with a verdict.
-const MARK: &str = "broken: ";
 
 impl Verdict {
     pub(crate) fn of(invariant: Invariant, detail: impl fmt::Display) -> Self {

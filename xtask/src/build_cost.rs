@@ -39,6 +39,9 @@ const END: &str = "\
 }
 ";
 
+/// The backend of the programs with etcd.
+const ETCD: &str = "    let store = enlist_etcd::Etcd::connect(\"127.0.0.1:2379\").await?;\n";
+
 /// A program.
 struct Program {
     name: &'static str,
@@ -49,9 +52,6 @@ struct Program {
     /// Statements after the view is there.
     use_view: &'static str,
 }
-
-/// The backend of the programs with etcd.
-const ETCD: &str = "    let store = enlist_etcd::Etcd::connect(\"127.0.0.1:2379\").await?;\n";
 
 const PROGRAMS: [Program; 5] = [
     Program {

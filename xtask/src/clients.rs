@@ -15,6 +15,12 @@ use crate::{
 /// Folder of the sources of the clients.
 const SOURCES: &str = "agent/tests/clients";
 
+/// The tests over etcd in the layouts of Go frameworks, with a client in Go.
+const LAYOUTS: &str = "layouts";
+
+/// Programs on these frameworks.
+const FRAMEWORKS: [&str; 3] = ["gozero", "kitex", "kratos"];
+
 /// Variables for tests.
 type Variables = Vec<(&'static str, PathBuf)>;
 
@@ -37,12 +43,6 @@ const PARTS: [Part; 9] = [
     Part { name: "prometheus", prepare: prometheus },
     Part { name: "browser", prepare: browser },
 ];
-
-/// The tests over etcd in the layouts of Go frameworks, with a client in Go.
-const LAYOUTS: &str = "layouts";
-
-/// Programs on these frameworks.
-const FRAMEWORKS: [&str; 3] = ["gozero", "kitex", "kratos"];
 
 /// Runs `cargo xtask clients` with the parts named, or all.
 pub(crate) fn test(parts: impl Iterator<Item = String>) -> Result {

@@ -21,10 +21,10 @@ use greeter::Greeter;
 use tokio::net::TcpListener;
 use tonic::transport::{Server, server::TcpIncoming};
 
-type Failure = Box<dyn std::error::Error + Send + Sync>;
-
 /// Time for which the third greeter runs, and is absent.
 const TURN: Duration = Duration::from_secs(5);
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 #[tokio::main]
 async fn main() -> Result<(), Failure> {
