@@ -282,7 +282,8 @@ fn try_tests(output: &Path, part: &Part, sources: &Sources<'_>, former: FormerRu
     command.args(sources.files.iter().flat_map(|file| ["--file", file]));
     command.args(sources.excluded.iter().flat_map(|file| ["--exclude", file]));
     command.args(packages.iter().flat_map(|package| ["--test-package", package]));
-    command.arg("--").args(options);
+    // Options after `--` apply to the run of the tests only; these also leave the other programs unbuilt.
+    command.args(options.iter().map(|option| format!("--cargo-arg={option}")));
     // Survivors are no failure: status 2 means that there are some, 3 that some timed out.
     let status = command.status()?;
     if !matches!(status.code(), Some(0 | 2 | 3)) {
