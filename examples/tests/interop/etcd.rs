@@ -4,8 +4,8 @@
 use std::{sync::Arc, time::Duration};
 
 use enlist::{
-    Directory, Election, Endpoint, Instance, InstanceId, Lock, LockName, Moment, OnDelete, RegisterOptions, Registry,
-    Released, Resolver, ServiceRef,
+    Directory, Election, Endpoint, Instance, InstanceId, Lock, LockGuard, LockName, Moment, OnDelete, RegisterOptions,
+    Registry, Released, Resolver, ServiceRef,
 };
 use enlist_etcd::{Etcd, EtcdConcurrency, EtcdNaming, GobaseLock, Kitex};
 use enlist_grpc::Channel;
@@ -31,6 +31,8 @@ const NAMING: Framework = Framework {
     lost_lease: LostLease::StaysAway,
     stored: Stored::AsByOurs,
 };
+
+const GOBASE_JOB: &str = "/locks/nightly";
 
 #[tokio::test]
 #[ignore = "needs Go: `cargo xtask interop` runs it"]
@@ -183,30 +185,29 @@ async fn both_stand_for_one_office() {
     while soon("observed", observer.next()).await.unwrap().leader.is_some() {}
 }
 
-/// gobase's lock has one key; the process that creates it is the holder. If a process of either side ends, the lock is
-/// free after its TTL.
+fn waits(etcd: &Etcd, job: &LockName) -> BackgroundTask<LockGuard> {
+    let (etcd, job) = (etcd.clone(), job.clone());
+    BackgroundTask::run(async move { etcd.acquire(&job, short()).await.unwrap() })
+}
+
+/// gobase's lock has one key; the process that creates it is the holder.
 #[tokio::test]
 #[ignore = "needs Go: `cargo xtask interop` runs it"]
-async fn gobase_excludes_ours() {
+async fn a_gobase_lock_has_one_holder() {
     let etcd_server = EtcdServer::start().await;
-    let proxy = Proxy::start(etcd_server.address()).await.unwrap();
-    let etcd = Etcd::builder([proxy.url()]).lock_layout(GobaseLock).connect().await.unwrap();
-    let job = LockName::parse("/locks/nightly").unwrap();
-    let waits = || {
-        let (etcd, job) = (etcd.clone(), job.clone());
-        BackgroundTask::run(async move { etcd.acquire(&job, short()).await.unwrap() })
-    };
+    let etcd = Etcd::builder([etcd_server.url()]).lock_layout(GobaseLock).connect().await.unwrap();
+    let job = LockName::parse(GOBASE_JOB).unwrap();
     // Go holds, and deletes its key.
-    let mut go = Go::start(&etcd_server, "etcd", &["gobase-lock", "/locks/nightly"]);
+    let mut go = Go::start(&etcd_server, "etcd", &["gobase-lock", GOBASE_JOB]);
     assert_eq!(go.line().await, "locked");
     assert!(etcd.try_acquire(&job, short()).await.unwrap().is_none());
-    let mut waiting = waits();
+    let mut waiting = waits(&etcd, &job);
     waiting.assert_running();
     go.go_on();
     assert_eq!(go.line().await, "deleted");
     let ours = waiting.done("our turn").await;
     // Our side holds, and releases.
-    let mut go = Go::start(&etcd_server, "etcd", &["gobase-lock", "/locks/nightly"]);
+    let mut go = Go::start(&etcd_server, "etcd", &["gobase-lock", GOBASE_JOB]);
     assert_eq!(go.line().await, "busy");
     go.go_on();
     assert_eq!(go.line().await, "busy");
@@ -214,14 +215,26 @@ async fn gobase_excludes_ours() {
     assert_eq!(soon("released", ours.release()).await.unwrap(), Released::Released);
     go.go_on();
     assert_eq!(go.line().await, "locked");
+}
+
+/// The lock of a process of either side that ends is free after its TTL.
+#[tokio::test]
+#[ignore = "needs Go: `cargo xtask interop` runs it"]
+async fn an_expired_gobase_lock_is_free() {
+    let etcd_server = EtcdServer::start().await;
+    let proxy = Proxy::start(etcd_server.address()).await.unwrap();
+    let etcd = Etcd::builder([proxy.url()]).lock_layout(GobaseLock).connect().await.unwrap();
+    let job = LockName::parse(GOBASE_JOB).unwrap();
     // Go crashes.
-    let mut waiting = waits();
+    let mut go = Go::start(&etcd_server, "etcd", &["gobase-lock", GOBASE_JOB]);
+    assert_eq!(go.line().await, "locked");
+    let mut waiting = waits(&etcd, &job);
     assert!(etcd.try_acquire(&job, short()).await.unwrap().is_none());
     drop(go);
     let ours = waiting.done("our turn").await;
     assert!(ours.is_held());
     // Our process stops sending.
-    let mut go = Go::start(&etcd_server, "etcd", &["gobase-lock", "/locks/nightly"]);
+    let mut go = Go::start(&etcd_server, "etcd", &["gobase-lock", GOBASE_JOB]);
     assert_eq!(go.line().await, "busy");
     proxy.cut();
     soon("the loss", ours.lost()).await;

@@ -167,6 +167,12 @@ mod tests {
         let mut next = HeaderMap::new();
         parent.child().write(&mut next);
         assert_eq!(next.get_all(STATE).iter().collect::<Vec<_>>(), ["one=1,two=2,three=3"]);
+    }
+
+    #[test]
+    fn two_parents_are_none() {
+        let mut headers = HeaderMap::new();
+        TraceContext::root().write(&mut headers);
         headers.append(PARENT, HeaderValue::from_static("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"));
         assert_eq!(TraceContext::read(&headers), None);
     }

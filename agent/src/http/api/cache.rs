@@ -101,9 +101,15 @@ mod tests {
         assert_eq!((*one.unwrap().value, *two.unwrap().value), (0, 0));
         assert_eq!(*cache.read("b", read).await.unwrap().value, 1);
         tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(*cache.read("a", read).await.unwrap().value, 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_is_not_kept() {
+        let cache = Cache::new(Duration::from_secs(1));
         let failed = cache.read("a", || async { Err(Error::Closed) }).await;
         assert_eq!(failed.unwrap_err().code(), Code::StoreUnavailable);
-        assert_eq!(*cache.read("a", read).await.unwrap().value, 2);
+        assert_eq!(*cache.read("a", || async { Ok(1) }).await.unwrap().value, 1);
     }
 
     #[tokio::test(start_paused = true)]
@@ -111,6 +117,11 @@ mod tests {
         let cache = Cache::new(Duration::from_secs(1));
         let hung = cache.read(0, std::future::pending::<Result<(), Error>>).await;
         assert_eq!(hung.unwrap_err().code(), Code::StoreUnavailable);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_number_of_keys_is_bounded() {
+        let cache = Cache::new(Duration::from_secs(1));
         for key in 0..2 * KEYS {
             cache.read(key, || async { Ok(()) }).await.unwrap();
         }

@@ -265,6 +265,11 @@ mod tests {
         assert!(timeout(Duration::from_secs(60), view.ready()).await.is_err());
         answers.set(&["10.0.0.1:80"]);
         assert_eq!(view.ready().await.unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn an_invalid_address_is_refused() {
+        let directory = Directory::new(Arc::new(Dns::new().with_lookup(Arc::new(Answers::default()))));
         for no_name in ["no port", "grpcs://h:443"] {
             let service = ServiceRef::new(Namespace::default(), ServiceName::parse(no_name).unwrap());
             assert!(matches!(directory.view(&service).ready().await, Err(Error::InvalidAddress { .. })), "{no_name}");
