@@ -7,9 +7,10 @@
 
 use std::{
     io,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
 };
 
+use enlist::backend::MutexExt as _;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::signals::{stop_this_process, wait_for_stop};
@@ -18,8 +19,7 @@ use crate::signals::{stop_this_process, wait_for_stop};
 static JOB: Mutex<Option<UnboundedSender<()>>> = Mutex::new(None);
 
 fn job() -> MutexGuard<'static, Option<UnboundedSender<()>>> {
-    // One assignment cannot leave it half done.
-    JOB.lock().unwrap_or_else(PoisonError::into_inner)
+    JOB.locked()
 }
 
 /// Starts the thread, which lasts as long as the process.

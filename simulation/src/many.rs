@@ -4,13 +4,13 @@ use std::{
     os::unix::process::ExitStatusExt as _,
     process::{Command, Output},
     sync::{
-        Mutex, PoisonError,
+        Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use enlist::Moment;
+use enlist::{Moment, backend::MutexExt as _};
 
 use crate::{
     counts::Counts,
@@ -102,7 +102,7 @@ pub(crate) fn batch(
                         return;
                     }
                     let (verdicts, counts) = run_one(seed, defect);
-                    let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+                    let mut done = done.locked();
                     done.1.merge(&counts);
                     if !verdicts.is_empty() {
                         done.0.push(Failed { seed, verdicts });
@@ -114,7 +114,7 @@ pub(crate) fn batch(
             });
         }
     });
-    let (mut failed, counts) = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let (mut failed, counts) = std::mem::take(&mut *done.locked());
     failed.sort_by_key(|failed: &Failed| failed.seed);
     let runs = next.into_inner().min(first + count) - first;
     Batch { runs, failed, counts, took: begun.elapsed() }
