@@ -602,6 +602,39 @@ async fn a_write_behind_many_others_fails_in_time() {
     assert!(took < Duration::from_secs(15), "{took:?}");
 }
 
+/// etcd takes four seconds for each transaction, and registrations that wait need more transactions than two within the
+/// limit of a request.
+#[tokio::test(start_paused = true)]
+async fn a_removal_has_its_turn_among_writes() {
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    let mut removed = Some(register_number(&etcd, 0).await);
+    for _ in 0..40 {
+        fake.misbehave(Misbehavior::LateTxn(Duration::from_secs(4)));
+    }
+    let mut others = Vec::new();
+    for ids in [1..801, 801..1601] {
+        for id in ids {
+            let id = InstanceId::parse(format!("i{id}")).unwrap();
+            let instance = Instance::new(id, [Endpoint::parse("h:1").unwrap()]).unwrap();
+            let options = RegisterOptions::new().start(Start::Background);
+            others.push(etcd.register(&service(), instance, options).await.unwrap());
+        }
+        // All of them are waiting.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        drop(removed.take());
+        // The first attempt is given up after three seconds, and the next one waits.
+        tokio::time::sleep(Duration::from_secs(4)).await;
+    }
+    while fake.under(PREFIX.as_bytes()).len() < 1600 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let journal = fake.journal();
+    let of_removed = journal.iter().skip(1).position(|change| change.key.ends_with(b"/i0"));
+    let at = of_removed.expect("it is marked as leaving, or removed");
+    assert!(at < 1000, "after {at} writes");
+}
+
 #[tokio::test(start_paused = true)]
 async fn equal_renewal_intervals_share_one_lease() {
     let fake = FakeEtcd::start();

@@ -55,7 +55,7 @@ impl Semaphore for Etcd {
             let previous = stored.as_ref().map(|record| &record.value[..]);
             let value = layout.of_semaphores(|layout| layout.encode_permits(permits, previous))?;
             let guard = stored.as_ref().map_or(Guard::Absent, |record| Guard::Modified(record.modified));
-            let written = client.put(&key, guard, &value, None).await;
+            let written = client.put_in_time(&key, guard, &value, None).await;
             match written.map_err(|failure| failure.into_error(&describe(name)))? {
                 WriteOutcome::Done(_) => return Ok(()),
                 WriteOutcome::Refused(found) => stored = found,

@@ -61,7 +61,7 @@ impl Registry for Etcd {
             let value = layout.encode(service, &instance, &Writing { previous, ..Writing::default() })?;
             let written = match &present {
                 // This detaches a key that is still under its lease.
-                Some(record) => client.put(&key, Guard::Modified(record.modified), &value, None).await,
+                Some(record) => client.put_in_time(&key, Guard::Modified(record.modified), &value, None).await,
                 None => self.create_fixed(&key, &value).await,
             };
             match written.map_err(failed)? {
@@ -91,11 +91,11 @@ impl Registry for Etcd {
             let mut guard = Guard::Modified(record.modified);
             if let Some(value) = marked_leaving(&**layout, service, &record) {
                 // A failure does not prevent the removal.
-                if let Ok(WriteOutcome::Done(revision)) = client.put(&record.key, guard, &value, None).await {
+                if let Ok(WriteOutcome::Done(revision)) = client.put_in_time(&record.key, guard, &value, None).await {
                     guard = Guard::Modified(revision);
                 }
             }
-            match client.delete(&key, guard).await.map_err(failed)? {
+            match client.delete_in_time(&key, guard).await.map_err(failed)? {
                 WriteOutcome::Done(_) => return Ok(record.entry(instance)),
                 WriteOutcome::Refused(found) if attempts < MAX_ATTEMPTS && attachment.may_change(found.as_ref()) => {}
                 WriteOutcome::Refused(found) => return Err(Self::changed(service, id, found.as_ref())),
@@ -121,7 +121,7 @@ impl Registry for Etcd {
             }
             // Without the mark of a departure: the registration would attribute the marked value to another
             // registration, whose removal is no eviction.
-            match client.delete(&key, Guard::Modified(at)).await.map_err(failed)? {
+            match client.delete_in_time(&key, Guard::Modified(at)).await.map_err(failed)? {
                 WriteOutcome::Done(removed) => {
                     let decoded = layout.decode(service, &key, &record.value).ok();
                     let entry = decoded.map(|decoded| record.entry(decoded.instance));
@@ -211,8 +211,8 @@ impl Etcd {
         let RegistrationContext { leases, client, .. } = &*self.session.registration;
         // Also if this future is dropped: a key that is not detached is deleted with the lease.
         let lease = leases.detaching(LeaseTerms::new(DETACH_TIMEOUT, None)).await?;
-        match client.put(key, Guard::Absent, value, Some(lease.id())).await? {
-            WriteOutcome::Done(revision) => client.put(key, Guard::Modified(revision), value, None).await,
+        match client.put_in_time(key, Guard::Absent, value, Some(lease.id())).await? {
+            WriteOutcome::Done(revision) => client.put_in_time(key, Guard::Modified(revision), value, None).await,
             refused @ WriteOutcome::Refused(_) => Ok(refused),
         }
     }

@@ -44,8 +44,19 @@ impl StoreClient {
         Ok((records(response).next(), revision))
     }
 
-    /// Puts a key under a guard. Fails if it is not sent within the limit of a request.
+    /// Puts a key under a guard, in its turn among the writes of the session.
     pub(crate) async fn put(
+        &self,
+        key: &Arc<[u8]>,
+        guard: Guard,
+        value: &[u8],
+        lease: Option<LeaseId>,
+    ) -> Result<WriteOutcome, Failure> {
+        self.instance_writes.send(put_under(key, guard, value, lease)).await.map(WriteOutcome::of)
+    }
+
+    /// As [`put`](Self::put), but fails if its turn does not come within the limit of a request. For users who wait.
+    pub(crate) async fn put_in_time(
         &self,
         key: &Arc<[u8]>,
         guard: Guard,
@@ -56,7 +67,7 @@ impl StoreClient {
         write.await.map(WriteOutcome::of)
     }
 
-    /// As [`put`](Self::put), but without a limit, and not sent if `given_up` completes before.
+    /// As [`put`](Self::put), but not sent if `given_up` completes before.
     pub(crate) async fn put_unless(
         &self,
         key: &Arc<[u8]>,
@@ -69,11 +80,15 @@ impl StoreClient {
         write.await.map(WriteOutcome::of)
     }
 
-    /// Deletes a key under a guard. Fails if it is not sent within the limit of a request.
+    /// Deletes a key under a guard, in its turn among the writes of the session.
     pub(crate) async fn delete(&self, key: &[u8], guard: Guard) -> Result<WriteOutcome, Failure> {
-        let ops = vec![TxnOp::delete(key, None)];
-        let write = Write::apart(vec![(key.into(), guard)], ops, key.len());
-        self.instance_writes.send_within(write, self.control.limit).await.map(WriteOutcome::of)
+        self.instance_writes.send(delete_under(key, guard)).await.map(WriteOutcome::of)
+    }
+
+    /// As [`delete`](Self::delete), but fails if its turn does not come within the limit of a request. For users who
+    /// wait.
+    pub(crate) async fn delete_in_time(&self, key: &[u8], guard: Guard) -> Result<WriteOutcome, Failure> {
+        self.instance_writes.send_within(delete_under(key, guard), self.control.limit).await.map(WriteOutcome::of)
     }
 
     /// Reads a range, sorted or limited as `options` say.
@@ -88,6 +103,11 @@ impl StoreClient {
 /// Returns a write of one key under a guard.
 fn put_under(key: &Arc<[u8]>, guard: Guard, value: &[u8], lease: Option<LeaseId>) -> Write {
     Write::apart(vec![(Arc::clone(key), guard)], vec![put(key, value, lease)], key.len() + value.len())
+}
+
+/// Returns a deletion of one key under a guard.
+fn delete_under(key: &[u8], guard: Guard) -> Write {
+    Write::apart(vec![(key.into(), guard)], vec![TxnOp::delete(key, None)], key.len())
 }
 
 /// Returns a put of a key under `lease`.

@@ -34,7 +34,7 @@ pub(super) async fn proclaim(context: Arc<LockContext>, target: Target, proclama
     };
     let key = entry.key[..].into();
     let outcome = loop {
-        match context.client.put(&key, Guard::Modified(modified), &value, Some(entry.lease)).await {
+        match context.client.put_in_time(&key, Guard::Modified(modified), &value, Some(entry.lease)).await {
             Ok(WriteOutcome::Done(revision)) => {
                 modified = revision;
                 break Ok(revision);
