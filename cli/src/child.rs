@@ -29,6 +29,7 @@ use crate::{
     exit,
     output::Failure,
     process_group::has_members,
+    reaper::ReaperTime,
     signals::{self, Signal, Signals},
     terminal::Job,
 };
@@ -62,13 +63,12 @@ struct Group {
 }
 
 impl Running {
-    /// Starts `command` with `variables` in its environment. The reaper ends it at `deadline`, on the clock of the
-    /// reaper (`reaper::now`), unless the deadline is [extended](Self::allow). `None` stands for the lifetime of this
-    /// process.
+    /// Starts `command` with `variables` in its environment. The reaper ends it at `deadline`, unless that is
+    /// [moved](Self::allow). `None` stands for the lifetime of this process.
     pub(crate) async fn start(
         command: &[OsString],
         variables: &[(&str, String)],
-        deadline: Option<Duration>,
+        deadline: Option<ReaperTime>,
     ) -> Result<Self, Failure> {
         let [program, arguments @ ..] = command else {
             return Err(Failure::usage("the program after `--` is missing"));
@@ -92,7 +92,7 @@ impl Running {
     }
 
     /// Sets the deadline of the group, at which the reaper ends it if this process is frozen.
-    pub(crate) async fn allow(&mut self, deadline: Duration) {
+    pub(crate) async fn allow(&mut self, deadline: ReaperTime) {
         // An error means that the reaper has ended.
         let _ = self.group.allow(deadline).await;
     }
@@ -183,8 +183,8 @@ impl Group {
     }
 
     /// Writes one deadline. Does not wait for a reaper that does not read.
-    async fn allow(&mut self, deadline: Duration) -> io::Result<()> {
-        let line = format!("{}\n", deadline.as_millis());
+    async fn allow(&mut self, deadline: ReaperTime) -> io::Result<()> {
+        let line = deadline.line();
         let writing = tokio::time::timeout(GROUP_END_POLL, self.deadlines.write_all(line.as_bytes()));
         writing.await.unwrap_or_else(|late| Err(late.into()))
     }

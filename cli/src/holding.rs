@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use enlist::{
     Begun, Election, Error, JobRecord, JobRun, Leadership, LockGuard, LockName, Loss, Moment, Once, PermitGuard,
-    Queues, Released, backend::safe_validity, with_causes,
+    Queues, Released, with_causes,
 };
 use enlist_etcd::Etcd;
 use serde_json::json;
@@ -13,13 +13,11 @@ use serde_json::json;
 use crate::{
     args::{Reporting, Run},
     child::{Running, exit_code},
+    deadlines::{self, DEADLINE_INTERVAL},
     output::{Failure, Output, To, time},
-    reaper,
+    reaper::ReaperTime,
     signals::{Signals, ending},
 };
-
-/// Interval of the deadlines that the reaper gets for the program.
-const DEADLINE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Maximum wait for the confirmation of a release. The release continues in the background until the process ends.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -170,10 +168,10 @@ impl<'a> Holding<'a> {
             self.wait(held.guard(), signals).await
         } else {
             let variables = [("ENLIST_FENCING_TOKEN", token.to_string()), ("ENLIST_LOCK", self.name.to_string())];
-            let deadline = deadline(held.guard(), self.ttl);
+            let deadline = deadlines::while_held(held.guard(), self.ttl);
             // On a failure the guard is dropped here, so that other contenders need not wait for the lease to expire.
             let running = Running::start(&self.run.command, &variables, Some(deadline)).await?;
-            self.supervise(held.guard(), running, signals).await?
+            self.supervise(held.guard(), running, deadline, signals).await?
         };
         let Outcome::Done(mut code) = outcome else { return Ok(self.reporting.lost) };
         if let Some(job) = job {
@@ -266,15 +264,16 @@ impl<'a> Holding<'a> {
         }
     }
 
-    /// Waits until the program ends. A loss ends it.
+    /// Waits until the program ends, whose deadline the reaper has. A loss ends it.
     async fn supervise(
         &self,
         guard: &LockGuard,
         mut running: Running,
+        mut deadline: ReaperTime,
         signals: &mut Signals,
     ) -> Result<Outcome, Failure> {
         let grace = self.run.grace;
-        let mut deadlines = tokio::time::interval(DEADLINE_INTERVAL);
+        let mut ticks = tokio::time::interval(DEADLINE_INTERVAL);
         loop {
             tokio::select! {
                 // A loss takes precedence over every other event.
@@ -282,9 +281,9 @@ impl<'a> Holding<'a> {
                 loss = guard.lost() => {
                     let begun = Moment::now();
                     self.report_loss(loss);
-                    let grace = grace_after(loss, self.ttl, grace);
-                    running.allow(reaper::now() + grace + DEADLINE_INTERVAL).await;
-                    running.end(grace).await?;
+                    let end = deadlines::after_loss(loss, self.ttl, grace, ReaperTime::now(), deadline);
+                    running.allow(end.deadline).await;
+                    running.end(end.grace).await?;
                     let after = begun.elapsed().as_secs_f64();
                     self.report("stopped", &format!(" {after:.3} s after the loss"), json!({ "seconds": after }));
                     return Ok(Outcome::Lost);
@@ -298,7 +297,10 @@ impl<'a> Holding<'a> {
                 }
                 signal = signals.next() => running.signal(signal),
                 // If this process is frozen, the reaper ends the program before another contender can acquire the lock.
-                _ = deadlines.tick() => running.allow(deadline(guard, self.ttl)).await,
+                _ = ticks.tick() => {
+                    deadline = deadlines::while_held(guard, self.ttl);
+                    running.allow(deadline).await;
+                }
             }
         }
     }
@@ -382,47 +384,6 @@ impl<'a> Holding<'a> {
                 })
             }
             Kind::Election => Ok(Obstacle::Holder(self.etcd.leader(self.name).await?.map(|leader| leader.value))),
-        }
-    }
-}
-
-/// Time between SIGTERM and SIGKILL after a loss. An expiry is known before another contender can acquire the lock, and
-/// the program has to end before that as well. After any other loss, another contender may hold the lock already.
-fn grace_after(loss: Loss, ttl: Duration, grace: Duration) -> Duration {
-    if loss == Loss::Expired { grace.min(margin(ttl) / 2) } else { grace }
-}
-
-/// Deadline of the program on the clock of the reaper. The clock is read first, so that a freeze of this process before
-/// the reaper learns the deadline does not extend it.
-fn deadline(guard: &LockGuard, ttl: Duration) -> Duration {
-    let now = reaper::now();
-    now.saturating_add(allowed(guard.remaining(), ttl))
-}
-
-/// Maximum lifetime of the program without further messages of this process: longer than the lock validity, at whose
-/// end this process acts, and shorter than the lease.
-fn allowed(remaining: Duration, ttl: Duration) -> Duration {
-    remaining + margin(ttl) * 3 / 4
-}
-
-/// Time between the end of the lock validity and the earliest expiry of the lease.
-fn margin(ttl: Duration) -> Duration {
-    ttl.saturating_sub(safe_validity(ttl))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_program_ends_before_another_holder_starts() {
-        for ttl in [2, 5, 15, 600].map(Duration::from_secs) {
-            let hour = Duration::from_secs(3600);
-            assert!(safe_validity(ttl) + grace_after(Loss::Expired, ttl, hour) < ttl);
-            assert!(allowed(safe_validity(ttl), ttl) < ttl);
-            // This process acts before the reaper, if it can.
-            assert!(allowed(Duration::ZERO, ttl) > grace_after(Loss::Expired, ttl, hour));
-            assert_eq!(grace_after(Loss::LeaseGone, ttl, hour), hour);
         }
     }
 }

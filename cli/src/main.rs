@@ -9,6 +9,7 @@ mod args;
 mod child;
 mod config;
 mod connect;
+mod deadlines;
 mod demo;
 mod doctor;
 mod exit;

@@ -1,7 +1,7 @@
 //! The reaper ends the process group of a program when the process that started it is killed or frozen.
 //!
 //! It is the first process of the group, so that the group exists before the program does. Its input has one line per
-//! deadline, in milliseconds of [`now`]. It ends the group at the last deadline, or when the input ends. It never ends
+//! deadline, see [`ReaperTime`]. It ends the group at the last deadline, or when the input ends. It never ends
 //! another group.
 
 use std::{
@@ -29,14 +29,41 @@ const DEADLINE_POLL: Duration = Duration::from_secs(1);
 /// Maximum number of lines read ahead.
 const QUEUE: usize = 4;
 
-/// Returns the time since the machine started, with suspensions where the system has such a clock. All processes read
-/// the same time.
-pub(crate) fn now() -> Duration {
-    #[cfg(any(target_os = "linux", target_os = "android"))]
-    const CLOCK: ClockId = ClockId::Boottime;
-    #[cfg(not(any(target_os = "linux", target_os = "android")))]
-    const CLOCK: ClockId = ClockId::Monotonic;
-    Duration::try_from(clock_gettime(CLOCK)).unwrap_or_default()
+/// Point in time on the clock of the reaper, which all processes read: the time since the machine started, with
+/// suspensions where the system has such a clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct ReaperTime(Duration);
+
+impl ReaperTime {
+    const MAX: Self = Self(Duration::MAX);
+
+    pub(crate) fn now() -> Self {
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        const CLOCK: ClockId = ClockId::Boottime;
+        #[cfg(not(any(target_os = "linux", target_os = "android")))]
+        const CLOCK: ClockId = ClockId::Monotonic;
+        Self(Duration::try_from(clock_gettime(CLOCK)).unwrap_or_default())
+    }
+
+    #[must_use]
+    pub(crate) fn after(self, time: Duration) -> Self {
+        Self(self.0.saturating_add(time))
+    }
+
+    /// Returns the time since `earlier`; zero if that is later.
+    pub(crate) fn since(self, earlier: Self) -> Duration {
+        self.0.saturating_sub(earlier.0)
+    }
+
+    /// Returns the line with which the reaper learns this deadline: milliseconds.
+    pub(crate) fn line(self) -> String {
+        format!("{}\n", self.0.as_millis())
+    }
+
+    /// Parses a [line](Self::line). One that is damaged is in the past.
+    fn parse(line: &str) -> Self {
+        Self(Duration::from_millis(line.parse().unwrap_or(0)))
+    }
 }
 
 pub(crate) fn run() -> u8 {
@@ -53,16 +80,16 @@ pub(crate) fn run() -> u8 {
     let (send, lines) = mpsc::sync_channel(QUEUE);
     // The thread ends with the input.
     std::thread::spawn(move || io::stdin().lock().lines().map_while(Result::ok).try_for_each(|line| send.send(line)));
-    let mut deadline = Duration::MAX;
+    let mut deadline = ReaperTime::MAX;
     loop {
-        let remaining = deadline.saturating_sub(now());
+        let remaining = deadline.since(ReaperTime::now());
         match lines.recv_timeout(remaining.min(DEADLINE_POLL)) {
-            Ok(line) => deadline = Duration::from_millis(line.parse().unwrap_or(0)),
+            Ok(line) => deadline = ReaperTime::parse(&line),
             // The starting process is frozen, so another contender may acquire the lock soon.
-            Err(RecvTimeoutError::Timeout) if now() >= deadline => break,
+            Err(RecvTimeoutError::Timeout) if ReaperTime::now() >= deadline => break,
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => {
-                end_gently(group, deadline.min(now().saturating_add(MAX_KILL_DELAY)));
+                end_gently(group, deadline.min(ReaperTime::now().after(MAX_KILL_DELAY)));
                 break;
             }
         }
@@ -73,11 +100,11 @@ pub(crate) fn run() -> u8 {
 }
 
 /// Sends SIGTERM to the group, and waits until it ends or until `deadline`.
-fn end_gently(group: Pid, deadline: Duration) {
+fn end_gently(group: Pid, deadline: ReaperTime) {
     // An error means that no process is left.
     let _ = kill_process_group(group, Signal::TERM);
     let _ = kill_process_group(group, Signal::CONT);
-    while has_members(group) && now() < deadline {
+    while has_members(group) && ReaperTime::now() < deadline {
         std::thread::park_timeout(GROUP_END_POLL);
     }
 }
