@@ -47,7 +47,7 @@ type Result<T = ()> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 /// End of a server.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum End {
+enum ServerEnd {
     Orderly,
     Killed,
 }
@@ -65,7 +65,7 @@ async fn main() -> Result {
     if let Some(id) = env::args().skip_while(|arg| arg != "--serve").nth(1) {
         return serve(&store, &id, None).await;
     }
-    let end = if flag("--kill") { End::Killed } else { End::Orderly };
+    let end = if flag("--kill") { ServerEnd::Killed } else { ServerEnd::Orderly };
     let mut servers = Vec::new();
     for number in 1..=SERVERS {
         servers.push(Server::start(&store, format!("greeter-{number}"))?);
@@ -81,8 +81,8 @@ async fn main() -> Result {
     let mut load = JoinSet::new();
     for caller in 0..CALLERS {
         let (channel, calls) = match end {
-            End::Killed if caller % 2 == 0 => (&repeating, Calls::Repeatable),
-            End::Killed | End::Orderly => (&plain, Calls::Plain),
+            ServerEnd::Killed if caller % 2 == 0 => (&repeating, Calls::Repeatable),
+            ServerEnd::Killed | ServerEnd::Orderly => (&plain, Calls::Plain),
         };
         let first = Duration::from_secs(1) * caller / CALLS_PER_SECOND;
         load.spawn(call(channel.clone(), calls, first, Arc::clone(&tally)));
@@ -101,7 +101,7 @@ async fn main() -> Result {
     load.shutdown().await;
     let tally = std::mem::take(&mut *lock(&tally));
     for server in &mut servers {
-        server.end(End::Orderly).await?;
+        server.end(ServerEnd::Orderly).await?;
     }
     tally.report(took, end)
 }
@@ -146,12 +146,12 @@ impl Server {
     }
 
     /// Ends the server, in order or abruptly, and returns when it has ended.
-    async fn end(&mut self, end: End) -> Result {
+    async fn end(&mut self, end: ServerEnd) -> Result {
         match &mut self.body {
             Body::Process(child) => {
                 match end {
-                    End::Killed => child.kill()?,
-                    End::Orderly => _ = Command::new("kill").args(["-TERM", &child.id().to_string()]).status()?,
+                    ServerEnd::Killed => child.kill()?,
+                    ServerEnd::Orderly => _ = Command::new("kill").args(["-TERM", &child.id().to_string()]).status()?,
                 }
                 let ended = async {
                     while child.try_wait()?.is_none() {
@@ -163,7 +163,7 @@ impl Server {
             }
             Body::Thread { runtime, stop, ended } => {
                 let (runtime, stop, ended) = (runtime.take(), stop.take(), ended.take());
-                if let (End::Orderly, Some(stop), Some(ended)) = (end, stop, ended) {
+                if let (ServerEnd::Orderly, Some(stop), Some(ended)) = (end, stop, ended) {
                     let _ = stop.send(());
                     tokio::time::timeout(LIMIT, ended).await???;
                 }
@@ -267,7 +267,7 @@ async fn show(tally: Arc<Mutex<Tally>>, begun: Moment) {
 }
 
 impl Tally {
-    fn report(mut self, took: Duration, end: End) -> Result {
+    fn report(mut self, took: Duration, end: ServerEnd) -> Result {
         self.times.sort_unstable();
         let calls = self.times.len();
         let quantile = |percent: usize| {
@@ -278,7 +278,7 @@ impl Tally {
         println!("\n{SERVERS} servers restarted under {per_second:.0} calls per second");
         let lost = |failure: &&String| failure.contains("was lost during the call");
         let in_flight = self.plain.1.iter().filter(lost).count();
-        if end == End::Killed {
+        if end == ServerEnd::Killed {
             let ((repeated, unrepeated), (plain, failed)) =
                 ((self.repeating.0, self.repeating.1.len()), (self.plain.0, self.plain.1.len()));
             println!("may be repeated: calls={repeated} failed={unrepeated}");
@@ -288,7 +288,7 @@ impl Tally {
         }
         let failed = self.plain.1.len() + self.repeating.1.len();
         println!("calls={calls} failed={failed} p50={:?} p99={:?}", quantile(50), quantile(99));
-        let allowed = if end == End::Killed { in_flight } else { 0 };
+        let allowed = if end == ServerEnd::Killed { in_flight } else { 0 };
         if failed > allowed {
             let all = self.repeating.1.iter().chain(&self.plain.1);
             return Err(format!("{failed} calls failed, such as: {:?}", all.take(5).collect::<Vec<_>>()).into());

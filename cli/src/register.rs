@@ -182,7 +182,7 @@ enum FirstReport {
 }
 
 /// Reason for which the registration ends.
-enum End {
+enum RegistrationEnd {
     Signal(Signal),
     Child(std::process::ExitStatus),
     Refused(enlist::Error),
@@ -191,7 +191,7 @@ enum End {
 impl KeptRegistration {
     async fn keep(mut self, signals: &mut Signals) -> Result<u8, Failure> {
         match self.until_the_end(signals).await? {
-            End::Signal(signal) => {
+            RegistrationEnd::Signal(signal) => {
                 let Self { registration, running, reporter, drain, grace, .. } = self;
                 // The instance is removed first, so that clients stop calling before the program ends.
                 let leaving = leave(registration, &reporter, drain);
@@ -210,7 +210,7 @@ impl KeptRegistration {
                 running.end(grace).await?;
                 Ok(code)
             }
-            End::Child(status) => {
+            RegistrationEnd::Child(status) => {
                 let Self { registration, running, reporter, grace, .. } = self;
                 leave(registration, &reporter, Duration::ZERO).await;
                 if let Some(running) = running {
@@ -218,7 +218,7 @@ impl KeptRegistration {
                 }
                 Ok(exit_code(status))
             }
-            End::Refused(error) => {
+            RegistrationEnd::Refused(error) => {
                 let Self { registration, running, grace, .. } = self;
                 // The program does not run without its registration.
                 if let Some(running) = running {
@@ -231,7 +231,7 @@ impl KeptRegistration {
         }
     }
 
-    async fn until_the_end(&mut self, signals: &mut Signals) -> Result<End, Failure> {
+    async fn until_the_end(&mut self, signals: &mut Signals) -> Result<RegistrationEnd, Failure> {
         // Its state may have changed while the program was started.
         let mut changes = self.registration.states();
         let mut is_first = true;
@@ -239,7 +239,7 @@ impl KeptRegistration {
             tokio::select! {
                 state = changes.next() => {
                     let Ok(state) = state else {
-                        return Ok(End::Refused(enlist::Error::Closed));
+                        return Ok(RegistrationEnd::Refused(enlist::Error::Closed));
                     };
                     // The first state is not reported, except for a registration that has not been reported before.
                     let is_known = match state {
@@ -253,22 +253,22 @@ impl KeptRegistration {
                     match state {
                         // The library retries for ever. Here, the failure ends the command.
                         RegistrationState::Refused { cause } if fatal(&cause) => {
-                            return Ok(End::Refused(cause));
+                            return Ok(RegistrationEnd::Refused(cause));
                         }
                         state => {
                             self.reporter.state(&state);
                             if let RegistrationState::Ended = state {
                                 let what = self.reporter.name.clone();
                                 let error = enlist::Error::Conflict { what, revision: enlist::Revision::default() };
-                                return Ok(End::Refused(error));
+                                return Ok(RegistrationEnd::Refused(error));
                             }
                         }
                     }
                 }
-                status = ended(self.running.as_mut()) => return Ok(End::Child(status?)),
+                status = ended(self.running.as_mut()) => return Ok(RegistrationEnd::Child(status?)),
                 signal = signals.next() => match &self.running {
                     Some(running) if !signal.ends() => running.signal(signal),
-                    _ if signal.ends() => return Ok(End::Signal(signal)),
+                    _ if signal.ends() => return Ok(RegistrationEnd::Signal(signal)),
                     _ => {}
                 },
             }

@@ -95,7 +95,7 @@ async fn migrate(once: &Once, resource: &RefCell<Resource>) -> Result<OnceOutcom
 
 /// End of a run before its time.
 #[derive(Clone, Copy, Debug)]
-enum End {
+enum RunEnd {
     /// The future is dropped, and its process goes on.
     Dropped,
     /// The process sends nothing any more.
@@ -106,7 +106,7 @@ enum End {
 /// brings the job to its end, the resource has one effect, and no later run begins.
 #[tokio::test(start_paused = true)]
 async fn runs_that_end_at_any_await_are_repeated() {
-    for end in [End::Dropped, End::Crashed] {
+    for end in [RunEnd::Dropped, RunEnd::Crashed] {
         let (mut before, mut unmarked, mut marked) = (0, 0, 0);
         for times in 0.. {
             let store = MemoryStore::new();
@@ -115,7 +115,7 @@ async fn runs_that_end_at_any_await_are_repeated() {
             client.delay(Duration::from_millis(1));
             let resource = RefCell::default();
             let first = polled(times, migrate(&once(&client), &resource)).await;
-            if matches!(end, End::Crashed) {
+            if matches!(end, RunEnd::Crashed) {
                 client.cut();
             }
             if let Some(first) = first {

@@ -142,7 +142,7 @@ mod readmes {
     #[doc = include_str!("../../backend-memory/README.md")]
     struct BackendMemory;
     #[doc = include_str!("../../core/README.md")]
-    struct Core;
+    struct CoreReadme;
     #[doc = include_str!("../../resolver-grpc/README.md")]
     struct ResolverGrpc;
     #[doc = include_str!("../../testkit/README.md")]

@@ -86,7 +86,7 @@ impl StreamResources {
 
 /// Reason for the end of a stream.
 #[derive(Debug)]
-enum End {
+enum StreamEnd {
     /// The client ended it, or is gone.
     Client,
     /// The agent stops.
@@ -117,20 +117,20 @@ impl ClientStream {
         stop: impl Future<Output = ()>,
     ) {
         let end = tokio::select! {
-            () = stop => End::Stopping,
-            () = responses.closed() => End::Client,
+            () = stop => StreamEnd::Stopping,
+            () = responses.closed() => StreamEnd::Client,
             end = self.serve(requests, &responses) => end,
         };
         tracing::debug!(client = ?self.client, ?end, "stream ended");
         // A client that has not taken the last response sees the end only.
         let _ = match end {
-            End::Client => Ok(()),
-            End::Stopping => responses.try_send(Err(Status::unavailable("the agent stops"))),
-            End::Limit(limit) => responses.try_send(Err(Status::resource_exhausted(limit))),
+            StreamEnd::Client => Ok(()),
+            StreamEnd::Stopping => responses.try_send(Err(Status::unavailable("the agent stops"))),
+            StreamEnd::Limit(limit) => responses.try_send(Err(Status::resource_exhausted(limit))),
         };
     }
 
-    async fn serve(&mut self, mut requests: Streaming<DiscoveryRequest>, responses: &Responses) -> End {
+    async fn serve(&mut self, mut requests: Streaming<DiscoveryRequest>, responses: &Responses) -> StreamEnd {
         loop {
             tokio::select! {
                 request = requests.message() => match request {
@@ -139,18 +139,18 @@ impl ClientStream {
                             return end;
                         }
                     }
-                    Ok(None) | Err(_) => return End::Client,
+                    Ok(None) | Err(_) => return StreamEnd::Client,
                 },
                 changed = self.inbox.take() => self.mark(&changed),
                 slot = responses.reserve(), if self.state.is_due() => match slot {
                     Ok(slot) => self.respond(slot),
-                    Err(_) => return End::Client,
+                    Err(_) => return StreamEnd::Client,
                 },
             }
         }
     }
 
-    fn receive(&mut self, request: &DiscoveryRequest) -> Result<(), End> {
+    fn receive(&mut self, request: &DiscoveryRequest) -> Result<(), StreamEnd> {
         if let Some(node) = &request.node {
             self.client.describe(node);
             self.resources.zone = self.zones.of(node);
@@ -160,7 +160,7 @@ impl ClientStream {
         match received {
             Received::TooManyNames => {
                 self.names.refuse();
-                return Err(End::Limit("the stream subscribes to too many names"));
+                return Err(StreamEnd::Limit("the stream subscribes to too many names"));
             }
             Received::UnknownType => tracing::debug!(kind = request.type_url, "type not served"),
             Received::Subscribed | Received::Rejected(_) => self.follow_subscription()?,
@@ -171,7 +171,7 @@ impl ClientStream {
     }
 
     /// Subscribes to the assignments of the names that the client wants, and to no others.
-    fn follow_subscription(&mut self) -> Result<(), End> {
+    fn follow_subscription(&mut self) -> Result<(), StreamEnd> {
         let wanted: BTreeSet<&str> = self.state.assignments().collect();
         let subscriptions = &mut self.resources.subscriptions;
         subscriptions.retain(|name, _| wanted.contains(name.as_str()));
@@ -180,8 +180,8 @@ impl ClientStream {
                 continue;
             }
             let subscription = self.assignments.subscribe(name, &self.inbox).map_err(|refusal| match refusal {
-                Refusal::TooManyNames => End::Limit("the agent follows too many services"),
-                Refusal::Stopping => End::Stopping,
+                Refusal::TooManyNames => StreamEnd::Limit("the agent follows too many services"),
+                Refusal::Stopping => StreamEnd::Stopping,
             })?;
             subscriptions.insert(name.to_owned(), subscription);
         }

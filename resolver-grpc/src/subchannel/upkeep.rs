@@ -68,7 +68,7 @@ impl Subchannel {
     ///
     /// Dropping the future drops the connections. A panic in the user's settings or connector fails one dial.
     pub(crate) async fn keep(&self, config: &SubchannelConfig) {
-        let _end = End(self);
+        let _end = EndOnDrop(self);
         tokio::join!(
             self.stay_connected(config),
             self.grow(config),
@@ -347,9 +347,9 @@ async fn unused(connection: &Connection, limit: Duration) {
 }
 
 /// Ends a subchannel with its task, also if that panics.
-struct End<'a>(&'a Subchannel);
+struct EndOnDrop<'a>(&'a Subchannel);
 
-impl Drop for End<'_> {
+impl Drop for EndOnDrop<'_> {
     fn drop(&mut self) {
         self.0.end();
     }

@@ -42,12 +42,12 @@ impl Record {
 }
 
 /// Reason for the end of a connection.
-enum End {
+enum ForwardingEnd {
     Closed,
     Reset,
 }
 
-impl End {
+impl ForwardingEnd {
     /// Returns the end that `mode` causes, if it ends connections.
     fn of(mode: Mode) -> Option<Self> {
         match mode {
@@ -65,7 +65,7 @@ pub(super) async fn forward(mut client: TcpStream, target: SocketAddr, modes: wa
     let both = async {
         mode.until(|mode| !matches!(mode, Mode::BlackHole(_))).await;
         let Ok(mut server) = TcpStream::connect(target).await else {
-            return End::Closed;
+            return ForwardingEnd::Closed;
         };
         let _ = (client.set_nodelay(true), server.set_nodelay(true));
         let (from_client, to_client) = client.split();
@@ -74,17 +74,19 @@ pub(super) async fn forward(mut client: TcpStream, target: SocketAddr, modes: wa
             end = pump(from_client, to_server, Direction::ToServer, mode.clone(), &record.to_server) => end,
             end = pump(from_server, to_client, Direction::ToClient, mode.clone(), &record.to_client) => end,
         };
-        if matches!(end, End::Reset) {
+        if matches!(end, ForwardingEnd::Reset) {
             let _ = server.set_zero_linger();
         }
         end
     };
     let end = tokio::select! {
         biased;
-        mode = ending.until(|mode| End::of(mode).is_some()) => End::of(mode).unwrap_or(End::Closed),
+        mode = ending.until(|mode| ForwardingEnd::of(mode).is_some()) => {
+            ForwardingEnd::of(mode).unwrap_or(ForwardingEnd::Closed)
+        }
         end = both => end,
     };
-    if matches!(end, End::Reset) {
+    if matches!(end, ForwardingEnd::Reset) {
         let _ = client.set_zero_linger();
     }
     record.ended.store(true, Ordering::Relaxed);
@@ -97,12 +99,12 @@ async fn pump(
     direction: Direction,
     mode: ConnectionMode,
     forwarded: &AtomicU64,
-) -> End {
+) -> ForwardingEnd {
     let (queue, queued) = mpsc::channel(IN_FLIGHT);
     let writer = Writer { to, direction, mode: mode.clone(), forwarded, since_change: (0, 0) };
     tokio::select! {
         end = writer.run(queued) => end,
-        () = read(from, direction, mode, queue) => End::Closed,
+        () = read(from, direction, mode, queue) => ForwardingEnd::Closed,
     }
 }
 
@@ -152,7 +154,7 @@ struct Write {
 }
 
 impl<W: AsyncWrite + Unpin> Writer<'_, W> {
-    async fn run(mut self, mut queued: mpsc::Receiver<Chunk>) -> End {
+    async fn run(mut self, mut queued: mpsc::Receiver<Chunk>) -> ForwardingEnd {
         while let Some((due, chunk)) = queued.recv().await {
             tokio::time::sleep_until(due).await;
             if let Err(end) = self.write(&chunk).await {
@@ -161,16 +163,16 @@ impl<W: AsyncWrite + Unpin> Writer<'_, W> {
         }
         // The bytes have to arrive before the end does.
         let _ = self.to.shutdown().await;
-        End::Closed
+        ForwardingEnd::Closed
     }
 
-    async fn write(&mut self, chunk: &[u8]) -> Result<(), End> {
+    async fn write(&mut self, chunk: &[u8]) -> Result<(), ForwardingEnd> {
         let mut remaining = chunk;
         while !remaining.is_empty() {
             let direction = self.direction;
             let holds = |mode: Mode| matches!(mode, Mode::BlackHole(blocked) if blocked.covers(direction));
             let mode = self.mode.until(|mode| !holds(mode)).await;
-            if let Some(end) = End::of(mode) {
+            if let Some(end) = ForwardingEnd::of(mode) {
                 return Err(end);
             }
             let (_, generation) = self.mode.get();
@@ -178,12 +180,12 @@ impl<W: AsyncWrite + Unpin> Writer<'_, W> {
                 self.since_change = (generation, 0);
             }
             let Write { size, pause, last } = next_write(mode, direction, remaining.len(), self.since_change.1);
-            self.to.write_all(&remaining[..size]).await.map_err(|_| End::Closed)?;
+            self.to.write_all(&remaining[..size]).await.map_err(|_| ForwardingEnd::Closed)?;
             self.since_change.1 += size as u64;
             self.forwarded.fetch_add(size as u64, Ordering::Relaxed);
             remaining = &remaining[size..];
             if last {
-                return Err(End::Reset);
+                return Err(ForwardingEnd::Reset);
             }
             tokio::time::sleep(pause).await;
         }

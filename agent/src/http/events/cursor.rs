@@ -8,7 +8,7 @@ use enlist::{Entry, Event, Freshness, InstanceId, ServiceName, Snapshot};
 use crate::http::{
     following::{
         position::Position,
-        state::{End, Published, RegistryState, ServiceState},
+        state::{EntryEnd, Published, RegistryState, ServiceState},
     },
     messages::freshness::FreshnessJson,
 };
@@ -26,7 +26,7 @@ pub(crate) enum Notice {
     /// An instance has changed.
     Updated(ServiceName, Arc<Entry>),
     /// An instance has left.
-    Removed(ServiceName, Arc<Entry>, End),
+    Removed(ServiceName, Arc<Entry>, EntryEnd),
     /// Changes of a service, or of the list of services, arrive again or no longer.
     Freshness(Option<ServiceName>, Freshness),
     /// The client has the state at this position.
@@ -147,8 +147,9 @@ fn difference(old: Option<&ServiceState>, new: Option<&ServiceState>) -> Vec<Eve
 /// Returns the notice of a change.
 fn notice(target: &Target, event: Event) -> Notice {
     let service = target.service.clone();
-    let end =
-        |entry: &Entry, snapshot: Option<&Snapshot>| snapshot.map_or(End::Unknown, |snapshot| End::of(entry, snapshot));
+    let end = |entry: &Entry, snapshot: Option<&Snapshot>| {
+        snapshot.map_or(EntryEnd::Unknown, |snapshot| EntryEnd::of(entry, snapshot))
+    };
     match event {
         Event::Added(entry) => Notice::Added(service, entry),
         Event::Updated { new, .. } => Notice::Updated(service, new),

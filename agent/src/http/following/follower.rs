@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::{
     position::Position,
     scope::ScopeShared,
-    state::{DEPARTURES, Departure, End, ListState, Progress, Published, RegistryState, Scope, ServiceState},
+    state::{DEPARTURES, Departure, EntryEnd, ListState, Progress, Published, RegistryState, Scope, ServiceState},
 };
 
 /// Minimum time between two publications.
@@ -257,7 +257,7 @@ impl Follower {
             Event::Added(_) | Event::Updated { .. } => None,
         });
         let at = SystemTime::now();
-        let ended = ended.map(|entry| Departure { end: End::of(&entry, &snapshot), entry, at });
+        let ended = ended.map(|entry| Departure { end: EntryEnd::of(&entry, &snapshot), entry, at });
         let departures = with_departures(known, ended);
         self.changes += 1;
         let state = ServiceState { snapshot, freshness, departures, change: self.changes };

@@ -41,14 +41,14 @@ pub(crate) struct Departure {
     /// Its last state.
     pub(crate) entry: Arc<Entry>,
     /// Cause of the end.
-    pub(crate) end: End,
+    pub(crate) end: EntryEnd,
     /// Time at which the agent learned of it.
     pub(crate) at: SystemTime,
 }
 
 /// Cause of the end of an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum End {
+pub(crate) enum EntryEnd {
     /// It was deregistered or removed.
     Departed,
     /// Its lease expired or was revoked.
@@ -57,7 +57,7 @@ pub(crate) enum End {
     Unknown,
 }
 
-impl End {
+impl EntryEnd {
     /// Returns the cause of the absence of an instance from a snapshot.
     pub(crate) fn of(entry: &Entry, snapshot: &Snapshot) -> Self {
         if snapshot.departed(entry.instance().id()) { Self::Departed } else { Self::Lost }
