@@ -48,6 +48,11 @@ impl Unanswered {
         Self { fault: EndpointFault::Silent, cause: format!("no answer within {limit:?}") }
     }
 
+    fn failed(error: &io::Error) -> Self {
+        let cause = error.to_string();
+        Self { fault: answers::dial_fault(&cause), cause }
+    }
+
     fn by_its_own_data(cause: String) -> Self {
         Self { fault: EndpointFault::NotServing, cause }
     }
@@ -101,18 +106,9 @@ impl Asking {
 
     /// Resolves the host and opens a connection, each within the limit.
     async fn dial(&self, address: &str) -> Result<(), Unanswered> {
-        let unresolved = |_| Unanswered {
-            fault: EndpointFault::UnknownHost,
-            cause: format!("the name was not resolved within {:?}", self.limit),
-        };
-        let failed = |error: io::Error| {
-            let cause = error.to_string();
-            Unanswered { fault: answers::dial_fault(&cause), cause }
-        };
-        let resolved = timeout(self.limit, lookup_host(address)).await.map_err(unresolved)?;
-        let addresses: Vec<_> = resolved.map_err(failed)?.collect();
+        let addresses: Vec<_> = resolved(lookup_host(address), self.limit).await?.collect();
         let connected = timeout(self.limit, TcpStream::connect(&addresses[..])).await;
-        connected.map_err(|_| Unanswered::silent(self.limit))?.map(drop).map_err(failed)
+        connected.map_err(|_| Unanswered::silent(self.limit))?.map(drop).map_err(|error| Unanswered::failed(&error))
     }
 
     /// Returns the fault of a failed request over TLS.
@@ -176,9 +172,25 @@ fn authority(url: &str) -> String {
     if host.ends_with(']') || !host.contains(':') { format!("{host}:{port}") } else { host.to_owned() }
 }
 
+/// Returns the addresses that a lookup finds within `limit`.
+async fn resolved<A>(lookup: impl Future<Output = io::Result<A>>, limit: Duration) -> Result<A, Unanswered> {
+    let late = |_| Unanswered {
+        fault: EndpointFault::UnknownHost,
+        cause: format!("the name was not resolved within {limit:?}"),
+    };
+    timeout(limit, lookup).await.map_err(late)?.map_err(|error| Unanswered::failed(&error))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_name_server_is_an_unknown_host() {
+        let unanswered = resolved(std::future::pending::<io::Result<()>>(), Duration::from_secs(1)).await.unwrap_err();
+        assert_eq!(unanswered.fault, EndpointFault::UnknownHost);
+        assert_eq!(unanswered.cause, "the name was not resolved within 1s");
+    }
 
     #[test]
     fn a_url_leads_to_a_host_and_a_port() {
