@@ -7,8 +7,20 @@ use super::{
 };
 
 /// Macros that log, or begin a span.
-const MACROS: [&str; 10] =
-    ["error", "warn", "info", "debug", "trace", "error_span", "warn_span", "info_span", "debug_span", "trace_span"];
+const MACROS: [&str; 12] = [
+    "event",
+    "error",
+    "warn",
+    "info",
+    "debug",
+    "trace",
+    "span",
+    "error_span",
+    "warn_span",
+    "info_span",
+    "debug_span",
+    "trace_span",
+];
 
 /// Fields whose values are names, keys or paths of the store.
 const NAMES: [&str; 14] = [
@@ -119,6 +131,9 @@ mod tests {
     fn names_that_are_not_escaped_are_found() {
         assert_eq!(raw("tracing::warn!(%service, cause = %with_causes(&error), \"stale\");"), ["service"]);
         assert_eq!(raw("tracing::info!(job = %entry.path, %token, \"begun\");"), ["job"]);
+        for name in ["event", "span"] {
+            assert_eq!(raw(&format!("tracing::{name}!(Level::INFO, key = %key, at = 1)")), ["key"], "{name}");
+        }
         assert_eq!(raw("tracing::info_span!(\"call\", server.address = %service, at = 1)"), ["address"]);
         assert_eq!(raw("let lock = name(); tracing::info_span!(\"lock\", %lock, at = 1)"), ["lock"]);
     }
