@@ -311,6 +311,14 @@ mod tests {
         let claim = party.claim(&key_claims, Approach::New).await.unwrap();
         let shown = format!("{claim:?} {key_claims:?}");
         assert!(!shown.contains("s3cret") && shown.contains("owner: Some"), "{shown}");
+        assert!(shown.contains("claimed: 1"), "{shown}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn clones_share_their_claims() {
+        let (key_claims, one, two) = (KeyClaims::default(), stranger(), stranger());
+        let _claim = one.claim(&key_claims.clone(), Approach::New).await.unwrap();
+        assert!(two.claim(&key_claims, Approach::New).await.is_none());
     }
 
     #[tokio::test(start_paused = true)]
