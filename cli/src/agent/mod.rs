@@ -30,7 +30,8 @@ pub(crate) async fn run(global: &Global, options: &AgentOptions, output: Output)
     log_to_stderr();
     let AgentFile { token_file, insecure, tls, xds, http } = AgentFile::of(options)?;
     let resolver = Arc::new(global.client()?);
-    let access = Access { insecure, ..Access::read(token_file.as_deref(), tls.as_ref())? };
+    let token = token_file.as_deref().map(BearerToken::from_file).transpose()?;
+    let access = Access { token, tls: tls.as_ref().map(identity).transpose()?, insecure };
     let mut builder = Agent::builder(resolver.clone()).queues(resolver).xds(xds_options(xds, &access));
     if let Some(http) = http {
         builder = builder.http(http_options(http, &access));
@@ -63,18 +64,12 @@ struct Access {
     insecure: bool,
 }
 
-impl Access {
-    /// Reads the files of the restrictions.
-    fn read(token: Option<&Path>, tls: Option<&TlsFiles>) -> Result<Self, Failure> {
-        let token = token.map(BearerToken::from_file).transpose()?;
-        let identity = |TlsFiles { certificate, key, client_authority }: &TlsFiles| {
-            let identity = TlsIdentity::new(read(certificate)?, read(key)?);
-            match client_authority {
-                Some(authority) => Ok::<_, Failure>(identity.client_authority(read(authority)?)),
-                None => Ok(identity),
-            }
-        };
-        Ok(Self { token, tls: tls.map(identity).transpose()?, insecure: false })
+/// Reads the files of the agent's own identity.
+fn identity(TlsFiles { certificate, key, client_authority }: &TlsFiles) -> Result<TlsIdentity, Failure> {
+    let identity = TlsIdentity::new(read(certificate)?, read(key)?);
+    match client_authority {
+        Some(authority) => Ok(identity.client_authority(read(authority)?)),
+        None => Ok(identity),
     }
 }
 
