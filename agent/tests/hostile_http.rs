@@ -129,7 +129,7 @@ async fn unfinished_requests_cost_little() {
     assert_growth(before, CONNECTIONS * BYTES_EACH, "unfinished requests");
 }
 
-/// Nobody is served until one of them ends, and what is refused is counted.
+/// No further client is served until one of them ends, and what is refused is counted.
 #[tokio::test]
 async fn connections_above_the_limit_end_at_once() {
     const CONNECTIONS: usize = 10_000;

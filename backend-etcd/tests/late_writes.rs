@@ -150,7 +150,7 @@ async fn a_late_creation_under_given_leases_is_undone() {
     let late = begin(&etcd, "late", RegisterOptions::new().lease(LeaseChoice::Given(lease))).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(late.deregister().await.unwrap(), Deregistered::LeftBehind);
-    assert!(late_write(&fake).await, "nobody ends a given lease");
+    assert!(late_write(&fake).await, "a given lease is not ended");
     undone(&fake).await;
     // The search ends with the lease.
     fake.revoke_all();
@@ -179,7 +179,7 @@ async fn an_id_is_free_before_late_creations_end() {
         assert_eq!(fake.under(SERVICES), before);
         assert_eq!(again.deregister().await.unwrap(), Deregistered::Removed);
     }
-    assert!(late_write(&fake).await, "nobody ends a given lease");
+    assert!(late_write(&fake).await, "a given lease is not ended");
     undone(&fake).await;
 }
 
@@ -653,7 +653,7 @@ async fn a_late_creation_after_an_eviction_is_undone() {
         if matches!(state, RegistrationState::Ended) { Ok(()) } else { Err(state) }
     })
     .await;
-    assert!(late_write(&fake).await, "nobody ends a given lease");
+    assert!(late_write(&fake).await, "a given lease is not ended");
     undone(&fake).await;
 }
 

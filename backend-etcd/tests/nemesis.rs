@@ -694,7 +694,7 @@ async fn run(mut store: Store) {
     // All registered instances are back, and no others.
     let wanted: BTreeMap<_, _> = registrations.iter().map(|registration| weight_of(&registration.instance())).collect();
     let quiet = Etcd::builder(store.urls()).connect().await.unwrap();
-    eventually("everybody is back with the last value, and nobody else is there", || async {
+    eventually("exactly these instances are back, with the last value", || async {
         let now = quiet.resolve(&support::service()).await.unwrap();
         let now: BTreeMap<_, _> = now.entries().map(|entry| weight_of(entry.instance())).collect();
         if now == wanted { Ok(()) } else { Err((now, wanted.clone())) }

@@ -120,7 +120,7 @@ async fn a_frozen_etcd_empties_no_view() {
     })
     .await;
     assert_eq!(empty.load(Ordering::Relaxed), 0, "the view was never empty");
-    assert_eq!(fewest.load(Ordering::Relaxed), 0, "the control shows that nobody was left");
+    assert_eq!(fewest.load(Ordering::Relaxed), 0, "the control shows that no instance was left");
 }
 
 /// Row 1: etcd is killed and restarted ten times while instances come and go.

@@ -80,7 +80,7 @@ fn complete(shared: &mut Notes, micros: u64, change: &KeyChange) {
                 shared.deleted.insert(created);
             }
         } else if let Some((token, lease)) = shared.queued.remove(&change.key) {
-            // Without a sign from its lease, only the watch of its entry tells a holder.
+            // Its lease shows no loss, so a holder only learns it from the watch of its entry.
             let cause = if shared.removed.contains(&token) || shared.concealed.contains(&lease) {
                 EndCause::Deleted
             } else if shared.revoked.contains(&lease) {

@@ -52,7 +52,7 @@ fn different_seeds_are_different_runs() {
     assert_ne!(log(1, "--log"), log(2, "--log"));
 }
 
-/// A run that waits uses no processor time. It waits here because nobody reads its log, which exceeds a pipe. `timeout`
+/// A run that waits uses no processor time. It waits here because its log, which is not read, exceeds a pipe. `timeout`
 /// ends by the signal that ended the run, or with 124 if it had to end it.
 #[test]
 fn a_blocked_run_is_killed() {

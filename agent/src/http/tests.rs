@@ -330,7 +330,7 @@ async fn a_lost_service_is_not_reported_as_departed() {
     assert_eq!((&removed.data["service"], &removed.data["reason"]), (&"one".into(), &"lost".into()));
 }
 
-/// A client that reads so late that the agent has forgotten the service is not told a cause that nobody knows.
+/// A client that reads so late that the agent has forgotten the service receives no cause, because none is known.
 #[tokio::test(start_paused = true)]
 async fn a_forgotten_end_has_no_cause() {
     let fixture = Fixture::new();

@@ -170,8 +170,8 @@ impl ChannelBuilder {
     }
 
     /// Changes tonic's settings for the connection to an instance: TLS, timeouts, keep-alive. `local_address` and the
-    /// URL have no effect. Change the given settings instead of replacing them: new ones have none of the channel's
-    /// own, such as [`http2_keep_alive`](Self::http2_keep_alive). An error or a panic counts as a failed dial.
+    /// URL have no effect. Change the given settings instead of replacing them: new ones have no
+    /// [`http2_keep_alive`](Self::http2_keep_alive). An error or a panic counts as a failed dial.
     ///
     /// Called for every dial. For an endpoint without TLS it is called up to twice more, first with settings for no
     /// endpoint, to find out if it configures TLS: `tls_config` then returns an error, so pass it on with `?` instead

@@ -9,7 +9,7 @@ use tokio::sync::{Notify, futures::Notified};
 #[derive(Debug, Default)]
 pub(crate) struct CallQueue {
     waiting: AtomicUsize,
-    /// Those of them that wait for a stream.
+    /// Those of them that have begun to wait for a stream. A connection that is lost meanwhile does not change that.
     for_streams: AtomicUsize,
     freed: Notify,
 }

@@ -62,7 +62,7 @@ impl FakeEtcd {
             renewals_held: watch::Sender::new(false),
             revocations_held: watch::Sender::new(false),
             lease_queries_held: watch::Sender::new(false),
-            expired: watch::Sender::new(0),
+            expiry_rounds: watch::Sender::new(0),
             pause: Mutex::default(),
         });
         let (pipes, mut incoming) = mpsc::channel::<DuplexStream>(16);
@@ -111,7 +111,7 @@ impl FakeEtcd {
                 for lease in expired {
                     shared.change(|store| store.has_expired(lease) && store.revoke(lease));
                 }
-                shared.expired.send_modify(|rounds| *rounds += 1);
+                shared.expiry_rounds.send_modify(|rounds| *rounds += 1);
             }
         };
         // An error means that the server has ended.

@@ -37,7 +37,7 @@ pub(super) struct FakeState {
     /// Requests for the remaining time of leases are not answered.
     pub(super) lease_queries_held: watch::Sender<bool>,
     /// Number of times that expired leases were looked for.
-    pub(super) expired: watch::Sender<u64>,
+    pub(super) expiry_rounds: watch::Sender<u64>,
     /// Minimum time between messages of a watch.
     pub(super) pause: Mutex<Duration>,
 }
@@ -65,7 +65,7 @@ impl FakeState {
     /// Renews a lease. Returns its TTL in seconds, 0 if there is none: at once, or when it is revoked if it has
     /// expired.
     pub(super) async fn renew(&self, lease: i64) -> i64 {
-        let mut rounds = self.expired.subscribe();
+        let mut rounds = self.expiry_rounds.subscribe();
         loop {
             if let Some(ttl) = self.store().renew(lease) {
                 return ttl;
