@@ -113,11 +113,60 @@ fn write(left: Duration) -> HeaderValue {
 mod tests {
     use super::*;
 
+    const NONE: Deadline = Deadline(None);
+
+    fn within(timeout: &'static str) -> Deadline {
+        Deadline::of(&HeaderMap::from_iter([(TIMEOUT, HeaderValue::from_static(timeout))]))
+    }
+
+    /// Returns the hours that remain, rounded: the real time of the test counts as well.
+    fn hours(deadline: Deadline) -> Option<f64> {
+        deadline.remaining().map(|left| (left.as_secs_f64() / 3600.0).round())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deadline_passes_after_its_time() {
+        let (hour, deadline) = (Duration::from_secs(3600), within("2H"));
+        assert_eq!(hours(deadline), Some(2.0));
+        assert!(deadline.allows(hour) && !deadline.allows(2 * hour) && !deadline.is_past());
+        tokio::time::advance(hour).await;
+        assert!(!deadline.allows(hour) && !deadline.is_past());
+        let mut headers = HeaderMap::new();
+        deadline.set_header(&mut headers);
+        assert_eq!(hours(Deadline::of(&headers)), Some(1.0));
+        tokio::time::advance(hour).await;
+        assert!(deadline.is_past() && !deadline.allows(Duration::ZERO));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_deadline_every_wait_is_allowed() {
+        assert!(NONE.allows(Duration::MAX) && !NONE.is_past() && NONE.remaining().is_none());
+        let mut headers = HeaderMap::new();
+        NONE.set_header(&mut headers);
+        assert!(headers.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_sooner_deadline_counts() {
+        let (one, two) = (within("1H"), within("2H"));
+        for sooner in [one.sooner(two), two.sooner(one), one.sooner(NONE), NONE.sooner(one)] {
+            assert_eq!(hours(sooner), Some(1.0));
+        }
+        assert!(NONE.sooner(NONE).remaining().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_ends_at_the_deadline() {
+        assert_eq!(within("1H").bound(std::future::pending::<()>()).await, None);
+        assert_eq!((within("1H").bound(async { 1 }).await, NONE.bound(async { 2 }).await), (Some(1), Some(2)));
+    }
+
     #[test]
     fn the_units_of_the_protocol_are_read() {
         let seconds = |text| read(text).map(|limit| limit.as_secs_f64());
         assert_eq!(["2H", "2M", "2S", "2000m"].map(seconds), [Some(7200.0), Some(120.0), Some(2.0), Some(2.0)]);
         assert_eq!((seconds("1500000u"), seconds("500000000n")), (Some(1.5), None));
+        assert_eq!(seconds("50000000n"), Some(0.05));
         assert_eq!(["", "S", "1", "-1S", "1.5S", "é"].map(seconds), [None; 6]);
     }
 

@@ -202,6 +202,79 @@ mod tests {
     }
 
     #[test]
+    fn a_status_has_the_innermost_cause() {
+        let failure = Failure::not_taken(Box::new(Layer("no room".into())), "a");
+        assert_eq!(failure.status.message(), "instance a could not be reached: no room");
+    }
+
+    /// The error of a request whose stream the server resets.
+    async fn reset_by_server(reason: Reason) -> h2::Error {
+        let (client, server) = tokio::io::duplex(1 << 16);
+        let server = async {
+            let mut server = h2::server::handshake(server).await.unwrap();
+            while let Some(accepted) = server.accept().await {
+                accepted.unwrap().1.send_reset(reason);
+            }
+        };
+        let client = async {
+            let (mut requests, connection) = h2::client::handshake(client).await.unwrap();
+            let request = http::Request::post("http://a/").body(()).unwrap();
+            let (response, _stream) = requests.send_request(request, false).unwrap();
+            tokio::select! {
+                response = response => response.unwrap_err(),
+                ended = connection => panic!("the connection ended: {ended:?}"),
+            }
+        };
+        tokio::select! {
+            error = client => error,
+            () = server => panic!("the server has stopped"),
+        }
+    }
+
+    #[tokio::test]
+    async fn only_other_errors_than_resets_break_the_connection() {
+        let cases: [(BoxError, bool); 3] = [
+            (Box::new(reset_by_server(Reason::INTERNAL_ERROR).await), false),
+            (Box::new(io::Error::from(io::ErrorKind::BrokenPipe)), true),
+            (Box::new(TimeoutExpired(())), false),
+        ];
+        for (error, broken) in cases {
+            let shown = format!("{error:?}");
+            assert_eq!(Failure::of(Box::new(Layer(error)), "a", LEFT).broken, broken, "{shown}");
+        }
+    }
+
+    /// Both sides cancel a call at its deadline.
+    #[tokio::test]
+    async fn a_cancelled_call_is_late_only_after_its_deadline() {
+        let late = Attempted { is_late: true, ..LEFT };
+        let of = async |reason: Reason, attempted| {
+            Failure::of(Box::new(Layer(reset_by_server(reason).await.into())), "a", attempted)
+        };
+        assert_eq!(of(Reason::CANCEL, late).await.reach, Reach::OutOfTime);
+        assert_eq!(of(Reason::INTERNAL_ERROR, late).await.reach, Reach::Unknown);
+        let failure = of(Reason::CANCEL, LEFT).await;
+        assert_eq!((failure.reach, failure.status.code()), (Reach::Unknown, Code::Cancelled));
+    }
+
+    #[tokio::test]
+    async fn a_response_that_breaks_off_has_the_code_of_its_reset() {
+        let reset = reset_by_server(Reason::ENHANCE_YOUR_CALM).await;
+        let status = broken_off(with_source(Status::unknown("h2"), Box::new(reset)), "a");
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        assert!(status.message().contains("instance a was reset"), "{status}");
+    }
+
+    #[tokio::test]
+    async fn only_a_refused_stream_was_not_processed() {
+        for (reason, reach) in [(Reason::REFUSED_STREAM, Reach::Refused), (Reason::CANCEL, Reach::Unknown)] {
+            let error = reset_by_server(reason).await;
+            assert!(error.is_remote() && error.is_reset(), "{error:?}");
+            assert_eq!(Failure::of(Box::new(error), "a", LEFT).reach, reach, "{reason:?}");
+        }
+    }
+
+    #[test]
     fn resets_have_the_codes_of_the_specification() {
         let internal = [
             Reason::NO_ERROR,

@@ -211,6 +211,23 @@ mod tests {
     }
 
     #[test]
+    fn options_leave_each_other_unchanged() {
+        let policy = RetryPolicy::new().attempts(5).backoff(BackoffPolicy::default()).codes([Code::Aborted]);
+        assert_eq!((policy.attempts, policy.codes), (5, vec![Code::Aborted]));
+        let policy = RetryPolicy::new().codes([Code::Aborted]).backoff(BackoffPolicy::default()).attempts(5);
+        assert_eq!((policy.attempts, policy.codes), (5, vec![Code::Aborted]));
+    }
+
+    #[test]
+    fn retries_are_a_share_of_the_calls() {
+        let retries = Retries::new(HashMap::new(), TpsBudget::new(Duration::from_secs(10), 0, 0.5));
+        assert_eq!(retries.take_retry(), TakenRetry::Exhausted);
+        retries.deposit();
+        retries.deposit();
+        assert_eq!([retries.take_retry(), retries.take_retry()], [TakenRetry::Granted, TakenRetry::Exhausted]);
+    }
+
+    #[test]
     fn unsent_calls_go_elsewhere_a_few_times() {
         let mut attempts = Attempts::new(None);
         let never_sent = failed(Reach::NeverSent, Code::Unavailable);

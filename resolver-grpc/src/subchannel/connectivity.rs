@@ -318,6 +318,21 @@ mod tests {
     }
 
     #[test]
+    fn an_unhealthy_instance_is_connected() {
+        let cell = StatusCell::default();
+        assert!(!cell.is_connected());
+        cell.apply(Event::Connected);
+        cell.apply(Event::HealthReported(Health::NotServing));
+        assert!(cell.is_connected() && cell.state() == InstanceState::Unhealthy);
+    }
+
+    #[test]
+    fn each_dial_of_an_unused_subchannel_counts() {
+        let unused = after([Event::Connected, Event::Unused, Event::Connected]);
+        assert_eq!(unused.connectivity, State::Ready { connections: 2, after: AfterReady::Idle });
+    }
+
+    #[test]
     fn a_failed_dial_shows_until_a_connection() {
         assert_eq!(state([failed()]), InstanceState::Failing);
         assert_eq!(after([failed()]).dial_failure.as_deref(), Some("refused"));

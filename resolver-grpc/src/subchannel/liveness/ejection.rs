@@ -89,3 +89,37 @@ impl FailureCount {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt as _;
+
+    fn failures(count: &FailureCount) -> u32 {
+        count.in_a_row.load(Ordering::Relaxed)
+    }
+
+    fn failed_twice() -> FailureCount {
+        let count = FailureCount::default();
+        count.failed(&Ejection::default());
+        count.failed(&Ejection::default());
+        assert_eq!(failures(&count), 2);
+        count
+    }
+
+    #[test]
+    fn a_success_ends_a_row_of_failures() {
+        let count = failed_twice();
+        count.succeeded();
+        assert_eq!(failures(&count), 0);
+    }
+
+    #[test]
+    fn a_restart_ends_a_row_of_failures_and_an_ejection() {
+        let count = failed_twice();
+        let mut restarted = Box::pin(count.restarted.notified());
+        restarted.as_mut().enable();
+        count.restart();
+        assert!(failures(&count) == 0 && restarted.now_or_never().is_some());
+    }
+}
