@@ -32,7 +32,7 @@ cargo xtask <command>
           simulated runs of M seeds from N on (default: 2000 from 1), with a table of what they covered; --log and
           --trace show the events of seed N; --teeth looks for the deliberate defects instead, each in up to M runs
           (default: 10000), by the invariants that are about it, and runs the same seeds without a defect
-  mutants [--part core|pool|etcd|grpc …] [--file FILE …] [--rest] [--resume]
+  mutants [--part core|pool|etcd|layouts|grpc …] [--file FILE …] [--rest] [--resume]
           mutants of `cargo-mutants` in the code that makes decisions, in all of it, or in the parts or files named:
           each has to fail a test, or have a reason in xtask/survivors.txt; --rest measures the rest of core; --resume
           leaves out those that a former run noticed
