@@ -625,3 +625,17 @@ async fn a_contender_without_an_entry_takes_no_turn() {
     guard.release().await.unwrap();
     assert!(waiting.done("its turn").await.is_held());
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_expiry_without_later_renewal_is_not_concealed() {
+    let fake = FakeEtcd::start();
+    fake.set_defect(EtcdDefect::RevokedLeaseRenewed);
+    fake.expire_leases();
+    let mut control = raw(&fake).await;
+    let lease = control.lease_grant(2, None).await.unwrap().id();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(fake.concealed_revocations(), []);
+    let _renewed = control.lease_keep_alive(lease).await.unwrap();
+    let concealed: Vec<_> = fake.concealed_revocations().iter().map(|revocation| revocation.lease).collect();
+    assert_eq!(concealed, [lease]);
+}

@@ -79,9 +79,11 @@ pub(super) struct Defects {
     present: BTreeSet<EtcdDefect>,
     /// Revoked leases whose renewals are acknowledged: their TTLs in seconds, and the times of their revocation.
     revoked: BTreeMap<i64, (i64, Instant)>,
+    /// Those whose revocation is concealed.
+    concealed: BTreeSet<i64>,
 }
 
-/// Revocation of a lease, also after its expiry, that a defect conceals: renewals are acknowledged afterwards.
+/// Revocation of a lease that a defect conceals: a renewal was acknowledged afterwards, or a former leader made it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ConcealedRevocation {
@@ -96,25 +98,41 @@ impl Defects {
         self.present.insert(defect);
     }
 
+    /// Ends all defects. What they concealed stays known.
+    pub(super) fn mend(&mut self) {
+        self.present.clear();
+    }
+
     pub(super) fn has(&self, defect: EtcdDefect) -> bool {
         self.present.contains(&defect)
     }
 
-    /// Notes that a lease was revoked. Returns the revocation if it is concealed.
-    pub(super) fn note_revoked(&mut self, lease: i64, ttl: i64) -> Option<ConcealedRevocation> {
-        if !self.has(EtcdDefect::FormerLeaderRevokes) && !self.has(EtcdDefect::RevokedLeaseRenewed) {
-            return None;
+    /// Notes that a lease was revoked.
+    pub(super) fn note_revoked(&mut self, lease: i64, ttl: i64) {
+        if self.has(EtcdDefect::FormerLeaderRevokes) || self.has(EtcdDefect::RevokedLeaseRenewed) {
+            self.revoked.insert(lease, (ttl, Instant::now()));
         }
-        let at = Instant::now();
-        self.revoked.insert(lease, (ttl, at));
-        Some(ConcealedRevocation { at, lease })
+    }
+
+    /// Notes that a revocation that was noted is concealed.
+    pub(super) fn conceal(&mut self, lease: i64) {
+        self.concealed.insert(lease);
+    }
+
+    pub(super) fn concealed(&self) -> Vec<ConcealedRevocation> {
+        let concealed = self.revoked.iter().filter(|(lease, _)| self.concealed.contains(lease));
+        concealed.map(|(lease, (_, at))| ConcealedRevocation { at: *at, lease: *lease }).collect()
     }
 
     /// Returns the TTL with which a renewal of a lease that does not exist is answered: 0 without a defect.
-    pub(super) fn renewed(&self, lease: i64) -> i64 {
+    pub(super) fn renewed(&mut self, lease: i64) -> i64 {
         let Some((ttl, at)) = self.revoked.get(&lease) else { return 0 };
         let by_former_leader = self.has(EtcdDefect::FormerLeaderRevokes) && at.elapsed() < STILL_RENEWED;
-        if by_former_leader || self.has(EtcdDefect::RevokedLeaseRenewed) { *ttl } else { 0 }
+        if !by_former_leader && !self.has(EtcdDefect::RevokedLeaseRenewed) {
+            return 0;
+        }
+        self.concealed.insert(lease);
+        *ttl
     }
 
     /// Returns `true` if a compaction to `revision` wrongly removes this event of the history.

@@ -319,7 +319,7 @@ impl FakeEtcd {
 
     /// Returns the revocations so far that a defect concealed.
     pub fn concealed_revocations(&self) -> Vec<ConcealedRevocation> {
-        self.shared.store().concealed.clone()
+        self.shared.store().defects.concealed()
     }
 
     /// Ends all defects. The version stays.

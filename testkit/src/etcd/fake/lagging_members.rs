@@ -3,7 +3,10 @@
 use etcd_client::proto::{PbRangeRequest, PbRangeResponse, PbTxnOpRequest, PbTxnRequest, PbTxnResponse};
 use tonic::Status;
 
-use super::{etcd_defects::EtcdDefect, store::Store};
+use super::{
+    etcd_defects::EtcdDefect,
+    store::{Lagging, Store},
+};
 
 impl Store {
     /// Gives the store a defect.
@@ -19,7 +22,8 @@ impl Store {
 
     /// Ends all defects.
     pub(super) fn mend(&mut self) {
-        (self.defects, self.lagging) = Default::default();
+        self.defects.mend();
+        self.lagging = Lagging::default();
     }
 
     /// Returns the revision of the member that opens a watch. A member that lags catches up.

@@ -291,6 +291,9 @@ impl tower::Service<http::Request<Body>> for Auth {
 async fn revoke_as_former_leader(state: &FakeState, lease: i64) {
     tokio::time::sleep(REVOKED_AFTER).await;
     if state.store().defects.has(EtcdDefect::FormerLeaderRevokes) {
-        state.change(|store| store.revoke(lease));
+        let is_revoked = state.change(|store| store.revoke(lease));
+        if is_revoked {
+            state.store().defects.conceal(lease);
+        }
     }
 }

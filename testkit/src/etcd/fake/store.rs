@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use super::{
-    etcd_defects::{ConcealedRevocation, Defects},
+    etcd_defects::Defects,
     misbehavior::{LateWrite, Misbehavior},
     records::{KeyChange, Requests},
 };
@@ -55,7 +55,6 @@ pub(super) struct Store {
     /// Reads and transactions are refused.
     pub(super) denies: bool,
     pub(super) defects: Defects,
-    pub(super) concealed: Vec<ConcealedRevocation>,
     pub(super) lagging: Lagging,
 }
 
@@ -209,7 +208,7 @@ impl Store {
         let removed = self.leases.remove(&lease);
         let known = removed.is_some();
         if let Some(removed) = removed {
-            self.concealed.extend(self.defects.note_revoked(lease, removed.ttl));
+            self.defects.note_revoked(lease, removed.ttl);
         }
         let keys: Vec<_> =
             self.keys.values().filter(|pair| known && pair.lease == lease).map(|pair| pair.key.clone()).collect();
