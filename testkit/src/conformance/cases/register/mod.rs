@@ -62,9 +62,11 @@ pub async fn a_dropped_registration_is_withdrawn(h: &impl Harness) {
 pub async fn dropping_the_register_future_withdraws_it(h: &impl Harness) {
     let (server, service) = (h.client().await, service(h, "svc"));
     let long = RegisterOptions::new().ttl(Duration::from_secs(300));
-    for polls in 0..20 {
+    let (mut polls, mut done) = (0, false);
+    // More and more polls, until a call completes.
+    while !done {
+        assert!(polls < 10_000_000, "no call has completed");
         let mut registering = Box::pin(server.register(&service, instance("a"), long.clone()));
-        let mut done = false;
         for _ in 0..polls {
             // Ends for both: the future at its next await, and the yield after it.
             tokio::select! {
@@ -79,9 +81,7 @@ pub async fn dropping_the_register_future_withdraws_it(h: &impl Harness) {
             }
         }
         drop(registering);
-        if done {
-            break;
-        }
+        polls += 1 + polls / 4;
     }
     listed(&server, &service, &[]).await;
     // A marker: pending requests are applied before it, and none restores the instance.
