@@ -571,9 +571,11 @@ async fn a_departure_does_not_wait_for_other_writes() {
         assert_eq!(outcome, Deregistered::AlreadyGone, "it was withdrawn before it was sent");
         assert!(asked.elapsed() < Duration::from_secs(9), "{:?}", asked.elapsed());
         fake.thaw();
-        while fake.under(PREFIX.as_bytes()).len() != 899 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        eventually("the others are stored", || async {
+            let stored = fake.under(PREFIX.as_bytes()).len();
+            if stored == 899 { Ok(()) } else { Err(stored) }
+        })
+        .await;
         // It is not written, not even for a moment.
         tokio::time::sleep(Duration::from_secs(60)).await;
         let written = fake.journal().into_iter().filter(|change| change.key.ends_with(b"/i899"));
