@@ -15,6 +15,9 @@ use enlist_testkit::{EtcdServer, Mode, Provider, Proxy, ServerOptions, eventuall
 use futures::FutureExt;
 use support::{TTL, instance, raw, register, service};
 
+/// Interval of renewals: short against the faults, so that renewals meet them.
+const RENEWAL_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Revision of the restored store, compared with that of the lost one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Restored {
@@ -172,12 +175,13 @@ struct User {
 impl User {
     async fn new(server: &EtcdServer, ttl: Duration) -> Self {
         let etcd = Etcd::connect(server.url()).await.unwrap();
-        let options = RegisterOptions::new().ttl(ttl);
+        let options = RegisterOptions::new().ttl(ttl).renewal_interval(RENEWAL_INTERVAL);
         let service = service();
         let registration = soon("registered", etcd.register(&service, instance("a"), options)).await.unwrap();
         let mut watcher = etcd.watch(&service).await.unwrap();
         soon("a list", watcher.next()).await.unwrap();
         let (name, options) = (LockName::parse("l").unwrap(), LockOptions::new().ttl(ttl));
+        let options = options.renewal_interval(RENEWAL_INTERVAL);
         let guard = soon("acquired", etcd.acquire(&name, options)).await.unwrap();
         Self { etcd, registration, watcher, guard }
     }
