@@ -104,6 +104,27 @@ mod tests {
         assert_eq!(answer_of("grpc: received message larger than max (3 vs. 2097152)"), Answer::NotEtcd);
     }
 
+    #[test]
+    fn only_received_texts_are_answers() {
+        let denied = "etcdserver: permission denied";
+        let received = tonic::Status::unknown(denied);
+        let mut own = received.clone();
+        own.set_source(std::sync::Arc::from(Box::<dyn std::error::Error + Send + Sync>::from("of this process")));
+        assert_eq!(answer(&Error::GRpcStatus(received)), Answer::Denied);
+        assert_eq!(answer(&Error::WatchError(denied.to_owned())), Answer::Denied);
+        assert_eq!(answer(&Error::GRpcStatus(own.clone())), Answer::NotEtcd);
+        assert_eq!(answer(&Error::InvalidArgs(denied.to_owned())), Answer::NotEtcd);
+        assert_eq!(text(&Error::GRpcStatus(own)), "etcdserver: permission denied: of this process");
+        assert!(text(&Error::InvalidArgs("no key".to_owned())).contains("no key"));
+    }
+
+    #[test]
+    fn only_a_reset_is_one() {
+        assert!(is_reset("connection error: Connection reset by peer (os error 104)"));
+        assert!(!is_reset("operation was canceled: transport error: connection closed"));
+        assert!(!is_reset("transport error"));
+    }
+
     /// As tonic 0.14.9 with rustls 0.23 says it.
     #[test]
     fn each_failure_of_a_connection_has_its_fault() {

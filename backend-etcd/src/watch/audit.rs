@@ -328,6 +328,7 @@ mod tests {
     #[test]
     fn equal_or_newer_records_of_the_replica_are_right() {
         assert_eq!(judge(&[("a", 3)], 9, &[("a", 3)], 3, &[]), Verdict::Right);
+        assert_eq!(judge(&[("a", 3)], 3, &[("a", 3)], 3, &[]), Verdict::Right);
         // The watch was ahead of the answer: a new key, a changed one, a deleted one.
         assert_eq!(judge(&[("a", 3)], 9, &[("a", 3), ("b", 10)], 10, &["b"]), Verdict::Right);
         assert_eq!(judge(&[("a", 3)], 9, &[("a", 10)], 10, &["a"]), Verdict::Right);
