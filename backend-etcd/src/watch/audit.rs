@@ -392,5 +392,59 @@ mod tests {
             let round: Duration = (0..pages).map(|_| pause(every, pages)).sum();
             assert!(round <= every && round >= every / 2, "{keys} keys: {round:?}");
         }
+        assert_eq!([0, 999, 1000, 2500].map(pages), [1, 1, 2, 3]);
+    }
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// Time until the next page of an idle audit.
+    fn due(audit: &Audit) -> Option<Duration> {
+        match audit.stage {
+            Stage::Idle { due } => due.map(|due| due.saturating_duration_since(Instant::now())),
+            _ => None,
+        }
+    }
+
+    fn asking(every: Duration) -> Audit {
+        let answer = std::future::pending().boxed();
+        Audit { stage: Stage::Asking { answer }, next: b"b".to_vec(), ..Audit::new(Some(every)) }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_audit_starts_over_at_the_regular_time() {
+        let mut audit = asking(300 * SECOND);
+        audit.moved(&b"c"[..].into());
+        (audit.begun, audit.hurried) = (Some(Moment::now()), true);
+        audit.start_over(0);
+        assert!(audit.next.is_empty() && audit.begun.is_none() && !audit.hurried && audit.moved.is_empty());
+        assert!(due(&audit).is_some_and(|due| (150 * SECOND..=300 * SECOND).contains(&due)));
+        audit.interrupt(0);
+        assert!(due(&audit).is_some_and(|due| due >= 150 * SECOND), "nothing was asked");
+        assert_eq!(due(&Audit::new(None)), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_early_audit_begins_within_seconds() {
+        for (every, earliest) in [(300 * SECOND, 2 * SECOND), (2 * SECOND, SECOND)] {
+            let mut audit = Audit { stage: Stage::Idle { due: None }, ..asking(every) };
+            audit.soon();
+            assert!(due(&audit).is_some_and(|due| (earliest..=2 * earliest).contains(&due)), "{every:?}");
+            assert!(audit.next.is_empty());
+        }
+        let mut audit = asking(300 * SECOND);
+        audit.interrupt(0);
+        assert!(due(&audit).is_some_and(|due| (2 * SECOND..=4 * SECOND).contains(&due)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_keys_of_the_requested_page_move() {
+        let mut audit = asking(SECOND);
+        for key in ["a", "b", "c"] {
+            audit.moved(&key.as_bytes().into());
+        }
+        assert_eq!(audit.moved, [b"b"[..].into(), b"c"[..].into()].into());
+        audit.idle(0);
+        audit.moved(&b"c"[..].into());
+        assert!(audit.moved.is_empty());
     }
 }
