@@ -470,6 +470,7 @@ mod tests {
         assert_eq!(judge(at(5, Some(5))), None);
         assert_eq!(judge(at(9, Some(5))), None);
         assert_eq!(judge(at(6, Some(6))), Some(Differs::Changed));
+        assert_eq!(judge(at(5, None)), Some(Differs::Gone));
         assert_eq!(judge(at(6, None)), Some(Differs::Gone));
         assert_eq!(judge(Seen::Unobservable), Some(Differs::Unobservable));
         let other = Seen::At { revision: Revision::new(1), epoch: Epoch::default().next(), found: None };

@@ -266,6 +266,17 @@ mod tests {
     }
 
     #[test]
+    fn a_repair_or_another_history_shows_no_deletions() {
+        let older = replica(&["a"], 5);
+        let mut repaired = older.clone();
+        assert!(repaired.has_deleted_since(&older));
+        repaired.note_repair();
+        assert!(!repaired.has_deleted_since(&older));
+        let restored = Replica { epoch: older.epoch.next(), ..older.clone() };
+        assert!(!restored.has_deleted_since(&older));
+    }
+
+    #[test]
     fn events_of_one_revision_belong_together_and_repetitions_are_dropped() {
         let mut replica = replica(&["a"], 5);
         assert_eq!(replica.apply(vec![put("b", 6), put("c", 6), delete("a", 6)]), 0);
