@@ -253,10 +253,13 @@ mod tests {
         let again = |code, pushback| Attempts::new(Some(Arc::clone(&policy))).again(responded(code, pushback));
         assert!(again(Code::Unavailable, Pushback::None).is_some_and(|delay| delay > Duration::ZERO));
         assert_eq!(again(Code::Internal, Pushback::None), None);
+    }
 
-        let mut attempts = Attempts::new(Some(Arc::clone(&policy)));
+    #[test]
+    fn there_are_five_attempts_at_most() {
+        let mut attempts = Attempts::new(Some(Arc::new(RetryPolicy::new().attempts(9))));
         let made = (1..).take_while(|_| attempts.again(responded(Code::Unavailable, Pushback::None)).is_some());
-        assert_eq!(made.count(), 4, "five attempts at most");
+        assert_eq!(made.count(), 4, "after the first one");
     }
 
     #[test]

@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn ejection_hides_health() {
+    fn the_gravest_of_several_signs_is_shown() {
         let mut status =
             after([Event::Connected, Event::Doubted, Event::HealthReported(Health::NotServing), Event::Ejected]);
         assert_eq!(status.instance_state(), InstanceState::Ejected);
