@@ -10,11 +10,17 @@ use crate::reaper::ReaperTime;
 /// Interval of the deadlines that the reaper gets for the program.
 pub(crate) const DEADLINE_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Deadline of the program while the lock is held. The clock is read first, so that a freeze of this process before
-/// the reaper learns the deadline does not extend it.
-pub(crate) fn while_held(guard: &LockGuard, ttl: Duration) -> ReaperTime {
+/// Deadline of the program whose `last` one is known, while the lock is held. The clock is read first, so that a freeze
+/// of this process before the reaper learns the deadline does not extend it.
+pub(crate) fn while_held(guard: &LockGuard, ttl: Duration, last: ReaperTime) -> ReaperTime {
     let now = ReaperTime::now();
-    now.after(allowed(guard.remaining(), ttl))
+    from_validity(guard.remaining(), ttl, now, last)
+}
+
+/// Decides the deadline by the remaining lock validity. The end of the validity may be noticed late, as after a
+/// suspension of the machine, so it moves no deadline.
+fn from_validity(remaining: Duration, ttl: Duration, now: ReaperTime, last: ReaperTime) -> ReaperTime {
+    if remaining.is_zero() { last } else { now.after(allowed(remaining, ttl)) }
 }
 
 /// End of a program after a loss.
@@ -70,6 +76,15 @@ mod tests {
                 assert!(now >= last || now.after(end.grace) < expiry, "{ttl:?}, frozen for {frozen:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_validity_that_is_over_moves_no_deadline() {
+        let (ttl, last) = (Duration::from_secs(15), ReaperTime::now());
+        let now = last.after(HOUR);
+        assert_eq!(from_validity(Duration::ZERO, ttl, now, last), last);
+        let held = from_validity(safe_validity(ttl), ttl, now, last);
+        assert!(held > now.after(safe_validity(ttl)) && held < now.after(ttl));
     }
 
     #[test]

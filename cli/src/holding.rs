@@ -168,7 +168,8 @@ impl<'a> Holding<'a> {
             self.wait(held.guard(), signals).await
         } else {
             let variables = [("ENLIST_FENCING_TOKEN", token.to_string()), ("ENLIST_LOCK", self.name.to_string())];
-            let deadline = deadlines::while_held(held.guard(), self.ttl);
+            // If the validity is over, the reaper ends the program at once.
+            let deadline = deadlines::while_held(held.guard(), self.ttl, ReaperTime::now());
             // On a failure the guard is dropped here, so that other contenders need not wait for the lease to expire.
             let running = Running::start(&self.run.command, &variables, Some(deadline)).await?;
             self.supervise(held.guard(), running, deadline, signals).await?
@@ -298,7 +299,7 @@ impl<'a> Holding<'a> {
                 signal = signals.next() => running.signal(signal),
                 // If this process is frozen, the reaper ends the program before another contender can acquire the lock.
                 _ = ticks.tick() => {
-                    deadline = deadlines::while_held(guard, self.ttl);
+                    deadline = deadlines::while_held(guard, self.ttl, deadline);
                     running.allow(deadline).await;
                 }
             }

@@ -57,7 +57,7 @@ impl ReaperTime {
 
     /// Returns the line with which the reaper learns this deadline: milliseconds.
     pub(crate) fn line(self) -> String {
-        format!("{}\n", self.0.as_millis())
+        format!("{}\n", u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX))
     }
 
     /// Parses a [line](Self::line). One that is damaged is in the past.
@@ -84,9 +84,10 @@ pub(crate) fn run() -> u8 {
     loop {
         let remaining = deadline.since(ReaperTime::now());
         match lines.recv_timeout(remaining.min(DEADLINE_POLL)) {
+            // The starting process is frozen, so another contender may acquire the lock soon. A deadline that has
+            // passed cannot be moved any more.
+            Ok(_) | Err(RecvTimeoutError::Timeout) if ReaperTime::now() >= deadline => break,
             Ok(line) => deadline = ReaperTime::parse(&line),
-            // The starting process is frozen, so another contender may acquire the lock soon.
-            Err(RecvTimeoutError::Timeout) if ReaperTime::now() >= deadline => break,
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => {
                 end_gently(group, deadline.min(ReaperTime::now().after(MAX_KILL_DELAY)));
