@@ -628,9 +628,12 @@ async fn a_removal_has_its_turn_among_writes() {
         // The first attempt is given up after three seconds, and the next one waits.
         tokio::time::sleep(Duration::from_secs(4)).await;
     }
-    while fake.under(PREFIX.as_bytes()).len() < 1600 {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    let stored = async {
+        while fake.under(PREFIX.as_bytes()).len() < 1600 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(600), stored).await.expect("all others are stored");
     let journal = fake.journal();
     let of_removed = journal.iter().skip(1).position(|change| change.key.ends_with(b"/i0"));
     let at = of_removed.expect("it is marked as leaving, or removed");

@@ -55,7 +55,8 @@ impl StoreClient {
         self.instance_writes.send(put_under(key, guard, value, lease)).await.map(WriteOutcome::of)
     }
 
-    /// As [`put`](Self::put), but fails if its turn does not come within the limit of a request. For users who wait.
+    /// As [`put`](Self::put), but fails if its turn does not come within the limit of a request. For users who wait,
+    /// and for tasks that others wait for.
     pub(crate) async fn put_in_time(
         &self,
         key: &Arc<[u8]>,
@@ -86,7 +87,7 @@ impl StoreClient {
     }
 
     /// As [`delete`](Self::delete), but fails if its turn does not come within the limit of a request. For users who
-    /// wait.
+    /// wait, and for tasks that others wait for.
     pub(crate) async fn delete_in_time(&self, key: &[u8], guard: Guard) -> Result<WriteOutcome, Failure> {
         self.instance_writes.send_within(delete_under(key, guard), self.control.limit).await.map(WriteOutcome::of)
     }

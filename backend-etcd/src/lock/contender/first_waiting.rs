@@ -159,7 +159,7 @@ impl Contender {
     pub(super) async fn store_number(&self, permits: u32, request: &PermitRequest) -> Result<Record, Failure> {
         let encoded = self.context.lock_layout.of_semaphores(|layout| layout.encode_permits(permits, None));
         let (key, value) = (Arc::from(&request.number_key[..]), encoded.map_err(Failure::Final)?);
-        match self.context.client.put(&key, Guard::Absent, &value, None).await? {
+        match self.context.client.put_in_time(&key, Guard::Absent, &value, None).await? {
             WriteOutcome::Done(at) => Ok(Record { key, value, created: at, modified: at, lease: None }),
             WriteOutcome::Refused(Some(stored)) => Ok(stored),
             WriteOutcome::Refused(None) => {

@@ -29,7 +29,7 @@ pub(super) async fn current_by_a_write(
     client: &StoreClient,
     key: &[u8],
 ) -> Result<(Option<Record>, Revision), Failure> {
-    match client.delete(key, Guard::Absent).await? {
+    match client.delete_in_time(key, Guard::Absent).await? {
         WriteOutcome::Done(at) => Ok((None, at)),
         WriteOutcome::Refused(Some(record)) => {
             let at = record.modified;

@@ -26,7 +26,7 @@ impl RegistrationTask {
         let at = match (own, at) {
             (Some(own), _) => {
                 self.writes.withdrawing = true;
-                match self.context.client.delete(&own.key, Guard::Modified(own.modified)).await {
+                match self.context.client.delete_in_time(&own.key, Guard::Modified(own.modified)).await {
                     Ok(WriteOutcome::Done(at)) => {
                         self.context.note_departure();
                         at
