@@ -15,7 +15,7 @@ use std::{
 
 use enlist::{
     Deregistered, Endpoint, Health, Instance, InstanceId, Migration, OnDelete, RegisterOptions, Registration,
-    RegistrationState, Registry, ServiceRef, Side,
+    RegistrationState, Registry, ServiceRef, Side, Start,
 };
 use enlist_etcd::{Etcd, EtcdNaming};
 use enlist_testkit::{FakeEtcd, Misbehavior, eventually, soon};
@@ -25,7 +25,7 @@ const SECOND: Duration = Duration::from_secs(1);
 
 struct Checked {
     fake: FakeEtcd,
-    _etcd: Etcd,
+    etcd: Etcd,
     registration: Registration,
     healthy: Arc<AtomicBool>,
 }
@@ -46,7 +46,7 @@ impl Checked {
             move || ready(if healthy.load(Ordering::SeqCst) { Health::Serving } else { Health::NotServing })
         };
         registration.health_check(SECOND, check).unwrap();
-        Self { fake, _etcd: etcd, registration, healthy }
+        Self { fake, etcd, registration, healthy }
     }
 
     /// Sets the result of the checks.
@@ -153,4 +153,27 @@ async fn each_migration_side_reports_failing_checks() {
     }
     assert_eq!(soon("deregistered", registration.deregister()).await.unwrap(), Deregistered::Removed);
     assert_eq!(stored(), (None, 0));
+}
+
+/// The withdrawal waits behind the writes of others, of which etcd makes two transactions in four seconds.
+#[tokio::test(start_paused = true)]
+async fn a_departure_does_not_wait_for_a_withdrawal() {
+    let checked = Checked::start().await;
+    checked.until(is_registered).await;
+    for _ in 0..40 {
+        checked.fake.misbehave(Misbehavior::LateTxn(4 * SECOND));
+    }
+    let mut others = Vec::new();
+    for number in 0..1600 {
+        let id = InstanceId::parse(format!("i{number}")).unwrap();
+        let instance = Instance::new(id, [Endpoint::new("10.0.0.2", 80 + number).unwrap()]).unwrap();
+        let options = RegisterOptions::new().start(Start::Background);
+        others.push(checked.etcd.register(&ServiceRef::parse("s").unwrap(), instance, options).await.unwrap());
+    }
+    checked.set_health(Health::NotServing);
+    // The next check fails, and the withdrawal waits.
+    tokio::time::sleep(SECOND + SECOND / 2).await;
+    let asked = tokio::time::Instant::now();
+    assert_eq!(checked.registration.deregister().await.unwrap(), Deregistered::LeftBehind);
+    assert!(asked.elapsed() < 8 * SECOND, "{:?}", asked.elapsed());
 }

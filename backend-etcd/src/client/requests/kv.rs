@@ -92,6 +92,16 @@ impl StoreClient {
         self.instance_writes.send_within(delete_under(key, guard), self.control.limit).await.map(WriteOutcome::of)
     }
 
+    /// As [`delete`](Self::delete), but not sent if `given_up` completes before.
+    pub(crate) async fn delete_unless(
+        &self,
+        key: &[u8],
+        guard: Guard,
+        given_up: impl Future<Output = ()>,
+    ) -> Result<WriteOutcome, Failure> {
+        self.instance_writes.send_unless(delete_under(key, guard), given_up).await.map(WriteOutcome::of)
+    }
+
     /// Reads a range, sorted or limited as `options` say.
     pub(crate) async fn range(&self, start: &[u8], options: &GetOptions) -> Result<(Vec<Record>, Revision), Failure> {
         let read = |mut clients: Clients| async move { clients.kv.get(start, Some(options.clone())).await };

@@ -340,7 +340,7 @@ impl RegistrationTask {
 }
 
 /// Waits until the registration is no longer wanted, and then for another `limit`.
-async fn unwanted_for(driver: &RegistrationDriver, limit: std::time::Duration) {
+pub(super) async fn unwanted_for(driver: &RegistrationDriver, limit: std::time::Duration) {
     driver.unwanted().await;
     tokio::time::sleep(limit).await;
 }

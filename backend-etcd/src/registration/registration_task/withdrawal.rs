@@ -6,10 +6,13 @@ use std::sync::Arc;
 
 use enlist::{
     Error, RegistrationState, Revision,
-    backend::{Claim, permanent_error_delay, registration_flow::StepOutcome},
+    backend::{
+        Claim, permanent_error_delay,
+        registration_flow::{DEREGISTER_TIMEOUT, StepOutcome},
+    },
 };
 
-use super::{Known, RegistrationTask, removal::proved, wake_reason::WakeReason};
+use super::{Known, RegistrationTask, comparison::unwanted_for, removal::proved, wake_reason::WakeReason};
 use crate::{
     client::requests::{guarded_write::Guard, kv::WriteOutcome},
     session::{lease, sweep::shows},
@@ -26,7 +29,9 @@ impl RegistrationTask {
         let at = match (own, at) {
             (Some(own), _) => {
                 self.writes.withdrawing = true;
-                match self.context.client.delete_in_time(&own.key, Guard::Modified(own.modified)).await {
+                // The removal of an unwanted registration follows.
+                let given_up = unwanted_for(&self.driver, DEREGISTER_TIMEOUT);
+                match self.context.client.delete_unless(&own.key, Guard::Modified(own.modified), given_up).await {
                     Ok(WriteOutcome::Done(at)) => {
                         self.context.note_departure();
                         at
