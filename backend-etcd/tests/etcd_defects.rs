@@ -627,15 +627,49 @@ async fn a_contender_without_an_entry_takes_no_turn() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_expiry_without_later_renewal_is_not_concealed() {
+async fn a_renewal_after_an_expiry_conceals_nothing() {
     let fake = FakeEtcd::start();
     fake.set_defect(EtcdDefect::RevokedLeaseRenewed);
     fake.expire_leases();
     let mut control = raw(&fake).await;
     let lease = control.lease_grant(2, None).await.unwrap().id();
     tokio::time::sleep(Duration::from_secs(10)).await;
-    assert_eq!(fake.concealed_revocations(), []);
+    // Its holder has to know of the expiry by itself, although the renewal is acknowledged.
     let _renewed = control.lease_keep_alive(lease).await.unwrap();
-    let concealed: Vec<_> = fake.concealed_revocations().iter().map(|revocation| revocation.lease).collect();
-    assert_eq!(concealed, [lease]);
+    assert_eq!(fake.concealed_revocations(), []);
+}
+
+/// Returns the leases whose revocation was concealed.
+fn concealed(fake: &FakeEtcd) -> Vec<i64> {
+    fake.concealed_revocations().iter().map(|revocation| revocation.lease).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revocation_before_a_renewal_is_concealed() {
+    let fake = FakeEtcd::start();
+    fake.set_defect(EtcdDefect::RevokedLeaseRenewed);
+    let mut control = raw(&fake).await;
+    let lease = control.lease_grant(15, None).await.unwrap().id();
+    control.lease_revoke(lease).await.unwrap();
+    assert!(concealed(&fake).is_empty());
+    let _renewed = control.lease_keep_alive(lease).await.unwrap();
+    assert_eq!(concealed(&fake), [lease]);
+    fake.mend();
+    assert_eq!(concealed(&fake), [lease], "what was concealed stays known");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revocation_by_the_former_leader_is_concealed() {
+    let fake = FakeEtcd::start();
+    fake.set_defect(EtcdDefect::FormerLeaderRevokes);
+    let mut control = raw(&fake).await;
+    let [own, renewed] =
+        [control.lease_grant(15, None).await.unwrap().id(), control.lease_grant(15, None).await.unwrap().id()];
+    control.lease_revoke(own).await.unwrap();
+    let _renewed = control.lease_keep_alive(renewed).await.unwrap();
+    eventually("the former leader revokes it", || async {
+        let concealed = concealed(&fake);
+        if concealed == [renewed] { Ok(()) } else { Err(concealed) }
+    })
+    .await;
 }

@@ -77,13 +77,29 @@ impl EtcdDefect {
 #[derive(Debug, Default)]
 pub(super) struct Defects {
     present: BTreeSet<EtcdDefect>,
-    /// Revoked leases whose renewals are acknowledged: their TTLs in seconds, and the times of their revocation.
-    revoked: BTreeMap<i64, (i64, Instant)>,
-    /// Those whose revocation is concealed.
-    concealed: BTreeSet<i64>,
+    /// Revoked leases whose renewals are acknowledged.
+    revoked: BTreeMap<i64, Revoked>,
+    concealed: Vec<ConcealedRevocation>,
 }
 
-/// Revocation of a lease that a defect conceals: a renewal was acknowledged afterwards, or a former leader made it.
+#[derive(Clone, Copy, Debug)]
+struct Revoked {
+    /// TTL of the lease in seconds.
+    ttl: i64,
+    at: Instant,
+    cause: RevocationCause,
+}
+
+/// Cause of the end of a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RevocationCause {
+    Request,
+    Expiry,
+    FormerLeader,
+}
+
+/// Revocation of a lease that a defect conceals from its holder. A former leader made it, or a renewal was acknowledged
+/// afterwards: after an expiry, one that had arrived before. A holder that renews later has to know of the expiry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ConcealedRevocation {
@@ -101,6 +117,7 @@ impl Defects {
     /// Ends all defects. What they concealed stays known.
     pub(super) fn mend(&mut self) {
         self.present.clear();
+        self.revoked.clear();
     }
 
     pub(super) fn has(&self, defect: EtcdDefect) -> bool {
@@ -108,31 +125,43 @@ impl Defects {
     }
 
     /// Notes that a lease was revoked.
-    pub(super) fn note_revoked(&mut self, lease: i64, ttl: i64) {
+    pub(super) fn note_revoked(&mut self, lease: i64, ttl: i64, cause: RevocationCause) {
         if self.has(EtcdDefect::FormerLeaderRevokes) || self.has(EtcdDefect::RevokedLeaseRenewed) {
-            self.revoked.insert(lease, (ttl, Instant::now()));
+            let at = Instant::now();
+            self.revoked.insert(lease, Revoked { ttl, at, cause });
+            if cause == RevocationCause::FormerLeader {
+                self.conceal(ConcealedRevocation { at, lease });
+            }
         }
     }
 
-    /// Notes that a revocation that was noted is concealed.
-    pub(super) fn conceal(&mut self, lease: i64) {
-        self.concealed.insert(lease);
+    fn conceal(&mut self, revocation: ConcealedRevocation) {
+        if !self.concealed.contains(&revocation) {
+            self.concealed.push(revocation);
+        }
     }
 
     pub(super) fn concealed(&self) -> Vec<ConcealedRevocation> {
-        let concealed = self.revoked.iter().filter(|(lease, _)| self.concealed.contains(lease));
-        concealed.map(|(lease, (_, at))| ConcealedRevocation { at: *at, lease: *lease }).collect()
+        self.concealed.clone()
     }
 
-    /// Returns the TTL with which a renewal of a lease that does not exist is answered: 0 without a defect.
-    pub(super) fn renewed(&mut self, lease: i64) -> i64 {
-        let Some((ttl, at)) = self.revoked.get(&lease) else { return 0 };
+    /// Returns the TTL with which a renewal that `arrived` then is answered, of a lease that does not exist: 0 without a
+    /// defect.
+    pub(super) fn renewed(&mut self, lease: i64, arrived: Instant) -> i64 {
+        let Some(Revoked { ttl, at, cause }) = self.revoked.get(&lease).copied() else { return 0 };
         let by_former_leader = self.has(EtcdDefect::FormerLeaderRevokes) && at.elapsed() < STILL_RENEWED;
         if !by_former_leader && !self.has(EtcdDefect::RevokedLeaseRenewed) {
             return 0;
         }
-        self.concealed.insert(lease);
-        *ttl
+        if cause != RevocationCause::Expiry || arrived <= at {
+            self.conceal(ConcealedRevocation { at, lease });
+        }
+        ttl
+    }
+
+    /// Notes that a lease with this id was granted.
+    pub(super) fn note_granted(&mut self, lease: i64) {
+        self.revoked.remove(&lease);
     }
 
     /// Returns `true` if a compaction to `revision` wrongly removes this event of the history.

@@ -26,7 +26,7 @@ use tonic::{
 };
 
 use super::{
-    etcd_defects::{EtcdDefect, REVOKED_AFTER},
+    etcd_defects::{EtcdDefect, REVOKED_AFTER, RevocationCause},
     misbehavior::{LateWrite, Misbehavior},
     state::{Consistency, FakeState},
     watches,
@@ -291,9 +291,6 @@ impl tower::Service<http::Request<Body>> for Auth {
 async fn revoke_as_former_leader(state: &FakeState, lease: i64) {
     tokio::time::sleep(REVOKED_AFTER).await;
     if state.store().defects.has(EtcdDefect::FormerLeaderRevokes) {
-        let is_revoked = state.change(|store| store.revoke(lease));
-        if is_revoked {
-            state.store().defects.conceal(lease);
-        }
+        state.change(|store| store.revoke_because(lease, RevocationCause::FormerLeader));
     }
 }

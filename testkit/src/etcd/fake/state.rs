@@ -65,9 +65,9 @@ impl FakeState {
     /// Renews a lease. Returns its TTL in seconds, 0 if there is none: at once, or when it is revoked if it has
     /// expired.
     pub(super) async fn renew(&self, lease: i64) -> i64 {
-        let mut rounds = self.expiry_rounds.subscribe();
+        let (mut rounds, arrived) = (self.expiry_rounds.subscribe(), Instant::now());
         loop {
-            if let Some(ttl) = self.store().renew(lease) {
+            if let Some(ttl) = self.store().renew(lease, arrived) {
                 return ttl;
             }
             // `self` owns the sender, so waiting cannot fail.

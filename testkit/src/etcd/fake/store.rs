@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use super::{
-    etcd_defects::Defects,
+    etcd_defects::{Defects, RevocationCause},
     misbehavior::{LateWrite, Misbehavior},
     records::{KeyChange, Requests},
 };
@@ -177,13 +177,13 @@ impl Store {
         });
     }
 
-    /// Renews a lease. Returns its TTL in seconds, 0 if there is no such lease; `None` if it has expired, and is not
-    /// revoked yet.
-    pub(super) fn renew(&mut self, lease: i64) -> Option<i64> {
+    /// Renews a lease by a request that `arrived` then. Returns its TTL in seconds, 0 if there is no such lease; `None` if
+    /// it has expired, and is not revoked yet.
+    pub(super) fn renew(&mut self, lease: i64, arrived: Instant) -> Option<i64> {
         if self.has_expired(lease) {
             return None;
         }
-        let Some(found) = self.leases.get_mut(&lease) else { return Some(self.defects.renewed(lease)) };
+        let Some(found) = self.leases.get_mut(&lease) else { return Some(self.defects.renewed(lease, arrived)) };
         found.renewed = Instant::now();
         Some(found.ttl)
     }
@@ -205,10 +205,15 @@ impl Store {
     }
 
     pub(super) fn revoke(&mut self, lease: i64) -> bool {
+        let cause = if self.has_expired(lease) { RevocationCause::Expiry } else { RevocationCause::Request };
+        self.revoke_because(lease, cause)
+    }
+
+    pub(super) fn revoke_because(&mut self, lease: i64, cause: RevocationCause) -> bool {
         let removed = self.leases.remove(&lease);
         let known = removed.is_some();
         if let Some(removed) = removed {
-            self.defects.note_revoked(lease, removed.ttl);
+            self.defects.note_revoked(lease, removed.ttl, cause);
         }
         let keys: Vec<_> =
             self.keys.values().filter(|pair| known && pair.lease == lease).map(|pair| pair.key.clone()).collect();
@@ -238,6 +243,7 @@ impl Store {
         };
         let ttl = ttl.max(MIN_TTL);
         self.leases.insert(id, Granted { ttl, renewed: Instant::now() });
+        self.defects.note_granted(id);
         Ok((id, ttl))
     }
 
