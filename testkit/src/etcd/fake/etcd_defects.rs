@@ -145,8 +145,8 @@ impl Defects {
         self.concealed.clone()
     }
 
-    /// Returns the TTL with which a renewal that `arrived` then is answered, of a lease that does not exist: 0 without a
-    /// defect.
+    /// Returns the TTL with which a renewal that `arrived` then is answered, of a lease that does not exist: 0 without
+    /// a defect.
     pub(super) fn renewed(&mut self, lease: i64, arrived: Instant) -> i64 {
         let Some(Revoked { ttl, at, cause }) = self.revoked.get(&lease).copied() else { return 0 };
         let by_former_leader = self.has(EtcdDefect::FormerLeaderRevokes) && at.elapsed() < STILL_RENEWED;

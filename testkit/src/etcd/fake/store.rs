@@ -177,8 +177,8 @@ impl Store {
         });
     }
 
-    /// Renews a lease by a request that `arrived` then. Returns its TTL in seconds, 0 if there is no such lease; `None` if
-    /// it has expired, and is not revoked yet.
+    /// Renews a lease by a request that `arrived` then. Returns its TTL in seconds, 0 if there is no such lease; `None`
+    /// if it has expired, and is not revoked yet.
     pub(super) fn renew(&mut self, lease: i64, arrived: Instant) -> Option<i64> {
         if self.has_expired(lease) {
             return None;
