@@ -1,8 +1,8 @@
 //! The reaper ends the process group of a program when the process that started it is killed or frozen.
 //!
 //! It is the first process of the group, so that the group exists before the program does. Its input has one line per
-//! deadline, see [`ReaperTime`]. It ends the group at the last deadline, or when the input ends. It never ends
-//! another group.
+//! deadline, see [`ReaperTime`]. It ends the group at the last deadline, or when the input ends. It never ends another
+//! group.
 
 use std::{
     io::{self, BufRead, IsTerminal, Write},
@@ -107,5 +107,20 @@ fn end_gently(group: Pid, deadline: ReaperTime) {
     let _ = kill_process_group(group, Signal::CONT);
     while has_members(group) && ReaperTime::now() < deadline {
         std::thread::park_timeout(GROUP_END_POLL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_read_as_its_deadline() {
+        let minute = ReaperTime(Duration::from_secs(60));
+        assert_eq!((minute.line().as_str(), ReaperTime::parse("60000")), ("60000\n", minute));
+        // An endless grace is no deadline in the past.
+        let endless = minute.after(Duration::MAX).line();
+        assert!(ReaperTime::parse(endless.trim_end()) > minute.after(Duration::from_secs(1 << 40)));
+        assert_eq!(ReaperTime::parse("damaged"), ReaperTime(Duration::ZERO));
     }
 }
