@@ -85,7 +85,7 @@ fn main() -> ExitCode {
     let command = args.next().unwrap_or_default();
     let outcome = Options::parse(args).and_then(|options| match command.as_str() {
         "one" => one(&options),
-        _ if options.limit.is_some() => Err("--limit is for a single run".into()),
+        "many" | "teeth" if options.limit.is_some() => Err("--limit is for a single run".into()),
         "many" => Ok(many::many(&options)),
         "teeth" => teeth(&options),
         _ => Err(HELP.into()),
