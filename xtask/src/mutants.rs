@@ -16,9 +16,11 @@ use crate::{
 /// Path of the list of survivors with reasons.
 const SURVIVORS: &str = "xtask/survivors.txt";
 
-/// Maximum duration of the tests of a mutant in seconds: many times that without a mutant, so one that takes longer
-/// counts as noticed.
+/// Maximum duration of the first tests of a mutant in seconds. They take a few without a mutant, so one that takes
+/// longer counts as noticed.
 const FIRST_LIMIT: &str = "60";
+
+/// Maximum duration of all tests of a mutant in seconds, after which it counts as noticed.
 const LIMIT: &str = "120";
 
 /// Variables that shorten the build of a mutant.
@@ -96,7 +98,7 @@ const PARTS: &[Part] = &[
         ],
         first: &["--lib"],
         tested_by: &["enlist-etcd"],
-        options: &["--lib", "--test", "fake", "--test", "late_writes"],
+        options: &["--lib", "--test", "layouts", "--test", "wire", "--test", "fake", "--test", "late_writes"],
     },
     Part {
         name: "layouts",
@@ -234,7 +236,7 @@ struct Found {
     missed: BTreeSet<String>,
     timed_out: Vec<String>,
     unviable: Vec<String>,
-    /// Caught or unviable before.
+    /// Noticed or unviable before.
     before: Vec<String>,
 }
 
@@ -267,7 +269,11 @@ fn mutate(name: &str, part: &Part, sources: &Sources<'_>, former: FormerRun) -> 
     if found.missed.is_empty() {
         return Ok(found);
     }
-    println!("\n==> {} of them with more tests", found.missed.len());
+    println!(
+        "\n==> {} of them with more tests, without the {} that timed out",
+        found.missed.len(),
+        found.timed_out.len()
+    );
     leave_out_timeouts(&output.join("mutants.out"))?;
     try_tests(&output, part, sources, FormerRun::Continued, Tests::All)
 }
