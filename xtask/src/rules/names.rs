@@ -5,7 +5,8 @@ use std::path::Path;
 use super::{known::Finding, sources::Source, tokens::tokens};
 
 /// Identifiers that no longer exist. Words with a second meaning that the code still needs are not among them:
-/// `Column`, `Group`, `Held`, `KeepAlive`, `Presence`, `answer`, `left`, `line`, `place` and `spread`.
+/// `Column`, `Group`, `Held`, `KeepAlive`, `Presence`, `answer`, `bulk`, `fast`, `left`, `line`, `place`, `run` and
+/// `spread`.
 pub(super) const OLD: [&str; 74] = [
     "Batcher",
     "Beside",
