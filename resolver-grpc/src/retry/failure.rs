@@ -207,7 +207,15 @@ mod tests {
         assert_eq!(failure.status.message(), "instance a could not be reached: no room");
     }
 
-    /// The error of a request whose stream the server resets.
+    /// Returns the error that the client gets while the server runs.
+    async fn error_of(client: impl Future<Output = h2::Error>, server: impl Future<Output = ()>) -> h2::Error {
+        tokio::select! {
+            error = client => error,
+            () = server => panic!("the server has stopped"),
+        }
+    }
+
+    /// Returns the error of a request whose stream the server resets.
     async fn reset_by_server(reason: Reason) -> h2::Error {
         let (client, server) = tokio::io::duplex(1 << 16);
         let server = async {
@@ -225,10 +233,7 @@ mod tests {
                 ended = connection => panic!("the connection ended: {ended:?}"),
             }
         };
-        tokio::select! {
-            error = client => error,
-            () = server => panic!("the server has stopped"),
-        }
+        error_of(client, server).await
     }
 
     #[tokio::test]
@@ -326,10 +331,7 @@ mod tests {
                 ended = connection => panic!("the connection ended: {ended:?}"),
             }
         };
-        tokio::select! {
-            error = client => error,
-            () = server => panic!("the server has stopped"),
-        }
+        error_of(client, server).await
     }
 
     /// hyper asks h2 for room after it has passed on a request, and fails the request with the result: the GOAWAY of
