@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_reset_is_one() {
+    fn only_the_texts_of_resets_are_resets() {
         assert!(is_reset("connection error: Connection reset by peer (os error 104)"));
         assert!(!is_reset("operation was canceled: transport error: connection closed"));
         assert!(!is_reset("transport error"));
