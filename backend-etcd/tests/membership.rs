@@ -17,7 +17,7 @@ use enlist::{
     Counter, Error, Event, Lock, LockGuard, LockName, LockOptions, Registration, Resolver, TaskOwner, Watcher,
 };
 use enlist_etcd::Etcd;
-use enlist_testkit::{EtcdCluster, eventually, soon};
+use enlist_testkit::{EtcdCluster, Proxy, eventually, soon};
 use support::{in_background, register, service};
 
 /// A cluster that loses its leader elects another one within seconds on a busy machine.
@@ -138,10 +138,13 @@ async fn running_clients_follow_changed_members() {
 async fn a_replaced_member_is_not_noticed() {
     let mut cluster = EtcdCluster::start().await;
     let leader = cluster.leader().await;
+    let proxy = Proxy::start(cluster.member(leader).address()).await.unwrap();
+    let mut urls = cluster.urls();
+    urls[leader] = proxy.url();
     let mut users = Vec::new();
-    // Each client starts with a random endpoint.
-    for number in 0..6 {
-        users.push(User::new(Etcd::builder(cluster.urls()).connect().await.unwrap(), &format!("u{number}")).await);
+    // Each client starts with a random endpoint; at least one has to use the leader.
+    while users.len() < 6 || proxy.connections().is_empty() {
+        users.push(User::new(Etcd::builder(urls.clone()).connect().await.unwrap(), &format!("u{}", users.len())).await);
     }
     let tasks = TaskOwner::new();
     let gone = departures(&cluster.urls()[(leader + 1) % 3], &tasks).await;
