@@ -440,6 +440,90 @@ mod tests {
         assert!(due(&audit).is_some_and(|due| (2 * SECOND..=4 * SECOND).contains(&due)));
     }
 
+    /// The number of the comparison that is due, and the time until then.
+    fn comparison(audit: &Audit) -> Option<(u32, Duration)> {
+        match audit.stage {
+            Stage::Comparing { look, due, .. } => Some((look, due.saturating_duration_since(Instant::now()))),
+            _ => None,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn comparisons_with_a_lagging_watch_are_repeated_at_growing_delays() {
+        let (mut audit, behind) = (asking(300 * SECOND), replica(&[("a", 3)], 8));
+        let mut look = |number, activity| {
+            let outcome = audit.look(page(&[("a", 9)], 9, 0, None), number, activity, &behind);
+            (matches!(outcome, Outcome::Pending), comparison(&audit).map(|(_, due)| due.as_secs()))
+        };
+        let delays = [1, 2, 3].map(|number| look(number, Activity::Quiet));
+        assert_eq!(delays, [(true, Some(2)), (true, Some(4)), (true, Some(8))]);
+        assert_eq!(look(LOOKS + 3, Activity::Advanced), (true, Some(16)));
+        let last = audit.look(page(&[("a", 9)], 9, 0, None), LOOKS, Activity::Quiet, &behind);
+        assert!(matches!(last, Outcome::Wrong(1)), "{last:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_that_advances_delays_the_decision() {
+        let fake = enlist_testkit::FakeEtcd::start();
+        let etcd = crate::Etcd::from_channel(fake.channel()).runtime(crate::SessionRuntime::Caller).build().unwrap();
+        let (client, range) = (&etcd.session.client, KeyRange::prefix("a"));
+        let mut step = |compared_at: u64| {
+            let mut audit = asking(300 * SECOND);
+            let (page, at) = (page(&[("a", 9)], 9, 0, None), Revision::new(compared_at));
+            audit.stage = Stage::Comparing { page, look: 2, due: Instant::now(), at };
+            audit.step(None, &replica(&[("a", 3)], 8), client, &range);
+            comparison(&audit).map(|(look, _)| look)
+        };
+        assert_eq!([7, 8, 9].map(&mut step), [Some(1), Some(3), Some(3)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_round_begins_at_the_first_key() {
+        let fake = enlist_testkit::FakeEtcd::start();
+        let etcd = crate::Etcd::from_channel(fake.channel()).runtime(crate::SessionRuntime::Caller).build().unwrap();
+        let (client, range) = (&etcd.session.client, KeyRange::prefix("enlist/"));
+        let mut audit = Audit::new(Some(SECOND));
+        audit.moved.insert(b"x"[..].into());
+        assert!(matches!(audit.step(None, &replica(&[], 1), client, &range), Outcome::Pending));
+        assert!(matches!(audit.stage, Stage::Asking { .. }));
+        assert!(audit.first && audit.moved.is_empty() && audit.begun.is_some());
+        assert_eq!(audit.next, b"enlist/");
+        (audit.next, audit.begun) = (b"enlist/k".to_vec(), None);
+        audit.ask(client, &range, Revision::new(1));
+        assert!(!audit.first && audit.begun.is_none(), "another page of the round");
+        assert_eq!(audit.next, b"enlist/k");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failed_page_starts_the_round_over() {
+        let fake = enlist_testkit::FakeEtcd::start();
+        let etcd = crate::Etcd::from_channel(fake.channel()).runtime(crate::SessionRuntime::Caller).build().unwrap();
+        let mut audit = asking(300 * SECOND);
+        let failure = Failure::Final(enlist::Error::Closed);
+        let outcome = audit.step(Some(Err(failure)), &replica(&[], 1), &etcd.session.client, &KeyRange::prefix("a"));
+        assert!(matches!(outcome, Outcome::Pending));
+        assert!(due(&audit).is_some_and(|due| (2 * SECOND..=4 * SECOND).contains(&due)) && audit.next.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn other_numbers_of_keys_hurry_the_round() {
+        let known = replica(&[("a", 3), ("b", 4)], 5);
+        let equal = || page(&[("a", 3), ("b", 4)], 9, 5, Some("b"));
+        let hurried = |first: bool, moved: &[&str], page: &Page| {
+            let moved = moved.iter().map(|key| key.as_bytes().into()).collect();
+            let mut audit = Audit { first, moved, ..asking(300 * SECOND) };
+            assert!(matches!(audit.turn(page, &known), Outcome::Pending));
+            assert_eq!(audit.next, b"b\0", "the least key after the last one");
+            due(&audit) == Some(Duration::ZERO)
+        };
+        let other = Page { count: 3, ..equal() };
+        assert!(hurried(true, &[], &other));
+        assert!(!hurried(true, &[], &equal()) && !hurried(false, &[], &other) && !hurried(true, &["b"], &other));
+        let mut audit = Audit { hurried: true, ..asking(300 * SECOND) };
+        audit.turn(&equal(), &known);
+        assert_eq!(due(&audit), Some(Duration::ZERO), "until the end of the round");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn only_keys_of_the_requested_page_move() {
         let mut audit = asking(SECOND);

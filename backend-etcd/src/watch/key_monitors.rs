@@ -450,7 +450,8 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    use enlist::{Endpoint, Instance, InstanceId, RegisterOptions, Registry};
+    use enlist::{Endpoint, Instance, InstanceId, RegisterOptions, Registry, backend::Publisher};
+    use futures::FutureExt as _;
 
     /// A key is watched once it is this old.
     const UNWATCHED: Duration = Duration::from_millis(500);
@@ -486,6 +487,124 @@ mod tests {
         assert!(gone(at(3, None), 3) && gone(at(9, Some(9)), 4), "deleted, created anew");
         let other = Seen::At { revision: Revision::new(1), epoch: Epoch::default().next(), found: None };
         assert!(gone(other, 3));
+    }
+
+    fn replica(keys: &[(&str, u64)], revision: u64) -> Replica {
+        let record = |(key, modified): &(&str, u64)| {
+            let modified = Revision::new(*modified);
+            Record { key: key.as_bytes().into(), value: Vec::new(), created: modified, modified, lease: None }
+        };
+        let mut replica = Replica::new(Revision::default(), Epoch::default());
+        replica.relist(keys.iter().map(record).collect(), Revision::new(revision), Epoch::default());
+        replica
+    }
+
+    fn shared_watch() -> Arc<SharedWatch> {
+        let count = Arc::new(AtomicUsize::new(1));
+        Arc::new(SharedWatch { inner: Mutex::default(), tasks: TaskOwner::new(), count, _single: None })
+    }
+
+    fn monitor(shared_watch: &Arc<SharedWatch>, key: &str) -> KeyMonitor {
+        Arc::clone(shared_watch).monitor(&key.as_bytes().into(), None)
+    }
+
+    /// Passes what is published to the monitors.
+    fn follow(shared_watch: &Arc<SharedWatch>, publisher: &Publisher<Replica>) {
+        let task = dispatch(Arc::downgrade(shared_watch), publisher.reader(Arc::new(())));
+        shared_watch.tasks.spawn_until_stopped("own keys", task).unwrap();
+    }
+
+    /// Takes the notification of a monitor, if there is one.
+    fn notified(monitor: &mut KeyMonitor) -> Option<Seen> {
+        monitor.seen.has_changed().unwrap().then(|| *monitor.seen.borrow_and_update())
+    }
+
+    /// Waits for the notification of a monitor.
+    async fn passed_on(monitor: &mut KeyMonitor) -> Seen {
+        enlist_testkit::soon("a notification", monitor.seen.changed()).await.unwrap();
+        *monitor.seen.borrow_and_update()
+    }
+
+    #[tokio::test]
+    async fn a_difference_is_passed_to_the_monitor_of_its_key() {
+        let (shared_watch, publisher) = (shared_watch(), Publisher::new());
+        let (mut a, mut b) = (monitor(&shared_watch, "a"), monitor(&shared_watch, "b"));
+        assert_eq!((a.key(), b.key()), (&b"a"[..], &b"b"[..]));
+        follow(&shared_watch, &publisher);
+        publisher.advance(replica(&[("a", 3)], 3));
+        assert!(matches!(passed_on(&mut a).await, Seen::At { found: Some(_), .. }), "the first replica, for all");
+        assert!(matches!(notified(&mut b), Some(Seen::At { found: None, .. })));
+        publisher.advance(replica(&[("a", 3), ("b", 4)], 4));
+        assert!(matches!(passed_on(&mut b).await, Seen::At { found: Some(_), .. }));
+        assert_eq!(notified(&mut a), None, "it has not changed");
+        let mut restored = replica(&[("a", 3), ("b", 4)], 4);
+        restored.epoch = restored.epoch.next();
+        publisher.advance(restored.clone());
+        passed_on(&mut b).await;
+        assert!(notified(&mut a).is_some(), "another history, for all");
+        let cause = Error::RangeTooLarge { range: "a range".to_owned(), limit: 1, unit: enlist::RangeUnit::Keys };
+        publisher.publish_stale(restored.clone(), enlist::Moment::now(), cause);
+        assert_eq!(passed_on(&mut b).await, Seen::Unobservable);
+        assert_eq!(notified(&mut a), Some(Seen::Unobservable));
+        publisher.advance(restored);
+        assert!(matches!(passed_on(&mut b).await, Seen::At { .. }));
+        assert!(matches!(notified(&mut a), Some(Seen::At { .. })), "observable again");
+    }
+
+    #[tokio::test]
+    async fn a_refused_watch_reports_no_key() {
+        let (shared_watch, publisher) = (shared_watch(), Publisher::new());
+        let mut a = monitor(&shared_watch, "a");
+        follow(&shared_watch, &publisher);
+        publisher.refuse(Error::StorageFull);
+        assert_eq!(passed_on(&mut a).await, Seen::Unobservable);
+    }
+
+    #[tokio::test]
+    async fn a_key_that_was_never_seen_vanishes_with_a_later_replica() {
+        let (shared_watch, publisher) = (shared_watch(), Publisher::new());
+        let mut a = monitor(&shared_watch, "a");
+        follow(&shared_watch, &publisher);
+        publisher.advance(replica(&[("b", 2)], 2));
+        passed_on(&mut a).await;
+        assert_eq!(a.vanished(Revision::new(5)).now_or_never(), None, "the replica is older than the key");
+        publisher.advance(replica(&[("b", 2), ("c", 5)], 5));
+        enlist_testkit::soon("gone", a.vanished(Revision::new(5))).await;
+        assert!(shared_watch.inner().waiting.is_empty());
+    }
+
+    #[test]
+    fn a_monitor_waits_for_a_replica_as_new_as_its_write() {
+        let shared_watch = shared_watch();
+        let waiting = |written: u64, at: Option<u64>| {
+            shared_watch.inner().latest = at.map(|at| replica(&[], at));
+            let mut a = monitor(&shared_watch, "a");
+            a.expect(Revision::new(written));
+            let waits = shared_watch.inner().waiting.len();
+            let state = notified(&mut a);
+            drop(a);
+            assert!(shared_watch.inner().waiting.is_empty(), "forgotten with its monitor");
+            (waits, state.is_some())
+        };
+        assert_eq!(waiting(5, None), (1, true));
+        assert_eq!([4, 5, 6].map(|at| waiting(5, Some(at))), [(1, true), (0, true), (0, true)]);
+        let mut a = monitor(&shared_watch, "a");
+        a.expect(Revision::new(7));
+        notified(&mut a);
+        a.expect(Revision::new(7));
+        assert_eq!(notified(&mut a), None, "the same write");
+        a.expect(Revision::new(8));
+        assert_eq!(shared_watch.inner().waiting, [(Revision::new(8), b"a"[..].into())].into());
+    }
+
+    #[test]
+    fn a_monitor_leaves_its_successor_alone() {
+        let shared_watch = shared_watch();
+        let (former, successor) = (monitor(&shared_watch, "a"), monitor(&shared_watch, "a"));
+        drop(former);
+        assert_eq!(shared_watch.inner().monitors.len(), 1);
+        drop(successor);
+        assert!(shared_watch.inner().monitors.is_empty());
     }
 
     /// A process that registers instances of ever new services.
@@ -533,6 +652,30 @@ mod tests {
         assert_eq!(key_monitors.count.load(Ordering::Relaxed), MAX_SINGLE_MONITORS + 1);
         let shared: Vec<_> = key_monitors.shared.lock().unwrap().keys().cloned().collect();
         assert_eq!(shared, [KeyRange::prefix("enlist/services/default/")]);
+    }
+
+    #[tokio::test]
+    async fn ended_shared_watches_are_forgotten() {
+        let fake = enlist_testkit::FakeEtcd::start();
+        let etcd = crate::Etcd::from_channel(fake.channel()).runtime(crate::SessionRuntime::Caller).build().unwrap();
+        let key_monitors = &etcd.session.registration.key_monitors;
+        let shared = |prefix: &str| key_monitors.shared(KeyRange::prefix(prefix)).unwrap();
+        let (ended, kept) = (shared("a/"), shared("b/"));
+        drop(ended);
+        let _third = shared("c/");
+        assert_eq!(key_monitors.shared.lock().unwrap().len(), 2);
+        assert!(Arc::ptr_eq(&shared("b/"), &kept), "one watch for all keys of a range");
+    }
+
+    #[test]
+    fn own_watches_of_a_service_are_counted() {
+        let (all, service) = (Arc::new(Singles::default()), ServiceRef::parse("svc").unwrap());
+        all.lock().unwrap().insert(service.clone(), 2);
+        let single = || Single { service: service.clone(), all: Arc::clone(&all) };
+        drop(single());
+        assert_eq!(all.lock().unwrap().get(&service), Some(&1));
+        drop(single());
+        assert!(all.lock().unwrap().is_empty());
     }
 
     #[test]
