@@ -1,4 +1,4 @@
-//! dubbo-go 3.3.1: a server with the protocol `tri`, registered at application level, and its service discovery. Their
+//! dubbo-go 3.3.2: a server with the protocol `tri`, registered at application level, and its service discovery. Their
 //! session on etcd has a TTL of one second and is never opened again, so each outlives a restart of etcd only as far as
 //! its lease does, and programs that are started afterwards continue.
 
@@ -108,15 +108,15 @@ async fn theirs_is_found() {
 }
 
 /// A consumer of dubbo finds the application of an interface, and the methods of its instances, in the metadata report,
-/// which servers of dubbo write. For ours another program has to. 3.3.1 takes `/dubbo` and the name of the application
-/// without a `/` between them.
+/// which servers of dubbo write. For ours another program has to. Up to 3.3.1 there is no `/` between `/dubbo` and the
+/// name of the application.
 #[tokio::test]
 #[ignore = "needs Go: `cargo xtask interop` runs it"]
 async fn a_consumer_of_dubbo_calls_ours() {
     const REPORT: [(&str, &str); 2] = [
         ("/dubbo/mapping/grpc.health.v1.Health", "greet-app"),
         (
-            "/dubbogreet-app/1",
+            "/dubbo/greet-app/1",
             r#"{"app":"greet-app","revision":"1","services":{"grpc.health.v1.Health:tri":{"protocol":"tri",
             "name":"grpc.health.v1.Health","path":"grpc.health.v1.Health","params":{"methods":"Check,Watch"}}}}"#,
         ),
