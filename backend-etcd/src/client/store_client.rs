@@ -21,7 +21,8 @@ use crate::{
             dialled::{ProgressReplies, Used},
             failover::Failover,
             layers::Layers,
-            request_channel::{Clients, Credentials, PROBED, Repeat, RequestChannel},
+            repetitions::Repeat,
+            request_channel::{Clients, Credentials, PROBED, RequestChannel},
         },
         requests::{
             limits::{PAGE, RangeLimits},

@@ -9,6 +9,8 @@ pub(crate) mod failover;
 pub(crate) mod layers;
 pub(crate) mod member_sync;
 pub(crate) mod members;
+mod pinned;
 pub(crate) mod recovery;
+pub(crate) mod repetitions;
 pub(crate) mod request_channel;
 pub(crate) mod tls;
