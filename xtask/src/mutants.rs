@@ -62,6 +62,10 @@ const PARTS: &[Part] = &[
             "core/src/lock/options.rs",
             "core/src/backend/lock/lock_validity.rs",
             "core/src/lock/fence.rs",
+            // The mark of a job that ran.
+            "core/src/lock/job_record.rs",
+            // Errors after which a call may be repeated.
+            "core/src/error.rs",
             // Views after a mass loss.
             "core/src/discovery/mass_loss.rs",
             // Ejection of an instance.
@@ -90,9 +94,19 @@ const PARTS: &[Part] = &[
             "backend-etcd/src/watch/proofs.rs",
             "backend-etcd/src/watch/audit.rs",
             "backend-etcd/src/watch/key_monitors.rs",
-            // Own keys, queue positions, the class of an error.
+            // Own keys, their loss, queue positions.
             "backend-etcd/src/registration/registration_task/own_writes.rs",
+            "backend-etcd/src/registration/registration_task/eviction.rs",
             "backend-etcd/src/lock/contender/position.rs",
+            // Departures of instances, renewals of a lease, restores of the store.
+            "backend-etcd/src/discovery/watcher/departure.rs",
+            "backend-etcd/src/session/renewal.rs",
+            "backend-etcd/src/client/store_revision.rs",
+            // Repetitions of a request, the next member.
+            "backend-etcd/src/client/connection/repetitions.rs",
+            "backend-etcd/src/client/connection/pinned.rs",
+            // The class of an error.
+            "backend-etcd/src/error/mod.rs",
             "backend-etcd/src/error/answers.rs",
             "backend-etcd/src/error/texts.rs",
         ],
@@ -229,7 +243,7 @@ struct Sources<'a> {
     excluded: &'a [&'a str],
 }
 
-/// Outcome of the mutants of some files, without their positions.
+/// Outcome of the mutants of some files, by their [`lasting_name`].
 #[derive(Debug, Default)]
 struct Found {
     caught: Vec<String>,
@@ -241,9 +255,11 @@ struct Found {
 }
 
 impl Found {
-    /// Parses the files that `cargo-mutants` wrote.
-    fn parse(read: impl Fn(&str) -> Result<String>) -> Result<Self> {
-        let lines = |file: &str| -> Result<Vec<String>> { Ok(read(file)?.lines().map(without_position).collect()) };
+    /// Parses the files that `cargo-mutants` wrote. `source` reads a file of the workspace.
+    fn parse(read: impl Fn(&str) -> Result<String>, source: impl Fn(&str) -> Result<String>) -> Result<Self> {
+        let lines = |file: &str| -> Result<Vec<String>> {
+            read(file)?.lines().map(|line| lasting_name(line, &source)).collect()
+        };
         Ok(Self {
             caught: lines("caught.txt")?,
             missed: lines("missed.txt")?.into_iter().collect(),
@@ -313,19 +329,24 @@ fn try_tests(output: &Path, part: &Part, sources: &Sources<'_>, former: FormerRu
     if !matches!(status.code(), Some(0 | 2 | 3)) {
         return Err(format!("cargo-mutants failed: {status}").into());
     }
-    Found::parse(|file| {
+    let outcome = |file: &str| {
         let path = output.join("mutants.out").join(file);
         // Without such mutants there is no file.
         if path.exists() { Ok(fs::read_to_string(path)?) } else { Ok(String::new()) }
-    })
+    };
+    Found::parse(outcome, |file| Ok(fs::read_to_string(file)?))
 }
 
-/// Returns `file:line:column: text` without the numbers, which change with every edit.
-fn without_position(line: &str) -> String {
-    match line.splitn(4, ':').collect::<Vec<_>>()[..] {
-        [file, _, _, text] => format!("{file}:{text}"),
-        _ => line.to_owned(),
-    }
+/// Returns `file:line:column: text` with the code at the position instead of the numbers, which change with every edit.
+/// The text alone does not identify a mutant: a function may have several `!` to delete.
+fn lasting_name(line: &str, source: impl Fn(&str) -> Result<String>) -> Result<String> {
+    let [file, row, column, text] = line.splitn(4, ':').collect::<Vec<_>>()[..] else {
+        return Ok(line.to_owned());
+    };
+    let (row, column): (usize, usize) = (row.parse()?, column.parse()?);
+    let code = source(file)?;
+    let code = code.lines().nth(row - 1).map(|line| line.chars().skip(column - 1).collect::<String>());
+    Ok(format!("{file}:{text} | {}", code.unwrap_or_default()))
 }
 
 /// Parses the known survivors: one line each, followed by an indented reason.
@@ -375,22 +396,25 @@ mod tests {
 
     #[test]
     fn outcomes_of_former_runs_count() {
-        let found = Found::parse(|file| {
-            Ok(match file {
+        let outcome = |file: &str| {
+            let lines = match file {
                 "caught.txt" => "a.rs:1:2: x\n",
                 "missed.txt" => "a.rs:2:3: y\n",
                 "previously_caught.txt" => "a.rs:3:4: z\n",
                 _ => "",
-            }
-            .to_owned())
-        })
-        .expect("texts");
-        assert_eq!((found.tried(), found.missed), (3, BTreeSet::from(["a.rs: y".to_owned()])));
+            };
+            Ok(lines.to_owned())
+        };
+        let found = Found::parse(outcome, |_| Ok("one\ntwo\nthree".to_owned())).expect("texts");
+        assert_eq!((found.tried(), found.missed), (3, BTreeSet::from(["a.rs: y | o".to_owned()])));
     }
 
     #[test]
     fn a_survivor_is_known_at_any_line() {
-        let line = "core/src/lock/fence.rs:52:9: replace Fence::admit with ()";
-        assert_eq!(without_position(line), "core/src/lock/fence.rs: replace Fence::admit with ()");
+        let name = |line: &str, code: &str| lasting_name(line, |_| Ok(code.to_owned())).expect("a source");
+        let known = "core/src/a.rs: delete ! in f | !a && !b";
+        assert_eq!(name("core/src/a.rs:2:8: delete ! in f", "fn f() {\n    if !a && !b"), known);
+        assert_eq!(name("core/src/a.rs:1:4: delete ! in f", "if !a && !b"), known);
+        assert_ne!(name("core/src/a.rs:1:10: delete ! in f", "if !a && !b"), known, "the other one");
     }
 }
