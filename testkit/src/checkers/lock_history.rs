@@ -211,8 +211,8 @@ impl LockHistory {
         grants
     }
 
-    /// Returns `true` if others may have deleted the entry of `token`, or revoked its lease, shortly before the grant to
-    /// `successor`.
+    /// Returns `true` if others may have deleted the entry of `token`, or revoked its lease, shortly before the grant
+    /// to `successor`.
     fn may_have_ended(&self, token: u64, successor: &Grant) -> bool {
         let deleted = self.deleted.get(&token);
         let revoked = self.leases.get(&token).and_then(|lease| self.revoked.get(lease));
