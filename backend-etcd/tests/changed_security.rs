@@ -12,9 +12,13 @@ use authority::Authority;
 use enlist::{Counter, Error, Lock, LockName, LockOptions, Moment, Registration, Resolver, Watcher};
 use enlist_etcd::Etcd;
 use enlist_testkit::{EtcdServer, Provider, Proxy, ServerOptions, eventually, soon};
-use support::{PREFIX, Renewal, TTL, listed, raw, register, renew_without_permission, server, service};
+use support::{PREFIX, Renewal, TTL, listed, metrics, raw, register, renew_without_permission, server, service};
 
 const PASSWORD: &str = "correct-horse-battery";
+
+/// Maximum number of refusals of a client without a user, whose lease has a TTL of 5 s, within 16 s: renewals are
+/// repeated at least every 0.8 s until the TTL has passed, then they and the other requests every 10 s.
+const MAX_REFUSALS: u64 = 20;
 
 /// Waits until a watcher shows an instance with this weight; no instance is removed meanwhile.
 async fn shows(watcher: &mut Box<dyn Watcher>, id: &str, weight: u32) {
@@ -46,6 +50,15 @@ async fn goes(watcher: &mut Box<dyn Watcher>, id: &str) {
         }
     };
     soon("the loss is seen", gone).await;
+}
+
+/// Number of requests that etcd has refused, because they were not authenticated or not permitted.
+async fn refusals(server: &EtcdServer) -> u64 {
+    let text = metrics(server).await;
+    let handled = text.lines().filter(|line| line.starts_with("grpc_server_handled_total"));
+    let codes = ["InvalidArgument", "Unauthenticated", "PermissionDenied"];
+    let refused = handled.filter(|line| codes.iter().any(|code| line.contains(&format!("grpc_code=\"{code}\""))));
+    refused.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
 }
 
 /// Auth is switched on while clients run. A client with a user, which was not needed before, continues. A client
@@ -86,8 +99,13 @@ async fn auth_is_switched_on_under_running_clients() {
     });
     let refused = soon("an answer", update).await.unwrap_err();
     assert!(matches!(refused, Error::AuthFailed(_)), "{refused:?}");
+    let before = refusals(&server).await;
     // Longer than the TTL of leases without renewals.
-    enlist::backend::sleep_until_elapsed(switched, TTL + Duration::from_secs(2)).await;
+    let begun = Moment::now();
+    enlist::backend::sleep_until_elapsed(switched, 3 * TTL + Duration::from_secs(2)).await;
+    let (refused, seconds) = (refusals(&server).await - before, begun.elapsed().as_secs());
+    println!("{refused} refusals in {seconds} s");
+    assert!((1..=MAX_REFUSALS).contains(&refused), "{refused} refusals in {seconds} s");
     let lost = match renewal {
         Renewal::Unchecked => 0,
         Renewal::Refused => {

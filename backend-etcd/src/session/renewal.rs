@@ -58,7 +58,7 @@ fn retry_delays(ttl: Duration, interval: Duration) -> BackoffPolicy {
 impl LeaseRenewer {
     /// Renews until the store does not know the lease any more.
     pub(crate) async fn run(&self, reports: &LeaseReports) {
-        let mut renewal = Renewal::new(self.granted, retry_delays(self.ttl, self.interval));
+        let mut renewal = Renewal::new(self.granted, self.ttl, retry_delays(self.ttl, self.interval));
         loop {
             let delay = renewal.delay(jittered(self.interval));
             tokio::select! {

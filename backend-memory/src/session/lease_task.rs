@@ -42,7 +42,7 @@ impl LeaseTask {
     /// Renews until the store does not know the lease any more.
     async fn renew(&self) {
         let retry = BackoffPolicy::new(self.interval / 10, self.interval).unwrap_or_default();
-        let mut renewal = Renewal::new(self.granted, retry);
+        let mut renewal = Renewal::new(self.granted, self.ttl, retry);
         loop {
             tokio::time::sleep(renewal.delay(self.interval)).await;
             let sent = Moment::now();

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::{
-    backend::session::lease_pool::LeaseState,
+    backend::{retries::permanent_error_delay, session::lease_pool::LeaseState},
     error::Error,
     runtime::{
         backoff::{Backoff, BackoffPolicy},
@@ -29,18 +29,35 @@ enum State {
     /// The last renewal was acknowledged. It was sent at `sent`.
     Renewed { sent: Moment },
     /// Renewals have failed since the one that was sent at `sent`.
-    Failing { sent: Moment, backoff: Backoff },
+    Failing { sent: Moment, backoff: Backoff, failure: FailureKind },
     /// The store does not know the lease. There are no further renewals.
     Lost,
+}
+
+/// Kind of the last failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FailureKind {
+    /// The store may answer soon.
+    Passing,
+    /// An operator has to repair it.
+    Permanent,
+}
+
+impl FailureKind {
+    fn of(cause: &Error) -> Self {
+        if cause.is_retryable() { Self::Passing } else { Self::Permanent }
+    }
 }
 
 /// Renewals of one lease. A backend sends a renewal after each [`delay`](Self::delay) and reports its outcome to
 /// [`transition`](Self::transition).
 ///
-/// Failed renewals are repeated for ever: after a restart etcd gives an old lease its full TTL again.
+/// Failed renewals are repeated for ever: after a restart etcd gives an old lease its full TTL again. Those that are
+/// refused permanently slow down once the TTL has passed.
 #[derive(Debug)]
 pub struct Renewal {
     state: State,
+    ttl: Duration,
     retry: BackoffPolicy,
 }
 
@@ -49,15 +66,19 @@ fn next(state: State, sent: Moment, reply: &RenewalReply, retry: BackoffPolicy) 
     match (state, reply) {
         (State::Lost, _) | (_, RenewalReply::LeaseNotFound) => State::Lost,
         (_, RenewalReply::Acknowledged) => State::Renewed { sent },
-        (State::Renewed { sent }, RenewalReply::Failed(_)) => State::Failing { sent, backoff: retry.start() },
-        (failing @ State::Failing { .. }, RenewalReply::Failed(_)) => failing,
+        (State::Renewed { sent }, RenewalReply::Failed(cause)) => {
+            State::Failing { sent, backoff: retry.start(), failure: FailureKind::of(cause) }
+        }
+        (State::Failing { sent, backoff, .. }, RenewalReply::Failed(cause)) => {
+            State::Failing { sent, backoff, failure: FailureKind::of(cause) }
+        }
     }
 }
 
 impl Renewal {
-    /// Renewals of a lease whose grant was sent at `granted`. `retry`: the delays after failures.
-    pub fn new(granted: Moment, retry: BackoffPolicy) -> Self {
-        Self { state: State::Renewed { sent: granted }, retry }
+    /// Renewals of a lease with this TTL whose grant was sent at `granted`. `retry`: the delays after failures.
+    pub fn new(granted: Moment, ttl: Duration, retry: BackoffPolicy) -> Self {
+        Self { state: State::Renewed { sent: granted }, ttl, retry }
     }
 
     /// Applies the reply to a renewal that was sent at `sent`, and returns the state to report.
@@ -71,10 +92,15 @@ impl Renewal {
         }
     }
 
-    /// Returns the delay before the next renewal: `interval`, or after a failure a growing delay.
+    /// Returns the delay before the next renewal: `interval`, or after a failure a growing delay. Without a renewal
+    /// during the TTL the lease has probably expired, and after a permanent error the delay is that of every other
+    /// request.
     pub fn delay(&mut self, interval: Duration) -> Duration {
         match &mut self.state {
             State::Renewed { .. } => interval,
+            State::Failing { sent, failure: FailureKind::Permanent, .. } if sent.elapsed() >= self.ttl => {
+                permanent_error_delay()
+            }
             State::Failing { backoff, .. } => backoff.next_delay(),
             State::Lost => LONGEST,
         }
@@ -84,17 +110,20 @@ impl Renewal {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::retries::PERMANENT_ERROR_RETRY;
 
     const INTERVAL: Duration = Duration::from_secs(5);
 
+    const TTL: Duration = Duration::from_secs(15);
+
     fn failed() -> RenewalReply {
-        RenewalReply::Failed(Error::LeaseLost)
+        RenewalReply::Failed(Error::unavailable("no answer"))
     }
 
     fn renewal() -> (Renewal, Moment) {
         let granted = Moment::now();
         let retry = BackoffPolicy::new(Duration::from_millis(100), Duration::from_secs(1)).unwrap();
-        (Renewal::new(granted, retry), granted)
+        (Renewal::new(granted, TTL, retry), granted)
     }
 
     #[tokio::test(start_paused = true)]
@@ -123,6 +152,23 @@ mod tests {
         renewal.transition(Moment::now(), RenewalReply::Acknowledged);
         renewal.transition(Moment::now(), failed());
         assert!(renewal.delay(INTERVAL) <= Duration::from_millis(100));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn permanent_refusals_slow_down_once_the_ttl_has_passed() {
+        let (mut renewal, _) = renewal();
+        let mut after = async |pause: Duration, reply: RenewalReply| {
+            tokio::time::advance(pause).await;
+            renewal.transition(Moment::now(), reply);
+            renewal.delay(INTERVAL) >= PERMANENT_ERROR_RETRY
+        };
+        let refused = || RenewalReply::Failed(Error::PermissionDenied { what: "lease renewal".into() });
+        assert!(!after(TTL - INTERVAL, refused()).await, "the lease may still be renewed in time");
+        assert!(after(INTERVAL, refused()).await);
+        assert!(!after(INTERVAL, failed()).await, "the store does not answer");
+        assert!(after(INTERVAL, refused()).await);
+        assert!(!after(INTERVAL, RenewalReply::Acknowledged).await);
+        assert!(!after(INTERVAL, refused()).await, "the TTL begins anew");
     }
 
     #[tokio::test(start_paused = true)]
