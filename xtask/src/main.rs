@@ -28,24 +28,6 @@ use self::{
 /// Number of cases that run side by side: they mostly wait, so more than there are cores; each has an etcd of its own.
 const SIDE_BY_SIDE: &str = "8";
 
-/// The programs whose tests inject faults.
-const FAULTS: [&str; 14] = [
-    "membership",
-    "changed_security",
-    "storage",
-    "host",
-    "faults",
-    "fake",
-    "contenders",
-    "cluster",
-    "views",
-    "registrations",
-    "nemesis",
-    "locks",
-    "replies",
-    "late_writes",
-];
-
 /// Number of seeds of the daily simulation.
 const SEEDS: &str = "2000";
 

@@ -1,7 +1,7 @@
 //! The tests that take too long for every day, with a record.
 
 use crate::{
-    FAULTS, Members, SIDE_BY_SIDE,
+    Members, SIDE_BY_SIDE,
     command::{Result, cargo},
     counted::{self, Counts},
     etcd::{self, Etcd},
@@ -25,12 +25,41 @@ const SATURATION: &str = "60";
 /// Number of times that the fault tests run.
 const ROUNDS: usize = 20;
 
+/// The programs whose tests inject faults: those that `docs/faults.md` names.
+const FAULTS: &[&str] = &[
+    "changed_security",
+    "cluster",
+    "contenders",
+    "departures",
+    "differential",
+    "etcd_defects",
+    "failover",
+    "fake",
+    "faults",
+    "host",
+    "late_writes",
+    "locks",
+    "membership",
+    "nemesis",
+    "registrations",
+    "releases",
+    "replies",
+    "restored",
+    "security",
+    "semaphores",
+    "storage",
+    "views",
+    "warnings",
+];
+
 /// Runs all parts. One that fails does not end the others.
 pub(crate) fn run(seconds: &str) -> Result {
     let etcd = etcd::find()?;
     etcd::need_etcdctl(&etcd)?;
     let mut record = Record::new(RECORD, "part");
     record.add(format!("random faults for {seconds} s, {etcd}"), random_faults(seconds, None, Members::One))?;
+    let cluster = format!("random faults on three members, which change as well, for {seconds} s, {etcd}");
+    record.add(cluster, random_faults(seconds, None, Members::Three))?;
     record.add(format!("{SEEDS} simulated runs"), simulate(&["--seeds", SEEDS]))?;
     record.add("deliberate defects, each found by a simulated run", simulate(&["--teeth"]))?;
     record.add(format!("locks of commands for {LOCKS} s, {etcd}"), locks(&etcd))?;
@@ -75,4 +104,22 @@ fn rounds(etcd: &Etcd) -> Result<Counts> {
         }
     }
     Ok(counts)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, path::Path};
+
+    use super::*;
+
+    #[test]
+    fn all_programs_that_the_faults_page_names_are_run() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let page = std::fs::read_to_string(root.join("docs/faults.md")).expect("the page");
+        let quoted = page.split('`').skip(1).step_by(2);
+        let first_names = quoted.map(|quoted| quoted.split("::").next().unwrap_or(quoted));
+        let is_program = |name: &&str| root.join(format!("backend-etcd/tests/{name}.rs")).exists();
+        let programs: BTreeSet<_> = first_names.filter(is_program).collect();
+        assert_eq!(programs, FAULTS.iter().copied().collect());
+    }
 }
