@@ -125,4 +125,13 @@ mod tests {
             }
         }
     }
+    #[test]
+    fn failed_renewals_are_repeated_at_growing_delays() {
+        let (ttl, interval) = (Duration::from_secs(15), Duration::from_secs(5));
+        for _ in 0..100 {
+            let mut backoff = retry_delays(ttl, interval).start();
+            assert!(backoff.next_delay() <= ttl / 50);
+            assert!((0..20).all(|_| backoff.next_delay() <= ttl / 6));
+        }
+    }
 }

@@ -189,10 +189,6 @@ impl Replica {
                     self.insert(record);
                 }
                 KeyEvent::Delete { key, .. } => {
-                    if self.records.get(&key).is_some_and(|old| old.modified > revision) {
-                        dropped += 1;
-                        continue;
-                    }
                     if DeliberateDefect::DeletionsIgnored.is_on() {
                         continue;
                     }
@@ -237,6 +233,7 @@ pub(crate) fn key_event(event: PbEvent) -> Option<KeyEvent> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use etcd_client::proto::PbKeyValue;
 
     fn put(key: &str, revision: u64) -> KeyEvent {
         KeyEvent::Put(record(key, revision))
@@ -325,6 +322,41 @@ mod tests {
         }
         assert!(replica.tombstone(b"c").is_some() && replica.tombstone(b"a").is_none(), "the third one does not fit");
         assert_eq!((replica.bytes(), replica.tombstone_bytes), (0, MAX_TOMBSTONE_BYTES / 3 + 1));
+    }
+
+    #[test]
+    fn small_deleted_keys_are_remembered_together() {
+        let remembers = |first: usize, second: usize| {
+            let mut replica = replica(&[], 1);
+            for (key, bytes, revision) in [("a", first, 2), ("b", second, 4)] {
+                let put = KeyEvent::Put(Record { value: vec![0; bytes - key.len()], ..record(key, revision) });
+                replica.apply(vec![put, delete(key, revision + 1)]);
+            }
+            assert!(replica.tombstone(b"b").is_some());
+            replica.tombstone(b"a").is_some()
+        };
+        let half = MAX_TOMBSTONE_BYTES / 2;
+        assert!(remembers(10_000, 10_000) && remembers(half, half));
+        assert!(!remembers(half, half + 1));
+    }
+
+    #[test]
+    fn a_key_in_place_of_another_one_is_news() {
+        let old = replica(&["a"], 5);
+        let mut new = old.clone();
+        new.apply(vec![put("b", 6), delete("a", 6)]);
+        assert_ne!(old, new);
+    }
+
+    #[test]
+    fn events_of_a_watch_are_puts_and_deletions() {
+        let event = |kind: i32| {
+            let kv = PbKeyValue { key: b"k".to_vec(), mod_revision: 7, ..PbKeyValue::default() };
+            key_event(PbEvent { r#type: kind, kv: Some(kv), ..PbEvent::default() })
+        };
+        assert!(matches!(event(0), Some(KeyEvent::Put(record)) if record.modified == Revision::new(7)));
+        assert!(matches!(event(1), Some(KeyEvent::Delete { revision, .. }) if revision == Revision::new(7)));
+        assert!(event(2).is_none() && key_event(PbEvent::default()).is_none());
     }
 
     #[test]

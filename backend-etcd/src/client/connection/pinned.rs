@@ -150,6 +150,20 @@ mod tests {
         assert_eq!((pinned.at, pinned.refused.len()), (0, 1), "its member is not among them");
     }
 
+    #[tokio::test]
+    async fn a_former_connection_is_not_the_current_one() {
+        let mut pinned = pinned(&["a", "b"], 0);
+        let members = Arc::clone(&pinned.members);
+        let channel = || Endpoint::from_static("http://a:1").connect_lazy();
+        let (former, _) = pinned.up(&members, 1, channel());
+        assert!(pinned.is_current(&former) && pinned.at == 1);
+        let (current, _) = pinned.up(&members, 0, channel());
+        assert!(pinned.is_current(&current) && !pinned.is_current(&former));
+        assert_eq!((former.generation, current.generation), (1, 2));
+        pinned.leave(&current, 1);
+        assert!(!pinned.is_current(&current) && current.given_up.is_cancelled());
+    }
+
     #[test]
     fn after_a_refusal_comes_a_member_that_did_not_just_refuse() {
         let (just, before) = (Some(REFUSED_MEMBER_DELAY / 2), Some(REFUSED_MEMBER_DELAY));

@@ -329,7 +329,9 @@ mod tests {
     fn a_key_is_own_by_its_lease_and_its_bytes() {
         let mut writes = OwnWrites::default();
         writes.acknowledge(record("stored", LEASE), 1);
+        assert_eq!(writes.last_unknown(), None);
         writes.remember(b"unknown".to_vec(), Some(OTHER), Effect::Change);
+        assert_eq!(writes.last_unknown(), Some(OTHER));
         assert!(writes.is_own(&record("stored", LEASE)) && writes.is_own(&record("unknown", OTHER)));
         assert!(!writes.is_own(&record("stored", OTHER)) && !writes.is_own(&record("unknown", LEASE)));
         let again = Record { modified: Revision::new(6), ..record("stored", LEASE) };
@@ -352,6 +354,7 @@ mod tests {
             assert_eq!(author(&unknown, Claimant::Absent), Author::This);
             assert_eq!((author(&stored, wrote), author(&unknown, wrote)), (Author::Another, Author::Another));
             assert_eq!(author(&stored, Claimant::Silent), Author::This);
+            assert_eq!(author(&stored, Claimant::Wrote(Revision::new(4))), Author::This, "it wrote before");
         }
         assert_eq!(writes.author(&unknown, Some(1), Claimant::Silent), Author::This);
         assert_eq!(writes.author(&unknown, None, Claimant::Silent), Author::Unclear);
@@ -366,8 +369,10 @@ mod tests {
         assert!(!writes.may_claim());
         for found in [None, Some(record("theirs", OTHER)), Some(record("two", OTHER))] {
             writes.remember(b"two".to_vec(), Some(LEASE), claim(LEASE));
+            assert!(writes.late_claim().is_none(), "not settled yet");
             writes.settle(found.as_ref(), ended);
             assert!(writes.may_claim());
+            assert!(matches!(writes.late_claim(), Some(Impossible::Ended(LEASE))));
             writes.forget_changes();
             assert!(writes.is_own(&record("two", LEASE)), "should it be done late");
             writes.impossible();
@@ -412,11 +417,21 @@ mod tests {
         let mut writes = OwnWrites::default();
         assert!(!writes.may_be_under(LEASE), "nothing was written");
         writes.acknowledge(record("one", LEASE), 1);
+        assert!(writes.may_be_under(LEASE) && !writes.may_be_under(OTHER));
         writes.remember(b"two".to_vec(), Some(OTHER), claim(OTHER));
         assert!(writes.may_be_under(LEASE) && writes.may_be_under(OTHER) && writes.is_unsettled());
         writes.settle(None, ended);
         writes.disown();
         assert!(!writes.may_be_under(LEASE) && !writes.may_be_under(OTHER) && !writes.is_unsettled());
+    }
+
+    #[test]
+    fn a_value_under_two_leases_is_two_writes() {
+        let mut writes = OwnWrites::default();
+        for lease in [LEASE, OTHER] {
+            writes.remember(b"one".to_vec(), Some(lease), Effect::Change);
+        }
+        assert!(writes.is_own(&record("one", LEASE)) && writes.is_own(&record("one", OTHER)));
     }
 
     #[test]
