@@ -164,6 +164,17 @@ mod tests {
         assert!(!pinned.is_current(&current) && current.given_up.is_cancelled());
     }
 
+    #[tokio::test]
+    async fn a_member_that_refuses_is_left_until_all_have_refused() {
+        let mut pinned = pinned(&["a", "b"], 0);
+        let members = Arc::clone(&pinned.members);
+        for (at, next) in [(0, Some(1)), (1, Some(1)), (1, None)] {
+            let (connection, _) = pinned.up(&members, at, Endpoint::from_static("http://a:1").connect_lazy());
+            assert_eq!(pinned.refused(&connection), next.is_some());
+            assert_eq!((pinned.is_current(&connection), pinned.at), (next.is_none(), next.unwrap_or(at)));
+        }
+    }
+
     #[test]
     fn after_a_refusal_comes_a_member_that_did_not_just_refuse() {
         let (just, before) = (Some(REFUSED_MEMBER_DELAY / 2), Some(REFUSED_MEMBER_DELAY));
