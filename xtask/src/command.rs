@@ -36,9 +36,9 @@ cargo xtask <command>
           mutants of `cargo-mutants` in the code that makes decisions, in all of it, or in the parts or files named:
           each has to fail a test, or have a reason in xtask/survivors.txt; --rest measures the rest of core; --resume
           leaves out those that a former run noticed
-  soak    [SECONDS] random faults for that long (default 600), 100,000 simulated runs and the deliberate defects, five
-          minutes of `enlist lock` with frozen holders, a minute of gRPC calls to a server with few streams, then the
-          fault tests twenty times in a row; writes target/soak.md
+  soak    [SECONDS] random faults for that long (default 600) on one etcd and on three members, 100,000 simulated runs
+          and the deliberate defects, five minutes of `enlist lock` with frozen holders, a minute of gRPC calls to a
+          server with few streams, then the fault tests ten times in a row; writes target/soak.md
   bench   [SCENARIO …] [--json]
           measure beside other clients; `bench/README.md` explains the scenarios, `bench --help` lists them
   bench build

@@ -21,7 +21,7 @@ const SURVIVORS: &str = "xtask/survivors.txt";
 const FIRST_LIMIT: &str = "60";
 
 /// Maximum duration of all tests of a mutant in seconds, after which it counts as noticed.
-const LIMIT: &str = "120";
+const LIMIT: &str = "240";
 
 /// Variables that shorten the build of a mutant.
 const FAST_BUILD: [(&str, &str); 2] = [("CARGO_INCREMENTAL", "1"), ("CARGO_PROFILE_DEV_DEBUG", "0")];
@@ -112,7 +112,21 @@ const PARTS: &[Part] = &[
         ],
         first: &["--lib"],
         tested_by: &["enlist-etcd"],
-        options: &["--lib", "--test", "layouts", "--test", "wire", "--test", "fake", "--test", "late_writes"],
+        options: &[
+            "--lib",
+            "--test",
+            "contenders",
+            "--test",
+            "etcd_defects",
+            "--test",
+            "fake",
+            "--test",
+            "late_writes",
+            "--test",
+            "replies",
+            "--test",
+            "restored",
+        ],
     },
     Part {
         name: "layouts",

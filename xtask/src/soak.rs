@@ -23,7 +23,7 @@ const LOCKS: &str = "300";
 const SATURATION: &str = "60";
 
 /// Number of times that the fault tests run.
-const ROUNDS: usize = 20;
+const ROUNDS: usize = 10;
 
 /// The programs whose tests inject faults: those that `docs/faults.md` names.
 const FAULTS: &[&str] = &[
