@@ -366,4 +366,48 @@ mod tests {
         let error = Failure::Denied.into_error("enlist/services/");
         assert_eq!(error.to_string(), "permission denied for enlist/services/");
     }
+    /// What a caller and the retries make of each failure: no member has answered, another member may serve it, a write
+    /// may have been applied; and whether the error may be repeated.
+    #[test]
+    fn failures_have_their_consequences() {
+        let cause = || text_cause("why");
+        for (failure, [outage, of_the_member, ambiguous, retryable]) in [
+            (Failure::NeverSent(cause()), [true, false, false, true]),
+            (Failure::Lost(cause()), [true, false, true, true]),
+            (Failure::Leaderless(cause()), [true, true, true, true]),
+            (Failure::Unfit(cause()), [true, true, false, true]),
+            (Failure::StaleAuthToken(cause()), [false, false, false, false]),
+            (Failure::NoUser(cause()), [false, false, false, false]),
+            (Failure::LeaseNotFound, [false, false, false, true]),
+            (Failure::LeaseExists, [false, false, false, true]),
+            (Failure::Compacted, [false, false, false, true]),
+            (Failure::FutureRevision, [false, false, false, true]),
+            (Failure::AnswerTooLarge(cause()), [false, false, true, true]),
+            (Failure::Denied, [false, false, false, false]),
+            (Failure::Final(Error::StorageFull), [false, false, false, false]),
+        ] {
+            let found = [failure.is_outage(), failure.is_of_the_member(), failure.is_ambiguous()];
+            assert_eq!(found, [outage, of_the_member, ambiguous], "{failure:?}");
+            assert_eq!(failure.clone().into_error("a request").is_retryable(), retryable, "{failure:?}");
+        }
+    }
+
+    #[test]
+    fn failures_with_a_cause_name_the_endpoint() {
+        let (cause, endpoint) = (|| text_cause("why"), http::Uri::from_static("http://h:1"));
+        for failure in [
+            Failure::NeverSent(cause()),
+            Failure::Lost(cause()),
+            Failure::Leaderless(cause()),
+            Failure::Unfit(cause()),
+            Failure::StaleAuthToken(cause()),
+            Failure::NoUser(cause()),
+            Failure::AnswerTooLarge(cause()),
+        ] {
+            let there = failure.clone().at(Some(&endpoint));
+            assert_eq!(std::mem::discriminant(&there), std::mem::discriminant(&failure));
+            assert_eq!(there.to_string(), "http://h:1/: why");
+        }
+        assert_eq!(Failure::Denied.at(Some(&endpoint)).to_string(), "permission denied");
+    }
 }
