@@ -66,21 +66,9 @@ impl Contender {
         at: Revision,
         entries: Vec<Record>,
     ) -> Result<Position, Failure> {
-        let own = entries.first().is_some_and(|own| *own.key == *entry.key);
         let mode = self.acquisition.options.mode;
-        if own
-            && (DeliberateDefect::QueueIgnored.is_on()
-                || DeliberateDefect::ReadersIgnoreWriters.is_on() && mode == LockMode::Shared)
-        {
-            return Ok(Position::Holder);
-        }
-        match entries.into_iter().nth(1) {
-            None if own => return Ok(Position::Holder),
-            // An exclusive entry depends only on the entry right before it.
-            Some(before) if own && mode == LockMode::Exclusive && self.queue_entry(&before).is_some() => {
-                return Ok(Position::Behind { before, at });
-            }
-            _ => {}
+        if let Some(position) = by_last_two(entries, &entry.key, mode, at, |record| self.queue_entry(record)) {
+            return Ok(position);
         }
         // A foreign key precedes it, or a shared entry needs the last exclusive entry before it.
         let before = self.queue_options().with_max_create_revision(signed(token));
@@ -90,21 +78,7 @@ impl Contender {
             // write.
             return Err(Failure::Lost(text_cause("the queue was read from a member that lags")));
         }
-        Ok(self.position_among(&records, token, now))
-    }
-
-    /// Returns the position of the entry created at `token` among all records read at `now`.
-    fn position_among(&self, records: &[Record], token: Revision, now: Revision) -> Position {
-        let entries = records.iter().filter_map(|record| Some((record, self.queue_entry(record)?)));
-        let entries: Vec<(&Record, QueueEntry)> = entries.collect();
-        match queue_position(entries.iter().map(|(_, entry)| *entry), FencingToken::new(token.get())) {
-            QueuePosition::Holder => Position::Holder,
-            QueuePosition::Absent => Position::Absent,
-            QueuePosition::Behind(other) => match entries.iter().find(|(_, entry)| entry.token == other) {
-                Some((record, _)) => Position::Behind { before: (*record).clone(), at: now },
-                None => Position::Absent,
-            },
-        }
+        Ok(position_among(&records, token, now, |record| self.queue_entry(record)))
     }
 
     /// Decodes an entry of the queue; `None` for a foreign key.
@@ -112,5 +86,107 @@ impl Contender {
         let layout = &self.context.lock_layout;
         let value = layout.decode(self.kind, &self.acquisition.name, &record.key, &record.value)?;
         Some(QueueEntry { token: FencingToken::new(record.created.get()), mode: value.mode })
+    }
+}
+
+/// Returns the position of the entry `own`, if the last two entries that were read at `at` decide it: there is no other
+/// one, or an exclusive entry, which depends only on the entry right before it.
+fn by_last_two(
+    entries: Vec<Record>,
+    own: &[u8],
+    mode: LockMode,
+    at: Revision,
+    decode: impl Fn(&Record) -> Option<QueueEntry>,
+) -> Option<Position> {
+    let mut entries = entries.into_iter();
+    entries.next().filter(|last| *last.key == *own)?;
+    if DeliberateDefect::QueueIgnored.is_on()
+        || DeliberateDefect::ReadersIgnoreWriters.is_on() && mode == LockMode::Shared
+    {
+        return Some(Position::Holder);
+    }
+    match entries.next() {
+        None => Some(Position::Holder),
+        Some(before) if mode == LockMode::Exclusive && decode(&before).is_some() => {
+            Some(Position::Behind { before, at })
+        }
+        Some(_) => None,
+    }
+}
+
+/// Returns the position of the entry created at `token` among all records read at `now`.
+fn position_among(
+    records: &[Record],
+    token: Revision,
+    now: Revision,
+    decode: impl Fn(&Record) -> Option<QueueEntry>,
+) -> Position {
+    let entries = records.iter().filter_map(|record| Some((record, decode(record)?)));
+    let entries: Vec<(&Record, QueueEntry)> = entries.collect();
+    match queue_position(entries.iter().map(|(_, entry)| *entry), FencingToken::new(token.get())) {
+        QueuePosition::Holder => Position::Holder,
+        QueuePosition::Absent => Position::Absent,
+        QueuePosition::Behind(other) => match entries.iter().find(|(_, entry)| entry.token == other) {
+            Some((record, _)) => Position::Behind { before: (*record).clone(), at: now },
+            None => Position::Absent,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use LockMode::{Exclusive, Shared};
+
+    const NOW: Revision = Revision::new(9);
+
+    fn record(key: &str, created: u64) -> Record {
+        let created = Revision::new(created);
+        Record { key: key.as_bytes().into(), value: Vec::new(), created, modified: created, lease: None }
+    }
+
+    /// Decodes the entries of this test: readers begin with `r`, writers with `w`.
+    fn decode(record: &Record) -> Option<QueueEntry> {
+        let mode = match record.key.first()? {
+            b'r' => Shared,
+            b'w' => Exclusive,
+            _ => return None,
+        };
+        Some(QueueEntry { token: FencingToken::new(record.created.get()), mode })
+    }
+
+    fn shown(position: Position) -> String {
+        match position {
+            Position::Holder => "holder".to_owned(),
+            Position::Absent => "absent".to_owned(),
+            Position::Behind { before, at } => format!("behind {} at {at}", before.key.escape_ascii()),
+        }
+    }
+
+    #[test]
+    fn the_last_two_entries_usually_decide() {
+        let position = |entries: &[(&str, u64)], mode| {
+            let entries = entries.iter().map(|(key, created)| record(key, *created)).collect();
+            by_last_two(entries, b"own", mode, NOW, decode).map(shown)
+        };
+        for mode in [Exclusive, Shared] {
+            assert_eq!(position(&[("own", 5)], mode).as_deref(), Some("holder"));
+            assert_eq!(position(&[], mode), None);
+            assert_eq!(position(&[("w1", 5)], mode), None, "it is not the last one");
+            assert_eq!(position(&[("own", 5), ("foreign", 4)], mode), None);
+        }
+        assert_eq!(position(&[("own", 5), ("w1", 4)], Exclusive).as_deref(), Some("behind w1 at 9"));
+        assert_eq!(position(&[("own", 5), ("r1", 4)], Exclusive).as_deref(), Some("behind r1 at 9"));
+        assert_eq!(position(&[("own", 5), ("r1", 4)], Shared), None, "a writer may be before both");
+    }
+
+    #[test]
+    fn all_entries_decide_for_readers_and_behind_foreign_keys() {
+        let records = [record("w1", 2), record("foreign", 3), record("r1", 4), record("r2", 5), record("w2", 6)];
+        let position = |token| shown(position_among(&records, Revision::new(token), NOW, decode));
+        assert_eq!(position(2), "holder");
+        assert_eq!([4, 5].map(position), ["behind w1 at 9", "behind w1 at 9"]);
+        assert_eq!(position(6), "behind r2 at 9");
+        assert_eq!([3, 7].map(position), ["absent", "absent"]);
     }
 }
