@@ -393,6 +393,33 @@ mod tests {
     }
 
     #[test]
+    fn the_error_names_the_limit_of_a_request() {
+        let limit = |code, text: &str| match classify(&etcd_client::Error::GRpcStatus(Status::new(code, text)))
+            .into_error("a request")
+        {
+            Error::TooLarge { limit, .. } => limit,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(limit(Code::InvalidArgument, "etcdserver: request is too large"), 1_572_864);
+        let received = "grpc: received message larger than max (3000000 vs. 2097152)";
+        assert_eq!(limit(Code::ResourceExhausted, received), 2_097_152);
+    }
+
+    #[test]
+    fn an_ended_renewal_is_a_lost_lease_only_by_its_text() {
+        let kind = |text: &str| classify(&etcd_client::Error::LeaseKeepAliveError(text.to_owned()));
+        assert!(matches!(kind("etcdserver: requested lease not found"), Failure::LeaseNotFound));
+        assert!(matches!(kind("the stream ended"), Failure::Lost(_)));
+    }
+
+    #[test]
+    fn a_proxy_without_a_member_is_a_member_without_a_leader() {
+        let proxied = Proxied { url: None, status: http::StatusCode::BAD_GATEWAY };
+        let failure = classify(&etcd_client::Error::GRpcStatus(Status::from_error(Box::new(proxied))));
+        assert!(matches!(failure, Failure::Leaderless(_)), "{failure:?}");
+    }
+
+    #[test]
     fn failures_with_a_cause_name_the_endpoint() {
         let (cause, endpoint) = (|| text_cause("why"), http::Uri::from_static("http://h:1"));
         for failure in [

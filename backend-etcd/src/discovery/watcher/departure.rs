@@ -200,6 +200,18 @@ mod tests {
         assert!(undecided.leases().is_empty(), "all are decided");
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn deletions_are_kept_for_a_while() {
+        let mut undecided = Undecided::default();
+        undecided.add(id(0), lease(1));
+        tokio::time::advance(RECENT).await;
+        undecided.add(id(1), lease(2));
+        assert_eq!(undecided.leases(), [lease(2), lease(1)]);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        undecided.add(id(2), lease(3));
+        assert_eq!(undecided.gone.len(), 2, "the first one is dropped");
+    }
+
     #[test]
     fn the_last_lease_of_an_instance_counts() {
         let mut undecided = Undecided::default();
