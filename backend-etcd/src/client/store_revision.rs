@@ -147,6 +147,7 @@ impl StoreRevision {
 
 #[cfg(test)]
 mod tests {
+    use etcd_client::proto::{PbRangeResponse, PbResponseHeader};
     use futures::FutureExt;
 
     use super::*;
@@ -156,8 +157,35 @@ mod tests {
     }
 
     #[test]
+    fn a_reply_has_the_revision_of_its_header() {
+        let revision = |revision| {
+            let header = PbResponseHeader { revision, ..PbResponseHeader::default() };
+            GetResponse(PbRangeResponse { header: Some(header), ..PbRangeResponse::default() }).revision()
+        };
+        assert_eq!([-1, 0, 1].map(revision), [None, None, Some(Revision::new(1))]);
+        assert_eq!(GetResponse(PbRangeResponse::default()).revision(), None);
+        assert_eq!(None::<String>.revision(), None);
+    }
+
+    #[test]
+    fn a_reply_that_is_too_old_raises_a_suspicion() {
+        let store = StoreRevision::default();
+        store.note(store.seen(), Revision::new(9));
+        assert_eq!(store.highest(), Revision::new(9));
+        for revision in [9, 10] {
+            store.note(store.seen(), Revision::new(revision));
+            assert!(store.suspected().now_or_never().is_none());
+        }
+        store.note(store.seen(), Revision::new(4));
+        assert!(store.suspected().now_or_never().is_some());
+        assert_eq!(store.highest(), Revision::new(10));
+        assert!(store.suspected().now_or_never().is_none(), "it was taken");
+    }
+
+    #[test]
     fn a_reply_below_what_was_seen_before_its_request_is_too_old() {
         let now = seen(9, 0);
+        assert_eq!(now.after(seen(5, 0), Revision::new(5)), (now, Age::Possible));
         assert_eq!(now.after(seen(5, 0), Revision::new(4)), (now, Age::TooOld));
         assert_eq!(now.after(seen(5, 0), Revision::new(7)), (now, Age::Possible), "it was overtaken");
         assert_eq!(now.after(seen(5, 0), Revision::new(12)), (seen(12, 0), Age::Possible));

@@ -406,6 +406,26 @@ mod tests {
     }
 
     #[test]
+    fn a_request_that_never_left_is_known_by_its_cause() {
+        let classify = |status: Status| classify(&etcd_client::Error::GRpcStatus(status));
+        let refused = DialError(text_cause("refused"));
+        assert!(matches!(classify(Status::from_error(Box::new(refused))), Failure::NeverSent(_)));
+        let lost = std::io::Error::other("reset");
+        assert!(matches!(classify(Status::from_error(Box::new(lost))), Failure::Lost(_)));
+        assert!(matches!(classify(Status::cancelled("operation was canceled")), Failure::NeverSent(_)));
+        assert!(matches!(classify(Status::cancelled("another reason")), Failure::Lost(_)));
+        assert!(matches!(classify(Status::unknown("operation was canceled")), Failure::Lost(_)));
+    }
+
+    #[test]
+    fn authentication_that_is_off_is_known_by_its_text() {
+        let is_off = |text: &str| is_auth_off(&etcd_client::Error::GRpcStatus(Status::failed_precondition(text)));
+        assert!(is_off("etcdserver: authentication is not enabled"));
+        assert!(!is_off("etcdserver: authentication failed, invalid user ID or password"));
+        assert!(!is_auth_off(&etcd_client::Error::WatchError("authentication is not enabled".to_owned())));
+    }
+
+    #[test]
     fn an_ended_renewal_is_a_lost_lease_only_by_its_text() {
         let kind = |text: &str| classify(&etcd_client::Error::LeaseKeepAliveError(text.to_owned()));
         assert!(matches!(kind("etcdserver: requested lease not found"), Failure::LeaseNotFound));
