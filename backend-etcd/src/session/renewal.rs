@@ -126,6 +126,21 @@ mod tests {
         }
     }
     #[test]
+    fn a_renewal_waits_for_a_sixth_of_the_ttl_at_most() {
+        let waits = [6, 12, 60].map(|seconds| renewal_timeout(Duration::from_secs(seconds)).as_secs());
+        assert_eq!(waits, [1, 2, 2]);
+    }
+
+    #[test]
+    fn renewals_are_spread_around_their_interval() {
+        let (interval, tenth) = (Duration::from_secs(10), Duration::from_secs(1));
+        for _ in 0..100 {
+            let next = jittered(interval);
+            assert!((interval - tenth..=interval + tenth).contains(&next), "{next:?}");
+        }
+    }
+
+    #[test]
     fn failed_renewals_are_repeated_at_growing_delays() {
         let (ttl, interval) = (Duration::from_secs(15), Duration::from_secs(5));
         for _ in 0..100 {
