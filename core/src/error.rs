@@ -330,6 +330,13 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_is_shown_with_its_unit() {
+        let text = |unit| Error::RangeTooLarge { range: "a/".to_owned(), limit: 9, unit }.to_string();
+        assert_eq!(text(RangeUnit::Keys), "the limit of 9 keys is exceeded by a/");
+        assert_eq!(text(RangeUnit::Bytes), "the limit of 9 bytes is exceeded by a/");
+    }
+
+    #[test]
     fn a_registration_that_has_stored_nothing_has_no_revision() {
         let (service, id) = (ServiceRef::parse("s").unwrap(), InstanceId::parse("a").unwrap());
         let text = |revision| {
