@@ -24,7 +24,7 @@ kinds! {
         WatchesLast,
         /// At the end, a new client resolves the stored instances.
         ResolveAgrees,
-        /// Clients send no more than a moderate number of requests.
+        /// In no second, clients send more than a moderate number of requests.
         RequestRate,
         /// A client closes without an error.
         ClosesInOrder,

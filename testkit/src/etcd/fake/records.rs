@@ -49,3 +49,11 @@ pub struct Requests {
     /// Arrival time of each transaction.
     pub txn_times: Vec<Instant>,
 }
+
+impl Requests {
+    /// Returns the number of requests, including those that were denied.
+    pub fn all(&self) -> usize {
+        let Self { ranges, txns, grants, renewals, lease_questions, watches, versions, tokens, denied, .. } = self;
+        ranges + txns + grants + renewals + lease_questions + watches + versions + tokens + denied
+    }
+}
