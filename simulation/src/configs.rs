@@ -9,8 +9,9 @@ use enlist_testkit::KeyChange;
 
 use crate::{
     kinds::{Observed, Operation},
+    operations::of_request,
     verdicts::{Invariant, Verdict},
-    world::{CONFIG, Delivery, World, between},
+    world::{CONFIG, ConfigRecord, Delivery, World, between},
 };
 
 fn path() -> ConfigPath {
@@ -27,12 +28,16 @@ pub(crate) async fn writer(world: World, etcd: Etcd, mut random: fastrand::Rng) 
     while !world.is_stopping() {
         tokio::time::sleep(between(&mut random, 100, 3000)).await;
         world.count(Operation::ReadConfig);
-        let Ok(found) = etcd.get(&namespace, &path).await else { continue };
+        let from = world.micros();
+        let found = etcd.get(&namespace, &path).await;
+        world.suspect(Invariant::ErrorsJustified, found.as_ref().err().map(of_request), from, format!("{found:?}"));
+        let Ok(found) = found else { continue };
         let (value, modified) = match &found {
             Some(entry) => (number(&entry.value).unwrap_or(0) + 1, entry.modified),
             None => (1, Revision::default()),
         };
         world.count(Operation::WriteConfig);
+        let from = world.micros();
         let written = etcd.put(&namespace, &path, value.to_string().into_bytes(), Expect::Revision(modified)).await;
         world.log(|| format!("configuration {value}: {written:?}"));
         match written {
@@ -40,8 +45,16 @@ pub(crate) async fn writer(world: World, etcd: Etcd, mut random: fastrand::Rng) 
                 world.count(Observed::ConfigWritten);
                 world.shared().config.confirmed.push((revision.get(), value));
             }
-            Err(Error::Conflict { .. }) => world.count(Observed::ConfigConflict),
-            Err(_) => world.count(Observed::ConfigNotWritten),
+            Err(Error::Conflict { revision, .. }) if revision != modified => world.count(Observed::ConfigConflict),
+            Err(error) => {
+                world.count(Observed::ConfigNotWritten);
+                world.suspect(
+                    Invariant::ErrorsJustified,
+                    Some(of_request(&error)),
+                    from,
+                    format!("{value}: {error:?}"),
+                );
+            }
         }
     }
 }
@@ -49,6 +62,7 @@ pub(crate) async fn writer(world: World, etcd: Etcd, mut random: fastrand::Rng) 
 /// Records each view of the value.
 pub(crate) async fn watcher(world: World, etcd: Etcd, number_of: usize) {
     world.count(Operation::WatchConfig);
+    world.shared().config.watchers += 1;
     let scope = ConfigScope::Path(path());
     let mut watch = match Config::watch(&etcd, &Namespace::default(), &scope).await {
         Ok(watch) => watch,
@@ -69,11 +83,14 @@ pub(crate) async fn watcher(world: World, etcd: Etcd, number_of: usize) {
     }
 }
 
-/// Returns the watchers whose last view differs from the stored value.
+/// Returns the watchers whose last view differs from the stored value, and those that have shown nothing.
 pub(crate) fn behind(world: &World) -> Vec<usize> {
     let stored = world.fake.under(CONFIG.as_bytes()).first().and_then(|(_, value)| number(value));
-    let shared = world.shared();
-    shared.config.last.iter().filter(|(_, shown)| **shown != stored).map(|(watcher, _)| *watcher).collect()
+    behind_of(&world.shared().config, stored)
+}
+
+fn behind_of(config: &ConfigRecord, stored: Option<u64>) -> Vec<usize> {
+    (0..config.watchers).filter(|watcher| config.last.get(watcher) != Some(&stored)).collect()
 }
 
 /// Returns the violations, and counts the checks.
@@ -112,4 +129,18 @@ pub(crate) fn judge(world: &World, journal: &[KeyChange]) -> Vec<Verdict> {
         }
     }
     verdicts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watcher_without_a_view_is_behind() {
+        let last = BTreeMap::from([(0, Some(7)), (1, Some(6))]);
+        let config = ConfigRecord { watchers: 3, last, ..ConfigRecord::default() };
+        assert_eq!(behind_of(&config, Some(7)), [1, 2]);
+        assert_eq!(behind_of(&config, None), [0, 1, 2], "not even that there is no value");
+        assert_eq!(behind_of(&ConfigRecord::default(), None), [0; 0]);
+    }
 }

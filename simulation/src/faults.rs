@@ -122,7 +122,7 @@ pub(crate) async fn nemesis(world: World, links: Vec<Link>, end: Duration, mut r
     world.fake.thaw();
     world.fake.release_renewals();
     world.fake.release_revocations();
-    world.fake.permit_access();
+    world.permit_access();
     world.fake.slow_down(Duration::ZERO);
     world.fake.cancel_misbehavior();
     world.fake.mend();
@@ -216,9 +216,10 @@ async fn disturb_server(world: &World, fault: Fault, time: Duration, random: &mu
             fake.release_revocations();
         }
         Fault::Deny => {
+            world.shared().operations.denied(world.micros());
             fake.deny_access();
             tokio::time::sleep(time).await;
-            fake.permit_access();
+            world.permit_access();
         }
         Fault::Slow => {
             fake.slow_down(between(random, 10, 500));
@@ -249,13 +250,16 @@ fn change_store(world: &World, fault: Fault, random: &mut fastrand::Rng) {
                 let lease = leases[random.usize(..leases.len())];
                 let now = world.micros();
                 world.shared().record.locks.revoked(now, lease);
-                world.shared().revoked.insert(lease);
+                world.shared().revoked.insert((lease, now));
+                world.shared().operations.removals.insert(now);
                 fake.revoke(lease);
             }
         }
         Fault::DeleteInstance => {
             let pairs = fake.under(INSTANCES.as_bytes());
             if !pairs.is_empty() {
+                let now = world.micros();
+                world.shared().operations.removals.insert(now);
                 fake.delete(&pairs[random.usize(..pairs.len())].0);
             }
         }
@@ -267,7 +271,6 @@ fn change_store(world: &World, fault: Fault, random: &mut fastrand::Rng) {
                 if let Some(put) = journal.iter().rev().find(|change| change.key == *key) {
                     let (now, token) = (world.micros(), u64::try_from(put.created).unwrap_or(0));
                     world.shared().record.locks.deleted(now, token);
-                    world.shared().deleted.insert(token);
                     world.shared().removed.insert(token);
                     fake.delete(key);
                 }

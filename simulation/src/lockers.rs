@@ -5,12 +5,13 @@ use std::{
     time::Duration,
 };
 
-use enlist::{Fence, Lock, LockGuard, LockMode, LockName, LockOptions, Released, backend::MutexExt as _};
+use enlist::{Error, Fence, Lock, LockGuard, LockMode, LockName, LockOptions, Released, backend::MutexExt as _};
 use enlist_etcd::Etcd;
 use enlist_testkit::lock_history::Step;
 
 use crate::{
     kinds::{Observed, Operation},
+    operations::{BeforeRelease, Deadline, Excuse, of_acquire, of_release},
     verdicts::Invariant,
     world::{World, between},
 };
@@ -53,8 +54,9 @@ impl Locker {
         let name = LockName::parse("sim").expect("a valid name");
         while !self.world.is_stopping() {
             let options = options(&mut self.random);
-            let (mode, ttl) = (options.mode, options.ttl.max(MIN_TTL));
+            let (mode, ttl, deadline) = (options.mode, options.ttl.max(MIN_TTL), options.deadline);
             self.count_acquisition(&options);
+            let from = self.world.micros();
             self.world.step(self.number, Step::Asked);
             let acquiring = self.etcd.acquire(&name, options);
             let granted = if self.random.u8(..6) == 0 {
@@ -64,6 +66,9 @@ impl Locker {
             } else {
                 Some(acquiring.await)
             };
+            if let Some(Err(error)) = &granted {
+                self.check_refusal(error, deadline, from);
+            }
             if let Some(Ok(guard)) = granted {
                 self.hold(guard, mode, ttl).await;
             } else {
@@ -89,11 +94,25 @@ impl Locker {
         world.count(Invariant::ContendersServed);
     }
 
+    /// Checks the error of an acquisition that began at `from`.
+    fn check_refusal(&self, error: &Error, deadline: Option<Duration>, from: u64) {
+        let Self { world, number, .. } = self;
+        let took = Duration::from_micros(world.micros() - from);
+        let deadline = match deadline {
+            None => Deadline::Unlimited,
+            Some(limit) if took < limit => Deadline::Running,
+            Some(_) => Deadline::Over,
+        };
+        let detail = format!("locker {number} after {took:?}: {error:?}");
+        world.suspect(Invariant::ErrorsJustified, of_acquire(error, deadline), from, detail);
+    }
+
     async fn hold(&mut self, guard: LockGuard, mode: LockMode, ttl: Duration) {
         let Self { world, number, .. } = self;
         let (world, number) = (world.clone(), *number);
         let token = guard.fencing_token().get();
         let ttl = u64::try_from(ttl.as_micros()).unwrap_or(u64::MAX);
+        let from = world.micros();
         world.shared().losses.granted(token, ttl);
         world.step(number, Step::Granted { token, shared: mode == LockMode::Shared });
         if self.random.u8(..8) == 0 {
@@ -105,13 +124,20 @@ impl Locker {
             }
             self.increment(&guard, mode).await;
         }
-        if !world.check_held(number, &guard) {
+        let held = world.check_held(number, &guard);
+        let excuse = (!held).then_some(Excuse::EntryEnded(token));
+        world.suspect(Invariant::LocksKept, excuse, from, format!("the lock {token} is lost"));
+        if !held {
             world.count_loss(&guard);
         }
         if self.random.bool() {
             world.count(Operation::Release);
+            let before = if held { BeforeRelease::Held { token } } else { BeforeRelease::Lost };
+            let from = world.micros();
             let released = guard.release().await;
             world.log(|| format!("locker {number}: released, {released:?}"));
+            let detail = format!("the release of {token} returned {released:?}");
+            world.suspect(Invariant::ErrorsJustified, of_release(before, &released), from, detail);
             if let Ok(Released::Released) = released {
                 world.count(Invariant::ReleaseConfirmed);
                 if has_queue_entry(&world, token) {
@@ -130,9 +156,20 @@ impl Locker {
     async fn hold_long(&self, guard: &LockGuard) {
         self.world.count(Operation::HoldLong);
         let begun = tokio::time::Instant::now();
-        while begun.elapsed() < LONG_HOLD && !self.world.is_stopping() && guard.is_held() {
-            self.world.check_held(self.number, guard);
-            tokio::time::sleep(HELD_POLL).await;
+        let mut lost = std::pin::pin!(guard.lost());
+        while begun.elapsed() < LONG_HOLD && !self.world.is_stopping() {
+            if !self.world.check_held(self.number, guard) {
+                // The time in which a task that was woken runs.
+                let signalled = tokio::time::timeout(Duration::from_millis(1), lost).await;
+                if signalled.is_err() {
+                    let detail = format!("the lock {} is lost, and its holder still waits", guard.fencing_token());
+                    self.world.broken(Invariant::LossSignalled, detail);
+                }
+                return;
+            }
+            if tokio::time::timeout(HELD_POLL, lost.as_mut()).await.is_ok() {
+                return;
+            }
         }
     }
 

@@ -13,6 +13,7 @@ mod judge;
 mod kinds;
 mod lockers;
 mod many;
+mod operations;
 mod options;
 mod owners;
 mod run;

@@ -4,19 +4,23 @@ use std::time::Duration;
 
 use enlist::{
     Change, Deregistered, Endpoint, Freshness, Instance, InstanceId, LeaseChoice, RegisterOptions, Registration,
-    Registry, Resolver, Start,
+    RegistrationState, Registry, Resolver, Revision, Start,
 };
 use enlist_etcd::Etcd;
 use enlist_testkit::history::WatchRecorder;
 
 use crate::{
     kinds::{Observed, Operation},
+    operations::{Acknowledged, Excuse, Shown, of_deregister, of_register, of_state, of_update},
     verdicts::Invariant,
-    world::{World, between, service},
+    world::{INSTANCES, World, between, service},
 };
 
 /// Interval of recording the age of a view that does not change.
 const AGE_INTERVAL: Duration = Duration::from_millis(700);
+
+/// Time within which an update is stored without a fault.
+const UPDATE_LIMIT: Duration = Duration::from_secs(3);
 
 fn instance(id: &str) -> Instance {
     let endpoint = Endpoint::parse("10.0.0.1:80").expect("a valid endpoint");
@@ -54,6 +58,7 @@ impl InstanceOwner {
             };
             self.world.log(|| format!("{id}: registered, {:?}", registration.state()));
             self.world.count(Observed::InstanceRegistered);
+            check_state(&self.world, &id, &registration);
             let now = self.world.micros();
             self.world.shared().losses.registered(now, &id);
             let weight = self.update(&id, &registration).await;
@@ -79,7 +84,23 @@ impl InstanceOwner {
             world.count(Operation::DropRegistering);
             return tokio::time::timeout(between(random, 0, 300), registering).await.ok()?.ok();
         }
-        registering.await.ok()
+        let from = world.micros();
+        let registered = registering.await;
+        let excuse = registered.as_ref().err().map(of_register);
+        world.suspect(Invariant::ErrorsJustified, excuse, from, format!("{id}: {:?}", registered.as_ref().err()));
+        if registered.is_ok() && !is_background {
+            self.check_registered(id, from);
+        }
+        registered.ok()
+    }
+
+    /// Checks that an instance is stored when `register` returns. It was called at `from`.
+    fn check_registered(&self, id: &str, from: u64) {
+        let world = &self.world;
+        let by = u64::try_from(world.fake.revision()).unwrap_or(0);
+        world.shared().operations.acknowledged.push(Acknowledged::Registered { id: id.to_owned(), by });
+        let excuse = if is_stored(world, id) { None } else { Some(Excuse::Removal) };
+        world.suspect(Invariant::RegistrationStored, excuse, from, format!("{id} is registered, but not stored"));
     }
 
     /// Changes the weight a few times. Returns the last one.
@@ -93,11 +114,15 @@ impl InstanceOwner {
             let update = registration.update(move |update| {
                 update.weight(weight);
             });
-            match random.u8(..3) {
-                0 => drop(update),
-                _ => drop(tokio::time::timeout(between(random, 100, 10_000), update).await),
+            if random.u8(..3) == 0 {
+                drop(update);
+            } else {
+                let (from, limit) = (world.micros(), between(random, 100, 10_000));
+                let updated = tokio::time::timeout(limit, update).await;
+                check_updated(world, id, weight, from, updated.map_err(|_| limit));
             }
             world.log(|| format!("{id}: weight {weight}, {:?}", registration.state()));
+            check_state(world, id, registration);
             if world.is_stopping() {
                 break;
             }
@@ -123,13 +148,61 @@ impl InstanceOwner {
                 world.count(Operation::Deregister);
                 let outcome = registration.deregister().await;
                 world.log(|| format!("{id}: deregistered, {outcome:?}"));
+                world.suspect(
+                    Invariant::ErrorsJustified,
+                    of_deregister(&outcome),
+                    now,
+                    format!("{id} deregistered: {outcome:?}"),
+                );
                 if let Ok(Deregistered::Removed | Deregistered::AlreadyGone) = outcome {
                     world.count(Observed::InstanceDeregistered);
                     world.count(Invariant::NothingComesBack);
+                    let excuse = is_stored(world, &id).then_some(Excuse::Nothing);
+                    let detail = format!("{id} is stored, but deregistered: {outcome:?}");
+                    world.suspect(Invariant::DeregistrationConfirmed, excuse, now, detail);
                     let now = u64::try_from(world.fake.revision()).unwrap_or(0);
                     world.shared().record.instances.deregistered(id, now);
                 }
             }
+        }
+    }
+}
+
+/// Returns `true` if the instance is in the store.
+fn is_stored(world: &World, id: &str) -> bool {
+    let key = format!("{INSTANCES}{id}").into_bytes();
+    world.fake.under(&key).iter().any(|(stored, _)| *stored == key)
+}
+
+/// Checks the state of a registration that is wanted.
+fn check_state(world: &World, id: &str, registration: &Registration) {
+    let state = registration.state();
+    if let RegistrationState::Registered { revision } = &state {
+        let stored = Acknowledged::Stored { id: id.to_owned(), at: revision.get() };
+        world.shared().operations.acknowledged.push(stored);
+    }
+    world.suspect(Invariant::ErrorsJustified, of_state(&state), 0, format!("{id}: {state:?}"));
+}
+
+/// Checks the result of an update that began at `from`, or that it has none within a time.
+fn check_updated(
+    world: &World,
+    id: &str,
+    weight: u32,
+    from: u64,
+    updated: Result<Result<Revision, enlist::Error>, Duration>,
+) {
+    let detail = format!("{id}: weight {weight}: {updated:?}");
+    match updated {
+        Ok(Ok(revision)) => {
+            world.count(Invariant::UpdateStored);
+            let stored = Acknowledged::Updated { id: id.to_owned(), at: revision.get(), weight };
+            world.shared().operations.acknowledged.push(stored);
+        }
+        Ok(Err(error)) => world.suspect(Invariant::ErrorsJustified, Some(of_update(&error)), from, detail),
+        Err(limit) => {
+            let excuse = (limit >= UPDATE_LIMIT).then_some(Excuse::Removal);
+            world.suspect(Invariant::UpdateStored, excuse, from, detail);
         }
     }
 }
@@ -166,9 +239,21 @@ pub(crate) async fn watcher(world: World, etcd: Etcd, number: usize) {
         {
             world.count(check);
         }
+        record_values(&world, &change);
         let view = recorder.record(&mut world.shared().record.instances, number, &change);
         let revision = change.snapshot.revision();
         world.log(|| format!("watcher {number}: {revision} {:?}", view.keys().collect::<Vec<_>>()));
         last = Some(change);
     }
+}
+
+/// Records the values of the instances in a view.
+fn record_values(world: &World, change: &Change) {
+    world.count(Invariant::ValuesExist);
+    let shown = change.snapshot.entries().map(|entry| Shown {
+        id: entry.instance().id().to_string(),
+        modified: entry.modified().get(),
+        weight: entry.instance().weight(),
+    });
+    world.shared().operations.shown.extend(shown);
 }

@@ -38,6 +38,18 @@ kinds! {
         NothingRepaired,
         /// The queue entry of a confirmed release does not exist.
         ReleaseConfirmed,
+        /// The key of a confirmed deregistration does not exist.
+        DeregistrationConfirmed,
+        /// An operation fails, and a registration has an unexpected state, only if a fault explains it.
+        ErrorsJustified,
+        /// An instance is stored when `register` returns, and at the revisions at which it is reported to be.
+        RegistrationStored,
+        /// A change is stored, at the revision that `update` returns.
+        UpdateStored,
+        /// A lock is lost only if a fault explains it.
+        LocksKept,
+        /// The loss of a lock is signalled when the lock is no longer held.
+        LossSignalled,
         /// The events of a watcher lead from one snapshot to the next.
         EventsComplete,
         /// No view is reported younger than it is.
@@ -46,6 +58,8 @@ kinds! {
         ViewsInOrder,
         /// Each view is the content of the store at its revision.
         ViewsExist,
+        /// Each instance in a view has the value that the store had at its revision.
+        ValuesExist,
         /// No view is empty while the store is not.
         ViewsNotEmpty,
         /// The last view of each watcher is that of the store.

@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use crate::{
     counts::{Counts, Kind},
     kinds::Observed,
+    operations::{Excuse, OperationRecord, Suspicion},
     verdicts::{Invariant, Verdict},
 };
 
@@ -69,7 +70,9 @@ pub(crate) struct ConfigRecord {
     pub(crate) confirmed: Vec<(u64, u64)>,
     /// Views of the watchers: revisions and values; `None` if the value is absent.
     pub(crate) shown: Vec<(u64, Option<u64>)>,
-    /// Last view of each watcher.
+    /// Number of watchers.
+    pub(crate) watchers: usize,
+    /// Last view of each watcher that has shown one.
     pub(crate) last: BTreeMap<usize, Option<u64>>,
 }
 
@@ -85,14 +88,12 @@ pub(crate) struct Notes {
     pub(crate) delivery: Delivery,
     /// The faults of the run may delay messages to clients, so that clients notice losses late.
     pub(crate) cut_off: bool,
-    /// Tokens of queue entries that were deleted, or whose leases were revoked, by the faults of the run.
-    pub(crate) deleted: BTreeSet<u64>,
-    /// Of these, the entries whose keys were deleted.
+    /// Tokens of queue entries that were deleted by the faults of the run.
     pub(crate) removed: BTreeSet<u64>,
-    /// Leases that were revoked by the faults of the run.
-    pub(crate) revoked: BTreeSet<i64>,
-    /// Leases whose revocation a defect of etcd conceals: renewals are acknowledged afterwards.
-    pub(crate) concealed: BTreeSet<i64>,
+    /// Leases that were revoked by the faults of the run, with the times. An id may be used again.
+    pub(crate) revoked: BTreeSet<(i64, u64)>,
+    /// Of these, the revocations that a defect of etcd conceals: renewals are acknowledged afterwards.
+    pub(crate) concealed: BTreeSet<(i64, u64)>,
     /// Tokens and leases of queue entries by key, while the journal is read.
     pub(crate) queued: BTreeMap<Vec<u8>, (u64, i64)>,
     /// The faults of the run cannot end a lease.
@@ -101,6 +102,7 @@ pub(crate) struct Notes {
     pub(crate) broken: BTreeSet<Verdict>,
     pub(crate) losses: LossHistory,
     pub(crate) config: ConfigRecord,
+    pub(crate) operations: OperationRecord,
     pub(crate) counts: Counts,
     /// Time at which the present fault began, if it may delay messages or requests.
     pub(crate) disturbed_since: Option<u64>,
@@ -119,7 +121,6 @@ impl World {
             stopping: false,
             delivery: Delivery::Complete,
             cut_off: false,
-            deleted: BTreeSet::new(),
             removed: BTreeSet::new(),
             revoked: BTreeSet::new(),
             queued: BTreeMap::new(),
@@ -128,6 +129,7 @@ impl World {
             broken: BTreeSet::new(),
             losses: LossHistory::default(),
             config: ConfigRecord::default(),
+            operations: OperationRecord::default(),
             counts: Counts::default(),
             disturbed_since: None,
             misbehaved_since: None,
@@ -165,6 +167,22 @@ impl World {
         self.shared().counts.add(kind, 1);
     }
 
+    /// Records a failure or a loss since `from`, which is a violation unless a fault explains it.
+    pub(crate) fn suspect(&self, invariant: Invariant, excuse: Option<Excuse>, from: u64, detail: impl fmt::Display) {
+        self.count(invariant);
+        if let Some(excuse) = excuse {
+            let (until, detail) = (self.micros(), detail.to_string());
+            self.shared().operations.suspicions.push(Suspicion { invariant, detail, excuse, from, until });
+        }
+    }
+
+    /// Permits access again, after a denial or without one.
+    pub(crate) fn permit_access(&self) {
+        let now = self.micros();
+        self.shared().operations.permitted(now);
+        self.fake.permit_access();
+    }
+
     /// Records the end of the present fault, if it may have delayed messages or requests.
     pub(crate) fn end_disturbance(&self) {
         let now = self.micros();
@@ -196,14 +214,15 @@ impl World {
         held
     }
 
-    /// Counts the reason for which a lock was lost.
+    /// Counts the reason for which a lock was lost. It has to be signalled by now.
     pub(crate) fn count_loss(&self, guard: &LockGuard) {
-        match guard.lost().now_or_never() {
-            Some(Loss::Expired) => self.count(Observed::HolderNoticedExpiry),
-            Some(Loss::LeaseGone) => self.count(Observed::HolderNoticedLease),
-            Some(Loss::KeyGone) => self.count(Observed::HolderNoticedKey),
-            _ => {}
+        self.count(Invariant::LossSignalled);
+        let signalled = guard.lost().now_or_never();
+        if let Some(loss) = observed(signalled) {
+            return self.count(loss);
         }
+        let detail = format!("the lock {} is lost, but signalled is {signalled:?}", guard.fencing_token());
+        self.broken(Invariant::LossSignalled, detail);
     }
 
     /// Returns a client with connections of its own.
@@ -217,4 +236,25 @@ impl World {
 /// Returns a random duration between `least` and `most` milliseconds.
 pub(crate) fn between(random: &mut fastrand::Rng, least: u64, most: u64) -> Duration {
     Duration::from_millis(random.u64(least..=most))
+}
+
+/// Returns the observation of a loss that was signalled; `None` for none, and for a loss that is not one of etcd.
+fn observed(signalled: Option<Loss>) -> Option<Observed> {
+    match signalled? {
+        Loss::Expired => Some(Observed::HolderNoticedExpiry),
+        Loss::LeaseGone => Some(Observed::HolderNoticedLease),
+        Loss::KeyGone => Some(Observed::HolderNoticedKey),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loss_has_to_be_signalled() {
+        assert_eq!(observed(Some(Loss::KeyGone)), Some(Observed::HolderNoticedKey));
+        assert_eq!((observed(None), observed(Some(Loss::Released))), (None, None));
+    }
 }

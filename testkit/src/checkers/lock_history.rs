@@ -193,6 +193,11 @@ impl LockHistory {
         self.granted().iter().filter(|grant| grant.shared == (mode == LockMode::Shared)).count()
     }
 
+    /// Returns the first time at which a grant to `token` was noticed.
+    pub fn granted_at(&self, token: u64) -> Option<u64> {
+        self.granted().into_iter().find(|grant| grant.token == token).map(|grant| grant.at)
+    }
+
     /// Returns the number of writes that the resource accepted.
     pub fn writes(&self) -> usize {
         self.steps.iter().filter(|(_, _, step)| matches!(step, Step::Wrote { .. })).count()

@@ -168,6 +168,17 @@ impl LossHistory {
         self.instances.entry(id.into()).or_default().gone.insert(micros);
     }
 
+    /// Returns `true` if a fault may have delayed messages to clients, or requests, at some time between two times.
+    pub fn is_disturbed(&self, from: u64, until: u64) -> bool {
+        self.disturbances.iter().any(|it| it.from <= until && it.until + it.recovery >= from)
+    }
+
+    /// Returns the time at which another client ended the queue entry of `token`, by its key or its lease.
+    pub fn ended_by_others(&self, token: u64) -> Option<u64> {
+        let (at, cause) = self.holders.get(&token)?.end?;
+        (cause != EndCause::ExpiredOrRemoved).then_some(at)
+    }
+
     /// Records the end of the run.
     pub fn ended(&mut self, micros: u64) {
         self.ended = micros;
@@ -358,6 +369,24 @@ mod tests {
         before.gone(10 * SECOND, "a");
         before.ended(60 * SECOND);
         assert_eq!((before.check(), before.judged()), (vec![], JudgedLosses::default()));
+    }
+
+    #[test]
+    fn a_disturbance_lasts_until_its_recovery() {
+        let mut history = LossHistory::default();
+        history.disturbed(10, 20, 5);
+        assert!(history.is_disturbed(25, 30) && history.is_disturbed(1, 10) && history.is_disturbed(1, 90));
+        assert!(!history.is_disturbed(26, 30) && !history.is_disturbed(1, 9));
+    }
+
+    #[test]
+    fn only_others_end_an_entry_unexpectedly() {
+        let mut history = LossHistory::default();
+        history.entry_ended(10, 1, EndCause::Revoked);
+        history.entry_ended(20, 2, EndCause::Deleted);
+        history.entry_ended(30, 3, EndCause::ExpiredOrRemoved);
+        let ended = [1, 2, 3, 4].map(|token| history.ended_by_others(token));
+        assert_eq!(ended, [Some(10), Some(20), None, None]);
     }
 
     #[test]
