@@ -7,7 +7,10 @@ static PRESENT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize:
 
 /// Deliberate defect that the simulation has to find.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
+#[cfg_attr(
+    feature = "defects",
+    expect(clippy::exhaustive_enums, reason = "the simulation lists the invariants that find each")
+)]
 #[cfg_attr(not(feature = "defects"), expect(unreachable_pub, reason = "public with the feature only"))]
 pub enum DeliberateDefect {
     /// A watch resumes one revision later than where it ended.
@@ -62,6 +65,18 @@ pub enum DeliberateDefect {
     LateCreationForgotten,
     /// A write that a transaction refused counts as done.
     RefusalsIgnored,
+    /// A creation counts as stored before etcd acknowledges it.
+    CreationsReportedEarly,
+    /// A change counts as stored before etcd acknowledges it.
+    UpdatesReportedEarly,
+    /// A registration does not remember its writes of unknown outcome.
+    UnknownWritesForgotten,
+    /// An event of a watch changes the revision of a key, and not its value.
+    OldValuesKept,
+    /// The lock validity is a quarter of the TTL of the lease.
+    ValidTooBriefly,
+    /// A removal from a queue that fails is repeated almost at once.
+    RemovalRetriedAtOnce,
 }
 
 #[cfg(feature = "defects")]
@@ -94,6 +109,12 @@ impl DeliberateDefect {
         Self::RemovalUnconfirmed,
         Self::LateCreationForgotten,
         Self::RefusalsIgnored,
+        Self::CreationsReportedEarly,
+        Self::UpdatesReportedEarly,
+        Self::UnknownWritesForgotten,
+        Self::OldValuesKept,
+        Self::ValidTooBriefly,
+        Self::RemovalRetriedAtOnce,
     ];
 
     /// Turns this defect on for the whole process, and all others off.

@@ -133,12 +133,18 @@ pub(crate) fn jobs(options: &Options) -> usize {
     options.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(2, usize::from)).max(1)
 }
 
+/// Returns the command that shows the events of a run.
+pub(crate) fn shown_by(seed: u64, defect: Option<&str>) -> String {
+    let defect = defect.map(|defect| format!(" --defect {defect}")).unwrap_or_default();
+    format!("cargo xtask simulate --seed {seed}{defect} --log")
+}
+
 pub(crate) fn many(options: &Options) -> Outcome {
     let seeds = Seeds { first: options.seed.unwrap_or(1), count: options.seeds.unwrap_or(COMPLETE_FROM) };
     let batch = batch(seeds, jobs(options), options.defect.as_deref(), |failed| failed.len() >= MAX_FAILURES);
     println!("{}", batch.counts.table(batch.runs, batch.took));
     for Failed { seed, verdicts } in &batch.failed {
-        println!("seed {seed} failed; repeat it with `cargo xtask simulate --seed {seed} --log`:");
+        println!("seed {seed} failed; repeat it with `{}`:", shown_by(*seed, options.defect.as_deref()));
         for verdict in verdicts {
             println!("  {verdict}");
         }
@@ -173,6 +179,12 @@ mod tests {
         assert_eq!(output(PANICKED << 8, "", "thread 'main' panicked"), [Some(Invariant::NoPanic)]);
         assert_eq!(output(failed << 1, "", "there is no such defect"), [None]);
         assert_eq!(output(libc::SIGKILL, "", ""), [None]);
+    }
+
+    #[test]
+    fn the_command_names_the_defect() {
+        assert_eq!(shown_by(7, None), "cargo xtask simulate --seed 7 --log");
+        assert_eq!(shown_by(7, Some("HolderDeaf")), "cargo xtask simulate --seed 7 --defect HolderDeaf --log");
     }
 
     #[test]

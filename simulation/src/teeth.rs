@@ -4,7 +4,7 @@
 use enlist_etcd::DeliberateDefect;
 
 use crate::{
-    many::{Batch, Failed, Seeds, batch, found, jobs},
+    many::{Batch, Failed, Seeds, batch, found, jobs, shown_by},
     options::{Options, Outcome, Result},
     verdicts::Invariant,
 };
@@ -15,7 +15,7 @@ const MAX_RUNS: u64 = 10_000;
 /// Number of failed runs of the control that are listed.
 const MAX_FAILURES: usize = 10;
 
-/// Returns the invariants one of whose violations counts as finding the defect; none for one that is not listed.
+/// Returns the invariants one of whose violations counts as finding the defect.
 fn finding(defect: DeliberateDefect) -> &'static [Invariant] {
     use DeliberateDefect as D;
     use Invariant as I;
@@ -43,7 +43,12 @@ fn finding(defect: DeliberateDefect) -> &'static [Invariant] {
             &[I::NothingComesBack, I::StoreConverges, I::InstancesRemoved]
         }
         D::RefusalsIgnored => &[I::StoreConverges, I::InstanceReturns],
-        _ => &[],
+        D::CreationsReportedEarly => &[I::RegistrationStored],
+        D::UpdatesReportedEarly => &[I::UpdateStored],
+        D::UnknownWritesForgotten => &[I::ErrorsJustified],
+        D::OldValuesKept => &[I::ValuesExist],
+        D::ValidTooBriefly => &[I::LocksKept],
+        D::RemovalRetriedAtOnce => &[I::RequestRate],
     }
 }
 
@@ -60,6 +65,7 @@ fn report(defect: DeliberateDefect, batch: &Batch) -> bool {
     };
     let otherwise = batch.failed.iter().filter(|other| found(std::slice::from_ref(other), wanted).is_none()).count();
     println!("{defect:?}: {invariant:?} by seed {seed} in {seconds:.1} s; {otherwise} runs failed otherwise");
+    println!("  show it with `{}`", shown_by(*seed, Some(&format!("{defect:?}"))));
     true
 }
 

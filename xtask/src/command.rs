@@ -28,10 +28,11 @@ cargo xtask <command>
   nemesis [--seed N] [--minutes M] [--members 1|3] [--replay FILE]
           random faults against registrations, watchers and locks (default: 10 minutes, another seed each time, a single
           etcd; members of a cluster are also wiped and added again), or judge the saved record of a failed run again
-  simulate [--seed N] [--seeds M] [--log] [--trace] [--teeth]
+  simulate [--seed N] [--seeds M] [--log] [--trace] [--teeth] [--defect NAME]
           simulated runs of M seeds from N on (default: 2000 from 1), with a table of what they covered; --log and
           --trace show the events of seed N; --teeth looks for the deliberate defects instead, each in up to M runs
-          (default: 10000), by the invariants that are about it, and runs the same seeds without a defect
+          (default: 10000), by the invariants that are about it, and runs the same seeds without a defect; --defect
+          switches one on, and limits --teeth to it
   mutants [--part core|pool|etcd|layouts|grpc …] [--file FILE …] [--rest] [--resume]
           mutants of `cargo-mutants` in the code that makes decisions, in all of it, or in the parts or files named:
           each has to fail a test, or have a reason in xtask/survivors.txt; --rest measures the rest of core; --resume

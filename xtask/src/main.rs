@@ -151,25 +151,27 @@ fn simulate(args: impl Iterator<Item = String>) -> Result {
 
 /// Returns the command for simulated runs. They are built with a profile of their own, so that thousands take a minute.
 fn simulation_command(args: impl Iterator<Item = String>) -> Result<Command> {
-    let (teeth, mut options): (Vec<_>, Vec<_>) = args.partition(|flag| flag == "--teeth");
-    let shows = options.iter().any(|flag| flag == "--log" || flag == "--trace");
     let mut command = cargo()?;
     command.args(["run", "--quiet", "--profile", "simulation", "--package", "enlist-simulation"]);
-    if !teeth.is_empty() {
-        command.args(["--features", "defects"]);
-    }
-    if !options.iter().any(|flag| flag == "--seeds") && teeth.is_empty() && !shows {
+    command.args(simulation_args(args));
+    Ok(command)
+}
+
+/// Returns the features of the simulation, and its own arguments. Deliberate defects need a feature.
+fn simulation_args(args: impl Iterator<Item = String>) -> Vec<String> {
+    let (teeth, mut options): (Vec<_>, Vec<_>) = args.partition(|flag| flag == "--teeth");
+    let has = |wanted: &[&str]| options.iter().any(|flag| wanted.contains(&flag.as_str()));
+    let with_defects = !teeth.is_empty() || has(&["--defect"]);
+    let kind = match () {
+        () if has(&["--log", "--trace"]) => "one",
+        () if teeth.is_empty() => "many",
+        () => "teeth",
+    };
+    if kind == "many" && !has(&["--seeds"]) {
         options.extend(["--seeds".to_owned(), SEEDS.to_owned()]);
     }
-    let kind = if !teeth.is_empty() {
-        "teeth"
-    } else if shows {
-        "one"
-    } else {
-        "many"
-    };
-    command.args(["--", kind]).args(options);
-    Ok(command)
+    let features: &[&str] = if with_defects { &["--features", "defects"] } else { &[] };
+    features.iter().chain(&["--", kind]).map(|&arg| arg.to_owned()).chain(options).collect()
 }
 
 fn simulate_many(seeds: &str) -> Result {
@@ -211,6 +213,9 @@ fn test() -> Result {
     let agent = ["test", "--package", "enlist-cli", "--features", "agent"];
     let agent = agent.into_iter().chain(["--bins", "--test", "agent", "--test", "hostile"]);
     run(cargo()?.args(agent).envs(etcd.variables()))?;
+    // The table of the deliberate defects.
+    let teeth = ["test", "--package", "enlist-simulation", "--features", "defects", "--bins"];
+    counted::passed(counted::run(cargo()?.args(teeth))?)?;
     simulate_many(SEEDS)?;
     let left_out = containers(&etcd)?;
     for example in EXAMPLES {
@@ -238,4 +243,23 @@ fn containers(etcd: &Etcd) -> Result<Option<String>> {
     }
     run(command.env("RUST_TEST_THREADS", SIDE_BY_SIDE).env("ENLIST_TEST_PROVIDER", "container"))?;
     Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_defect_is_built_for_its_log() {
+        let of = |args: &str| simulation_args(args.split_whitespace().map(str::to_owned)).join(" ");
+        assert_eq!(of(""), "-- many --seeds 2000");
+        assert_eq!(of("--seeds 5 --seed 7"), "-- many --seeds 5 --seed 7");
+        assert_eq!(of("--seed 7 --log"), "-- one --seed 7 --log");
+        assert_eq!(of("--teeth --seeds 5"), "--features defects -- teeth --seeds 5");
+        let log = "--features defects -- one --seed 7 --defect HolderDeaf --log";
+        assert_eq!(of("--seed 7 --defect HolderDeaf --log"), log);
+        assert_eq!(of("--teeth --seed 7 --defect HolderDeaf --log"), log);
+        let many = "--features defects -- many --defect HolderDeaf --seeds 2000";
+        assert_eq!(of("--defect HolderDeaf"), many);
+    }
 }

@@ -102,7 +102,11 @@ impl QueueProtocol for Contender {
     fn grant(&mut self, entry: &mut Queued) -> Option<Grant> {
         let (sent, token) = (entry.lease.renewed()?, entry.token?);
         entry.holding = Some(entry.lease.state());
-        let ttl = entry.lease.ttl() * if DeliberateDefect::ValidTwiceAsLong.is_on() { 2 } else { 1 };
+        let ttl = match entry.lease.ttl() {
+            ttl if DeliberateDefect::ValidTwiceAsLong.is_on() => ttl * 2,
+            ttl if DeliberateDefect::ValidTooBriefly.is_on() => ttl / 4,
+            ttl => ttl,
+        };
         let source = Arc::new(GuardSource { key: entry.key.clone(), _context: Arc::clone(&self.context) });
         Some(Grant { sent, ttl, token: FencingToken::new(token.get()), source })
     }

@@ -181,10 +181,14 @@ impl Replica {
                 continue;
             }
             match event {
-                KeyEvent::Put(record) => {
+                KeyEvent::Put(mut record) => {
                     if self.records.get(&record.key).is_some_and(|old| old.modified >= record.modified) {
                         dropped += 1;
                         continue;
+                    }
+                    if let Some(old) = self.records.get(&record.key).filter(|_| DeliberateDefect::OldValuesKept.is_on())
+                    {
+                        record.value.clone_from(&old.value);
                     }
                     self.insert(record);
                 }

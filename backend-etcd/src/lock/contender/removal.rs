@@ -71,6 +71,9 @@ impl Contender {
             if entry.lease.is_lost() {
                 return Released::AlreadyLost;
             }
+            if DeliberateDefect::RemovalRetriedAtOnce.is_on() {
+                pause = Duration::from_millis(5);
+            }
             tokio::time::sleep(pause).await;
         }
     }

@@ -213,6 +213,7 @@ impl RegistrationTask {
         desired: &Desired,
         lease: LeaseId,
     ) -> Result<StepOutcome<Record>, Error> {
+        self.report_early(previous, desired.generation);
         let (context, layout) = (Arc::clone(&self.context), Arc::clone(&self.layout));
         let term = previous.and_then(|record| layout.term(&record.value));
         let writing = Writing {
@@ -251,6 +252,17 @@ impl RegistrationTask {
                 }
                 if self.driver.goal() == Goal::Present { Err(self.failed(failure)) } else { Ok(StepOutcome::Repeat) }
             }
+        }
+    }
+
+    /// Reports a write before etcd acknowledges it, if that deliberate defect is turned on.
+    fn report_early(&self, previous: Option<&Record>, generation: u64) {
+        let early = match previous {
+            None => DeliberateDefect::CreationsReportedEarly,
+            Some(_) => DeliberateDefect::UpdatesReportedEarly,
+        };
+        if early.is_on() {
+            self.driver.report_stored(generation, previous.map(|record| record.modified).unwrap_or_default());
         }
     }
 

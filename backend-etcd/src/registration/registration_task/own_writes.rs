@@ -211,6 +211,9 @@ impl OwnWrites {
 
     /// Records a write of unknown outcome. If its value is found later, it belongs to this registration.
     pub(super) fn remember(&mut self, value: Vec<u8>, lease: Option<LeaseId>, effect: Effect) {
+        if DeliberateDefect::UnknownWritesForgotten.is_on() {
+            return;
+        }
         let changes = |sent: &Sent| matches!(sent.effect, Effect::Change);
         let known = self.unknown.iter().any(|sent| changes(sent) && sent.lease == lease && sent.value == value);
         if known && matches!(effect, Effect::Change) {
