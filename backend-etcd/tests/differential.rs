@@ -4,28 +4,33 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
 mod support;
+#[path = "differential/watched.rs"]
+mod watched;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt::Write as _,
     time::Duration,
 };
 
 use enlist_testkit::{EtcdServer, FakeEtcd, Provider, ServerOptions, soon};
 use etcd_client::{
-    Client, Compare, CompareOp, DeleteOptions, Error, Event, EventType, GetOptions, LeaseGrantOptions,
-    LeaseTimeToLiveOptions, PutOptions, SortOrder, SortTarget, Txn, TxnOp, WatchFilterType, WatchOptions, WatchStream,
+    Client, Compare, CompareOp, DeleteOptions, Error, EventType, GetOptions, LeaseGrantOptions, LeaseTimeToLiveOptions,
+    PutOptions, SortOrder, SortTarget, Txn, TxnOp, WatchFilterType, WatchOptions,
     proto::{PbKeyValue, PbResponseHeader, PbTxnOpResponse, PbTxnResponse},
 };
+use watched::{Change, Reader, WatchPlan};
 
 /// Number of operations of one run, and number of runs.
 const OPERATIONS: usize = 400;
 const RUNS: usize = 3;
 
-/// Sorts after every other key.
-const MARKER: &str = "~";
+/// Operation that is a compaction in any case.
+const COMPACTION: usize = 100;
 
-/// End of the ranges of watches, after the marker.
+/// Keys of all operations.
+const KEYS: [&str; 7] = ["a", "a/1", "a/2", "a0", "b", "b/1", "c"];
+
+/// Sorts after every key.
 const END: &str = "\x7f";
 
 /// TTL of leases, in seconds; too long to expire during a run.
@@ -43,13 +48,7 @@ enum Operation {
     KeepAlive(i64),
     TimeToLive(i64),
     Compact(i64),
-    /// A watch from `revision` on, up to the marker, of the range that starts at `from`.
-    Watch {
-        from: String,
-        revision: i64,
-        filters: Vec<WatchFilterType>,
-        previous: bool,
-    },
+    Watch(WatchPlan),
 }
 
 /// Request that a deletion is part of.
@@ -65,6 +64,13 @@ struct Generator {
     revision: i64,
     compacted: i64,
     leases: i64,
+    watches: usize,
+    /// All changes of keys.
+    changes: Vec<Change>,
+    /// Etcd replies to a request for progress after the events before.
+    is_ordered: bool,
+    /// Etcd checks the operations of a transaction in their order.
+    checks_in_order: bool,
 }
 
 impl Generator {
@@ -73,7 +79,7 @@ impl Generator {
     }
 
     fn key(&mut self) -> String {
-        self.one_of(&["a", "a/1", "a/2", "a0", "b", "b/1", "c"]).to_owned()
+        self.one_of(&KEYS).to_owned()
     }
 
     /// Returns a key, and occasionally an empty one, which is invalid.
@@ -211,6 +217,42 @@ impl Generator {
         Txn::new().when(compares).and_then(self.operations()).or_else(self.operations())
     }
 
+    /// Returns a watch. Each kind has its turn.
+    fn watch(&mut self) -> WatchPlan {
+        let turn = self.watches % 8;
+        self.watches += 1;
+        let (key, end, next) = (self.key(), self.one_of(&[None, Some("\0"), Some(END)]), self.revision + 1);
+        let (key, end, start) = match (turn, self.changes.last().cloned()) {
+            // Empty, because no key is before it.
+            (0, _) => (key, Some("a"), 0),
+            (1, _) => (key, end, (self.compacted - 1).max(0)),
+            (2, _) => (key, end, self.random.i64(next..=next + 1)),
+            (3, _) => (key, None, 0),
+            (4, _) => (key, Some(END), 0),
+            (5, Some(last)) => (last.key, None, last.revision),
+            (6, Some(last)) => (last.key, Some(END), last.revision),
+            _ => (key, end, self.any_revision()),
+        };
+        let filters: &[&[_]] = &[&[], &[], &[WatchFilterType::NoPut], &[WatchFilterType::NoDelete]];
+        let filters = if matches!(turn, 5 | 6) { Vec::new() } else { self.one_of(filters).to_vec() };
+        let others = KEYS.into_iter().filter(|other| *other != key && self.random.bool());
+        let keys = std::iter::once(key.clone()).chain(others.map(str::to_owned).collect::<Vec<_>>()).collect();
+        let mut plan = WatchPlan {
+            key,
+            end,
+            start,
+            filters,
+            previous: self.random.bool(),
+            keys,
+            now: self.revision,
+            compacted: self.compacted,
+            is_ordered: self.is_ordered,
+            has_past_events: false,
+        };
+        plan.has_past_events = self.changes.iter().any(|change| plan.reports(change));
+        plan
+    }
+
     fn next(&mut self) -> Operation {
         match self.random.u8(..100) {
             0..25 => {
@@ -242,15 +284,7 @@ impl Generator {
             88..90 => Operation::KeepAlive(self.lease()),
             90..94 => Operation::TimeToLive(self.lease()),
             94..96 => Operation::Compact(self.any_revision()),
-            _ => Operation::Watch {
-                from: self.key(),
-                // Only up to the marker.
-                revision: self.any_revision().min(self.revision + 1),
-                filters: self
-                    .one_of::<&[_]>(&[&[], &[], &[WatchFilterType::NoPut], &[WatchFilterType::NoDelete]])
-                    .to_vec(),
-                previous: self.random.bool(),
-            },
+            _ => Operation::Watch(self.watch()),
         }
     }
 }
@@ -295,36 +329,8 @@ fn refusal(error: &Error) -> String {
     }
 }
 
-/// Returns the events of a watch as text, with all fields of each change.
-fn text_of(events: &[Event], compacted: i64) -> String {
-    let mut text = String::new();
-    for event in events {
-        let (pair, deletion) = (event.kv().unwrap(), event.event_type() == EventType::Delete);
-        // Some releases omit a deletion at exactly the compacted revision.
-        if !(deletion && pair.mod_revision() == compacted) {
-            writeln!(text, "{:?} {pair:?} before {:?}", event.event_type(), event.prev_kv()).unwrap();
-        }
-    }
-    text
-}
-
-/// Reads a watch up to the deletion of the marker at `until`, or up to its last put if the watch filters deletions.
-async fn read(mut watch: WatchStream, until: i64, compacted: i64) -> String {
-    let mut events: Vec<Event> = Vec::new();
-    loop {
-        let message = watch.message().await.unwrap().unwrap();
-        if message.0.canceled {
-            return format!("canceled, compacted at {}", message.0.compact_revision);
-        }
-        events.extend(message.events().iter().cloned());
-        if events.last().and_then(Event::kv).is_some_and(|pair| pair.mod_revision() >= until) {
-            return text_of(&events, compacted);
-        }
-    }
-}
-
 /// Answer of one side, without the parts that may differ.
-async fn answer(client: &mut Client, operation: Operation, compacted: i64) -> String {
+async fn answer(client: &mut Client, operation: Operation) -> String {
     let request = format!("{operation:?}");
     let outcome: Result<String, Error> = match operation {
         Operation::Put(key, value, options) => client.put(key, value, Some(options)).await.map(|mut answer| {
@@ -369,22 +375,7 @@ async fn answer(client: &mut Client, operation: Operation, compacted: i64) -> St
             plain(&mut answer.0.header);
             format!("{:#?}", answer.0)
         }),
-        Operation::Watch { from, revision, filters, previous } => {
-            let mut options = WatchOptions::new().with_range(END).with_start_revision(revision);
-            options = options.with_filters(filters.clone());
-            if previous {
-                options = options.with_prev_key();
-            }
-            match client.watch(from, Some(options)).await {
-                Ok(watch) => {
-                    let put = client.put(MARKER, "", None).await.unwrap().header().unwrap().revision();
-                    let deleted = client.delete(MARKER, None).await.unwrap().header().unwrap().revision();
-                    let until = if filters.contains(&WatchFilterType::NoDelete) { put } else { deleted };
-                    Ok(soon("the marker arrives", read(watch, until, compacted)).await)
-                }
-                Err(error) => Err(error),
-            }
-        }
+        Operation::Watch(plan) => watched::transcript(client, &plan).await,
     };
     outcome.unwrap_or_else(|error| format!("refused: {}", refusal(&error)))
 }
@@ -398,10 +389,10 @@ async fn revision(client: &mut Client) -> i64 {
 fn kind(operation: &Operation, answer: &str) -> String {
     let name = format!("{operation:?}");
     let name = name.split([' ', '(']).next().unwrap_or_default().to_owned();
-    match answer.strip_prefix("refused: ") {
-        Some(why) => format!("{name}: {why}"),
-        None if answer.starts_with("canceled") => format!("{name}: canceled"),
-        None => name,
+    match (answer.strip_prefix("refused: "), operation) {
+        (Some(why), _) => format!("{name}: {why}"),
+        (None, Operation::Watch(plan)) => format!("{name} {}", plan.kind()),
+        (None, _) => name,
     }
 }
 
@@ -411,47 +402,75 @@ async fn compare(random: fastrand::Rng, covered: &mut BTreeSet<String>) {
     let fake = FakeEtcd::start();
     let mut real = support::raw(&server).await;
     let mut imitation = Client::from_channel(etcd_client::Channel::Tonic(fake.channel()), None).await.unwrap();
-    let mut generator = Generator { random, revision: 1, compacted: 0, leases: 0 };
+    let release = release(real.status().await.unwrap().version());
+    let mut generator = Generator {
+        random,
+        revision: 1,
+        compacted: 0,
+        leases: 0,
+        watches: 0,
+        changes: Vec::new(),
+        is_ordered: release >= [3, 5, 8] || (release[1] == 4 && release[2] >= 25),
+        checks_in_order: release >= [3, 6, 0],
+    };
     // Both are also watched during the whole run.
-    let everything = || Some(WatchOptions::new().with_range(END));
-    let watches = (real.watch("a", everything()).await.unwrap(), imitation.watch("a", everything()).await.unwrap());
+    let everything = || WatchOptions::new().with_range(END);
+    let mut of_real = Reader::open(&mut real, "a", everything()).await.unwrap();
+    let mut of_imitation = Reader::open(&mut imitation, "a", everything()).await.unwrap();
+    assert_eq!(of_imitation.message().await, of_real.message().await, "creation of a watch");
     let mut trace = Vec::new();
     for number in 0..OPERATIONS {
-        let operation = generator.next();
+        let operation =
+            if number == COMPACTION { Operation::Compact(generator.revision - 3) } else { generator.next() };
         trace.push(format!("{operation:?}"));
-        let expected = answer(&mut real, operation.clone(), generator.compacted).await;
-        let found = answer(&mut imitation, operation.clone(), generator.compacted).await;
-        assert_eq!(
-            found,
-            expected,
-            "operation {number} is answered otherwise by the fake (left) than by etcd (right):\n{}",
-            trace[trace.len().saturating_sub(6)..].join("\n")
-        );
+        let last = |trace: &[String]| trace[trace.len().saturating_sub(6)..].join("\n");
+        let expected = answer(&mut real, operation.clone()).await;
+        let found = answer(&mut imitation, operation.clone()).await;
+        if !(generator.checks_in_order && are_of_one_txn(&operation, &found, &expected)) {
+            similar(&found, &expected, || format!("the answer to operation {number}:\n{}", last(&trace)));
+        }
         covered.insert(kind(&operation, &found));
         if let Operation::Compact(compacted) = operation
             && !found.starts_with("refused")
         {
             generator.compacted = compacted;
         }
-        generator.revision = revision(&mut real).await;
+        let before = std::mem::replace(&mut generator.revision, revision(&mut real).await);
         assert_eq!(revision(&mut imitation).await, generator.revision, "after operation {number}: {operation:?}");
+        if generator.revision > before {
+            let expected = of_real.until(generator.revision).await;
+            let found = watched::text(&of_imitation.until(generator.revision).await);
+            let what = || format!("the watch of all keys, of operation {number}:\n{}", last(&trace));
+            similar(&found, &watched::text(&expected), what);
+            generator.changes.extend(watched::changes(&expected));
+        }
     }
-    // The watches of the whole run end with the same events.
-    for client in [&mut real, &mut imitation] {
-        client.put(MARKER, "", None).await.unwrap();
-    }
-    let until = revision(&mut real).await;
-    let expected = soon("etcd tells the end", read(watches.0, until, 0)).await;
-    let found = soon("the fake tells the end", read(watches.1, until, 0)).await;
-    similar(&found, &expected);
+    let (found, expected) = (of_imitation.progress(0).await, of_real.progress(0).await);
+    assert_eq!(found, expected, "progress of the watch of all keys");
 }
 
-/// Compares event by event: the text of a whole run is too long to read.
-fn similar(found: &str, expected: &str) {
-    for (number, (found, expected)) in found.lines().zip(expected.lines()).enumerate() {
-        assert_eq!(found, expected, "event {number} of the watch of all that happened");
+fn release(version: &str) -> [u32; 3] {
+    let numbers: Vec<u32> = version.split('.').map(|number| number.parse().unwrap()).collect();
+    numbers.try_into().unwrap()
+}
+
+/// Returns `true` if both refusals are of a check that is made before any operation of a transaction. Before 3.6, and in
+/// the fake, all puts are checked before the reads. Since 3.7 the lease of a put is checked before its key.
+fn are_of_one_txn(operation: &Operation, found: &str, expected: &str) -> bool {
+    let is_checked = |answer: &str| {
+        ["key not found", "lease not found", "has been compacted", "is a future revision"]
+            .iter()
+            .any(|refusal| answer.starts_with("refused") && answer.ends_with(refusal))
+    };
+    matches!(operation, Operation::Txn(_)) && is_checked(found) && is_checked(expected)
+}
+
+/// Compares line by line: the text of a whole answer is too long to read.
+fn similar(found: &str, expected: &str, what: impl Fn() -> String) {
+    for (found, expected) in found.lines().zip(expected.lines()) {
+        assert_eq!(found, expected, "the fake (left) differs from etcd (right) in {}", what());
     }
-    assert_eq!(found.lines().count(), expected.lines().count(), "events of the watch of all that happened");
+    assert_eq!(found.lines().count(), expected.lines().count(), "number of lines of {}", what());
 }
 
 #[tokio::test]
@@ -463,8 +482,19 @@ async fn the_fake_answers_as_etcd_does() {
     }
     println!("covered:\n{}", covered.iter().cloned().collect::<Vec<_>>().join("\n"));
     // The choices cover every kind of operation and many refusals.
-    for kind in ["Put", "Get", "Delete", "Txn", "Grant", "Revoke", "KeepAlive", "TimeToLive", "Compact", "Watch"] {
+    for kind in ["Put", "Get", "Delete", "Txn", "Grant", "Revoke", "KeepAlive", "TimeToLive", "Compact"] {
         assert!(covered.contains(kind), "{kind} was not tried: {covered:?}");
+    }
+    for kind in [
+        "of an empty range",
+        "from a compacted revision",
+        "from a future revision",
+        "of a single key",
+        "of a single key with past events",
+        "of a range",
+        "of a range with past events",
+    ] {
+        assert!(covered.contains(&format!("Watch {kind}")), "no watch {kind} was tried: {covered:?}");
     }
     for refused in ["required revision has been compacted", "duplicate key", "lease not found", "lease already exists"]
     {

@@ -1,6 +1,7 @@
-//! Watches of the scripted etcd.
+//! Watches of the scripted etcd. A stream has one watch: a second one is refused, as is what a watch may ask for and the
+//! fake does not imitate.
 
-use std::sync::Arc;
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use enlist::backend::MutexExt as _;
 use etcd_client::proto::{PbEvent, PbResponseHeader, PbWatchRequest, PbWatchRequestUnion, PbWatchResponse};
@@ -14,16 +15,35 @@ use super::{
     state::FakeState,
 };
 
-/// Sending half of a watch's response stream.
-type Responses = mpsc::Sender<PbWatchResponse>;
+/// Number of the only watch of a stream.
+const WATCH_ID: i64 = 0;
 
-/// End of a watch stream.
-struct Ended;
+/// Number of a message that belongs to no watch.
+const NO_WATCH: i64 = -1;
+
+/// Maximum number of revisions in one message of a watch that starts in the past.
+const MAX_REVISIONS: usize = 1000;
+
+/// Receiving half of a stream.
+type Requests = Streaming<PbWatchRequest>;
+
+/// Sending half of a stream.
+type Responses = mpsc::Sender<Result<PbWatchResponse, Status>>;
+
+/// End of a watch.
+enum Ended {
+    /// The stream ends, too.
+    Closed,
+    /// The stream ends with an error.
+    Refused(Status),
+    /// The stream stays open after this message.
+    Canceled(PbWatchResponse),
+}
 
 /// Delays the responses of a watch by the pause of the fake, which is zero by default.
 pub(super) fn delayed(
     state: Arc<FakeState>,
-    responses: mpsc::Receiver<PbWatchResponse>,
+    responses: mpsc::Receiver<Result<PbWatchResponse, Status>>,
 ) -> impl Stream<Item = Result<PbWatchResponse, Status>> {
     let begun = (responses, Instant::now());
     futures::stream::unfold(begun, move |(mut responses, last)| {
@@ -32,49 +52,94 @@ pub(super) fn delayed(
             let response = responses.recv().await?;
             let pause = *state.pause.locked();
             tokio::time::sleep_until(last + pause).await;
-            Some((Ok(response), (responses, Instant::now())))
+            Some((response, (responses, Instant::now())))
         }
     })
 }
 
 /// Serves one watch stream, until the client closes it, the store is wiped, or a misbehavior ends it.
-pub(super) async fn serve(state: Arc<FakeState>, mut requests: Streaming<PbWatchRequest>, responses: Responses) {
+pub(super) async fn serve(state: Arc<FakeState>, mut requests: Requests, responses: Responses) {
+    let Err(ended) = watch(&state, &mut requests, &responses).await;
+    let ended = match ended {
+        Ended::Canceled(last) => {
+            let Err(ended) = linger(&state, &mut requests, &responses, last).await;
+            ended
+        }
+        other => other,
+    };
+    if let Ended::Refused(status) = ended {
+        // An error means that the client is gone.
+        let _ = responses.send(Err(status)).await;
+    }
+}
+
+async fn watch(state: &Arc<FakeState>, requests: &mut Requests, responses: &Responses) -> Result<Infallible, Ended> {
     let Ok(Some(PbWatchRequest { request_union: Some(PbWatchRequestUnion::CreateRequest(create)) })) =
         requests.message().await
     else {
-        return;
+        return Err(Ended::Refused(Status::unimplemented("a stream that does not begin with a watch")));
     };
+    if create.fragment || create.watch_id != 0 || create.start_revision < 0 {
+        return Err(Ended::Refused(Status::unimplemented("fragments, chosen watch ids, negative revisions")));
+    }
     let start = create.start_revision;
     let filter = Filter {
-        key: create.key,
+        // As in etcd, no key stands for the smallest one.
+        key: if create.key.is_empty() { vec![0] } else { create.key },
         range_end: create.range_end,
         types_left_out: create.filters,
         with_previous: create.prev_kv,
     };
-    let Ok(mut watch) = Watch::open(state, responses, filter, start).await else { return };
-    let mut revisions = watch.state.revision.subscribe();
-    // The answer to a progress request follows the events that were due before the request.
-    let mut progress_requested = false;
+    let mut watch = Watch::open(Arc::clone(state), responses.clone(), filter, start).await?;
+    watch.follow(requests).await
+}
+
+/// Keeps the stream of a canceled watch open. A watch that was canceled because of its start can be canceled again, as
+/// in etcd.
+async fn linger(
+    state: &FakeState,
+    requests: &mut Requests,
+    responses: &Responses,
+    last: PbWatchResponse,
+) -> Result<Infallible, Ended> {
+    let mut is_known = last.compact_revision > 0;
+    let mut next = Some(last);
     loop {
-        if watch.hold_back(&mut requests).await.is_err() {
-            return;
+        if let Some(message) = next.take() {
+            send(responses, message).await?;
         }
-        let Ok(header) = watch.deliver().await else { return };
-        if progress_requested && watch.report_progress(header).await.is_err() {
-            return;
-        }
-        progress_requested = false;
         tokio::select! {
-            () = watch.responses.closed() => return,
-            _ = revisions.changed() => {}
-            request = requests.message() => match request {
-                Ok(Some(PbWatchRequest { request_union: Some(PbWatchRequestUnion::ProgressRequest(_)) })) => {
-                    progress_requested = true;
-                }
-                _ => return,
+            () = responses.closed() => return Err(Ended::Closed),
+            request = next_request(requests) => if is_known && cancels(&request?) {
+                state.awake().await;
+                (next, is_known) = (Some(canceled(state.store().header())), false);
             },
         }
     }
+}
+
+/// Returns the next request of a stream that has its watch.
+async fn next_request(requests: &mut Requests) -> Result<PbWatchRequestUnion, Ended> {
+    match requests.message().await {
+        Ok(Some(PbWatchRequest { request_union: Some(PbWatchRequestUnion::CreateRequest(_)) })) => {
+            Err(Ended::Refused(Status::unimplemented("several watches on one stream")))
+        }
+        Ok(Some(PbWatchRequest { request_union: Some(request) })) => Ok(request),
+        _ => Err(Ended::Closed),
+    }
+}
+
+/// Returns `true` if a request cancels the watch. One that cancels another watch has no effect.
+fn cancels(request: &PbWatchRequestUnion) -> bool {
+    matches!(request, PbWatchRequestUnion::CancelRequest(cancel) if cancel.watch_id == WATCH_ID)
+}
+
+fn canceled(header: Option<PbResponseHeader>) -> PbWatchResponse {
+    PbWatchResponse { canceled: true, ..message(header, Vec::new()) }
+}
+
+async fn send(responses: &Responses, message: PbWatchResponse) -> Result<(), Ended> {
+    responses.send(Ok(message)).await.map_err(|_| Ended::Closed)
 }
 
 /// Events that a watch asks for.
@@ -92,6 +157,8 @@ struct Watch {
     filter: Filter,
     /// First revision whose events have not been delivered.
     next: i64,
+    /// The watch starts in the past, and has delivered nothing yet.
+    is_unsynced: bool,
     /// Number of wipes when the watch was opened. A wipe ends it.
     wipes: usize,
 }
@@ -104,105 +171,149 @@ impl Watch {
         {
             tokio::time::sleep(delay).await;
         }
-        let (header, revision, compacted, unsynced) = {
+        let (header, revision, compacted, wipes) = {
             let mut store = state.store();
             let revision = store.open_watch();
             let header = store.header().map(|header| PbResponseHeader { revision, ..header });
-            (header, revision, store.compacted, store.unsynced)
+            (header, revision, store.compacted, store.wipes)
         };
         let mut created = PbWatchResponse { created: true, ..message(header, Vec::new()) };
-        if let Some(Misbehavior::Refuse(reason)) = state.next_misbehavior(|next| matches!(next, Misbehavior::Refuse(_)))
-        {
-            (created.canceled, created.watch_id, created.cancel_reason) = (true, -1, reason.to_owned());
-            return Err(end_with(&responses, created).await);
+        if let Some(reason) = refusal(&state, &filter) {
+            (created.canceled, created.watch_id, created.cancel_reason) = (true, NO_WATCH, reason.to_owned());
+            return Err(Ended::Canceled(created));
         }
         let lags = state.next_misbehavior(|next| matches!(next, Misbehavior::LaggingWatch(_)));
         if let (Some(_), Some(header)) = (lags, &mut created.header) {
             header.revision = start - 1;
         }
-        responses.send(created).await.map_err(|_| Ended)?;
+        send(&responses, created).await?;
         if let Some(Misbehavior::LaggingWatch(lag)) = lags {
             tokio::time::sleep(lag).await;
         }
         let mut next = if start == 0 { revision + 1 } else { start };
         if next > revision + 1 && state.store().defects.has(EtcdDefect::OldEvents) {
-            responses.send(message(header, Vec::new())).await.map_err(|_| Ended)?;
+            send(&responses, message(header, Vec::new())).await?;
             next = revision + 1;
         }
         if next < compacted {
-            return Err(cancel(&responses, compacted).await);
+            return Err(compacted_start(header, compacted));
         }
-        if next <= revision && !unsynced.is_zero() {
-            tokio::time::sleep(unsynced).await;
+        Ok(Self { state, responses, filter, next, is_unsynced: next <= revision, wipes })
+    }
+
+    /// Sends events and answers requests until the watch ends.
+    async fn follow(&mut self, requests: &mut Requests) -> Result<Infallible, Ended> {
+        let mut revisions = self.state.revision.subscribe();
+        let unsynced = self.state.store().unsynced;
+        if self.is_unsynced && !unsynced.is_zero() {
+            self.hold_back(unsynced, requests).await?;
         }
-        let wipes = state.store().wipes;
-        Ok(Self { state, responses, filter, next, wipes })
+        // The answer to a progress request follows the events that were due before the request.
+        let mut progress_requested = false;
+        loop {
+            if self.events_are_late() {
+                self.hold_back(LATE_EVENTS, requests).await?;
+            }
+            let header = self.deliver().await?;
+            if progress_requested {
+                self.report_progress(header).await?;
+            }
+            progress_requested = false;
+            tokio::select! {
+                () = self.responses.closed() => return Err(Ended::Closed),
+                _ = revisions.changed() => {}
+                request = next_request(requests) => progress_requested = self.is_progress(&request?).await?,
+            }
+        }
+    }
+
+    /// Returns `true` for a request for progress. A cancellation ends the watch.
+    async fn is_progress(&self, request: &PbWatchRequestUnion) -> Result<bool, Ended> {
+        if cancels(request) {
+            self.state.awake().await;
+            return Err(Ended::Canceled(canceled(self.state.store().header())));
+        }
+        Ok(matches!(request, PbWatchRequestUnion::ProgressRequest(_)))
     }
 
     /// Sends the events that are due. Returns the header of the revision up to which they have been sent.
     async fn deliver(&mut self) -> Result<Option<PbResponseHeader>, Ended> {
         self.state.awake().await;
-        let (header, now, compacted, due) = {
+        let (header, now, compacted, due, misbehaves) = {
             let store = self.state.store();
             if store.wipes != self.wipes {
-                return Err(Ended);
+                return Err(Ended::Closed);
             }
             let due = store.events(self.next, &self.filter.key, &self.filter.range_end);
-            (store.header(), store.revision, store.compacted, due)
+            let misbehaves = store.misbehavior.front().is_some_and(Misbehavior::is_of_events);
+            (store.header(), store.revision, store.compacted, due, misbehaves)
         };
         // The watch has not kept up, and the history that it missed is compacted.
         if self.next < compacted {
-            return Err(cancel(&self.responses, compacted).await);
+            return Err(compacted_start(header, compacted));
         }
-        for (revision, events) in due {
-            let events = self.filter.apply(events, compacted);
-            if events.is_empty() {
-                continue;
+        let due = due.into_iter().map(|(revision, events)| (revision, self.filter.apply(events, compacted)));
+        let due: Vec<_> = due.filter(|(_, events)| !events.is_empty()).collect();
+        // Events of the past come together. A misbehavior concerns the events of one revision.
+        let is_together = std::mem::take(&mut self.is_unsynced) && !misbehaves;
+        if is_together {
+            for revisions in due.chunks(MAX_REVISIONS) {
+                let events = revisions.iter().flat_map(|(_, events)| events.clone()).collect();
+                send(&self.responses, message(header, events)).await?;
             }
-            let misbehavior = self.state.next_misbehavior(Misbehavior::is_of_events);
-            let (messages, misbehavior) = misreported(misbehavior, header, revision, events);
-            for message in messages {
-                self.responses.send(message).await.map_err(|_| Ended)?;
-            }
-            self.next = revision + 1;
-            if misbehavior == Some(Misbehavior::Silence) {
-                self.responses.closed().await;
-                return Err(Ended);
+        } else {
+            for (revision, events) in due {
+                self.report(header.map(|header| PbResponseHeader { revision, ..header }), revision, events).await?;
             }
         }
         self.next = self.next.max(now + 1);
         Ok(header)
     }
 
-    /// Holds events back and answers requests for progress in the meantime, with [`EtcdDefect::EarlyProgress`].
-    async fn hold_back(&self, requests: &mut Streaming<PbWatchRequest>) -> Result<(), Ended> {
-        let is_early = {
-            let store = self.state.store();
-            let has_events = !store.events(self.next, &self.filter.key, &self.filter.range_end).is_empty();
-            has_events && store.defects.has(EtcdDefect::EarlyProgress)
-        };
-        if !is_early {
-            return Ok(());
+    /// Sends the events of one revision, or what a misbehavior makes of them.
+    async fn report(&self, header: Option<PbResponseHeader>, revision: i64, events: Vec<PbEvent>) -> Result<(), Ended> {
+        let misbehavior = self.state.next_misbehavior(Misbehavior::is_of_events);
+        let (messages, misbehavior) = misreported(misbehavior, header, revision, events);
+        for message in messages {
+            send(&self.responses, message).await?;
         }
-        let mut late = std::pin::pin!(tokio::time::sleep(LATE_EVENTS));
+        if misbehavior == Some(Misbehavior::Silence) {
+            self.responses.closed().await;
+            return Err(Ended::Closed);
+        }
+        Ok(())
+    }
+
+    /// Returns `true` if [`EtcdDefect::EarlyProgress`] holds events back.
+    fn events_are_late(&self) -> bool {
+        let store = self.state.store();
+        let has_events = !store.events(self.next, &self.filter.key, &self.filter.range_end).is_empty();
+        has_events && store.defects.has(EtcdDefect::EarlyProgress)
+    }
+
+    /// Holds events back. Meanwhile etcd does not answer requests for progress, or at once, with
+    /// [`EtcdDefect::EarlyProgress`].
+    async fn hold_back(&self, time: Duration, requests: &mut Requests) -> Result<(), Ended> {
+        let mut late = std::pin::pin!(tokio::time::sleep(time));
         loop {
             tokio::select! {
-                () = self.responses.closed() => return Err(Ended),
+                () = self.responses.closed() => return Err(Ended::Closed),
                 () = &mut late => return Ok(()),
-                request = requests.message() => match request {
-                    Ok(Some(PbWatchRequest { request_union: Some(PbWatchRequestUnion::ProgressRequest(_)) })) => {
-                        let header = self.state.store().header();
+                request = next_request(requests) => if self.is_progress(&request?).await? {
+                    let (header, is_early) = {
+                        let store = self.state.store();
+                        (store.header(), store.defects.has(EtcdDefect::EarlyProgress))
+                    };
+                    if is_early {
                         self.report_progress(header).await?;
                     }
-                    _ => return Err(Ended),
                 },
             }
         }
     }
 
     async fn report_progress(&self, header: Option<PbResponseHeader>) -> Result<(), Ended> {
-        let progress = PbWatchResponse { watch_id: -1, ..message(header, Vec::new()) };
-        self.responses.send(progress).await.map_err(|_| Ended)
+        send(&self.responses, PbWatchResponse { watch_id: NO_WATCH, ..message(header, Vec::new()) }).await
     }
 }
 
@@ -216,16 +327,17 @@ impl Filter {
     }
 }
 
-/// Cancels a watch whose start is compacted.
-async fn cancel(responses: &Responses, compacted: i64) -> Ended {
-    let canceled = PbWatchResponse { canceled: true, compact_revision: compacted, ..PbWatchResponse::default() };
-    end_with(responses, canceled).await
+/// Returns the reason for which a watch is not opened, if any.
+fn refusal(state: &FakeState, filter: &Filter) -> Option<&'static str> {
+    if let Some(Misbehavior::Refuse(reason)) = state.next_misbehavior(|next| matches!(next, Misbehavior::Refuse(_))) {
+        return Some(reason);
+    }
+    let is_empty = !filter.range_end.is_empty() && filter.range_end != [0] && filter.key >= filter.range_end;
+    is_empty.then_some("mvcc: watcher range is empty")
 }
 
-/// Sends the last response, and waits until the client has closed the stream.
-async fn end_with(responses: &Responses, last: PbWatchResponse) -> Ended {
-    // An error means that the client is gone.
-    let _ = responses.send(last).await;
-    responses.closed().await;
-    Ended
+/// Cancels a watch whose start is compacted. As in etcd, the message has no revision.
+fn compacted_start(header: Option<PbResponseHeader>, compacted: i64) -> Ended {
+    let header = header.map(|header| PbResponseHeader { revision: 0, ..header });
+    Ended::Canceled(PbWatchResponse { compact_revision: compacted, ..canceled(header) })
 }
