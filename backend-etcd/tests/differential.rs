@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
+#[path = "differential/leases.rs"]
+mod leases;
 mod support;
 #[path = "differential/watched.rs"]
 mod watched;
@@ -14,10 +16,11 @@ use std::{
 
 use enlist_testkit::{EtcdServer, FakeEtcd, Provider, ServerOptions, soon};
 use etcd_client::{
-    Client, Compare, CompareOp, DeleteOptions, Error, EventType, GetOptions, LeaseGrantOptions, LeaseTimeToLiveOptions,
-    PutOptions, SortOrder, SortTarget, Txn, TxnOp, WatchFilterType, WatchOptions,
+    Client, Compare, CompareOp, DeleteOptions, Error, EventType, GetOptions, LeaseGrantOptions, PutOptions, SortOrder,
+    SortTarget, Txn, TxnOp, WatchFilterType, WatchOptions,
     proto::{PbKeyValue, PbResponseHeader, PbTxnOpResponse, PbTxnResponse},
 };
+use leases::Leases;
 use watched::{Change, Reader, WatchPlan};
 
 /// Number of operations of one run, and number of runs.
@@ -47,6 +50,9 @@ enum Operation {
     Revoke(i64),
     KeepAlive(i64),
     TimeToLive(i64),
+    /// A lease of this TTL whose id the server chooses, with this key.
+    ChosenLease(i64, String),
+    Status,
     Compact(i64),
     Watch(WatchPlan),
 }
@@ -74,6 +80,19 @@ struct Generator {
 }
 
 impl Generator {
+    fn new(random: fastrand::Rng, release: [u32; 3]) -> Self {
+        Self {
+            random,
+            revision: 1,
+            compacted: 0,
+            leases: 0,
+            watches: 0,
+            changes: Vec::new(),
+            is_ordered: release >= [3, 5, 8] || (release[1] == 4 && release[2] >= 25),
+            checks_in_order: release >= [3, 6, 0],
+        }
+    }
+
     fn one_of<T: Copy>(&mut self, all: &[T]) -> T {
         all[self.random.usize(..all.len())]
     }
@@ -134,7 +153,13 @@ impl Generator {
             options = options.with_revision(self.any_revision());
         }
         if self.random.u8(..3) == 0 {
-            let target = self.one_of(&[SortTarget::Key, SortTarget::Create, SortTarget::Mod, SortTarget::Version]);
+            let target = self.one_of(&[
+                SortTarget::Key,
+                SortTarget::Create,
+                SortTarget::Mod,
+                SortTarget::Version,
+                SortTarget::Value,
+            ]);
             let order = self.one_of(&[SortOrder::None, SortOrder::Ascend, SortOrder::Descend]);
             options = options.with_sort(target, order);
         }
@@ -271,7 +296,7 @@ impl Generator {
             82..86 => {
                 self.leases += 1;
                 // Short leases have no keys, because they may expire meanwhile.
-                let short = Operation::Grant(1000 + self.leases, self.random.i64(0..=2));
+                let short = Operation::Grant(100 + self.leases, self.random.i64(0..=2));
                 let too_long = Operation::Grant(self.lease(), 9_000_000_001);
                 let long = Operation::Grant(self.lease(), LONG);
                 match self.random.u8(..4) {
@@ -282,7 +307,9 @@ impl Generator {
             }
             86..88 => Operation::Revoke(self.lease()),
             88..90 => Operation::KeepAlive(self.lease()),
-            90..94 => Operation::TimeToLive(self.lease()),
+            90..92 => Operation::TimeToLive(self.lease()),
+            92..93 => Operation::ChosenLease(LONG, self.key()),
+            93..94 => Operation::Status,
             94..96 => Operation::Compact(self.any_revision()),
             _ => Operation::Watch(self.watch()),
         }
@@ -329,8 +356,15 @@ fn refusal(error: &Error) -> String {
     }
 }
 
+/// One of the two servers.
+struct Side {
+    client: Client,
+    leases: Leases,
+}
+
 /// Answer of one side, without the parts that may differ.
-async fn answer(client: &mut Client, operation: Operation) -> String {
+async fn answer(side: &mut Side, operation: Operation) -> String {
+    let Side { client, leases } = side;
     let request = format!("{operation:?}");
     let outcome: Result<String, Error> = match operation {
         Operation::Put(key, value, options) => client.put(key, value, Some(options)).await.map(|mut answer| {
@@ -360,24 +394,21 @@ async fn answer(client: &mut Client, operation: Operation) -> String {
             plain(&mut answer.0.header);
             format!("{:#?}", answer.0)
         }),
-        Operation::KeepAlive(id) => client.lease_keep_alive(id).await.map(|_| "kept alive".to_owned()),
-        Operation::TimeToLive(id) => {
-            let options = LeaseTimeToLiveOptions::new().with_keys();
-            client.lease_time_to_live(id, Some(options)).await.map(|mut answer| {
-                plain(&mut answer.0.header);
-                answer.0.keys.sort();
-                // The remaining time depends on the duration of the run.
-                answer.0.ttl = answer.0.ttl.min(0);
-                format!("{:#?}", answer.0)
-            })
-        }
+        Operation::KeepAlive(id) => leases::renewed_twice(client, id).await,
+        Operation::TimeToLive(id) => leases.time_to_live(client, id).await,
+        Operation::ChosenLease(ttl, key) => leases.of_chosen_id(client, ttl, &key).await,
+        Operation::Status => client.status().await.map(|mut answer| {
+            plain(&mut answer.0.header);
+            // What a client uses of it.
+            format!("{:?}, release {}", answer.0.header, answer.0.version)
+        }),
         Operation::Compact(revision) => client.compact(revision, None).await.map(|mut answer| {
             plain(&mut answer.0.header);
             format!("{:#?}", answer.0)
         }),
         Operation::Watch(plan) => watched::transcript(client, &plan).await,
     };
-    outcome.unwrap_or_else(|error| format!("refused: {}", refusal(&error)))
+    outcome.map_or_else(|error| format!("refused: {}", refusal(&error)), |text| leases::without_chosen_ids(&text))
 }
 
 /// Returns the store's revision.
@@ -400,23 +431,18 @@ async fn compare(random: fastrand::Rng, covered: &mut BTreeSet<String>) {
     // Always a new server: revisions start at 1.
     let server = EtcdServer::start_with(Provider::own(), ServerOptions::new()).await;
     let fake = FakeEtcd::start();
-    let mut real = support::raw(&server).await;
-    let mut imitation = Client::from_channel(etcd_client::Channel::Tonic(fake.channel()), None).await.unwrap();
-    let release = release(real.status().await.unwrap().version());
-    let mut generator = Generator {
-        random,
-        revision: 1,
-        compacted: 0,
-        leases: 0,
-        watches: 0,
-        changes: Vec::new(),
-        is_ordered: release >= [3, 5, 8] || (release[1] == 4 && release[2] >= 25),
-        checks_in_order: release >= [3, 6, 0],
-    };
+    fake.expire_leases();
+    let mut real = Side { client: support::raw(&server).await, leases: Leases::default() };
+    let imitation = Client::from_channel(etcd_client::Channel::Tonic(fake.channel()), None).await.unwrap();
+    let mut imitation = Side { client: imitation, leases: Leases::default() };
+    let version = real.client.status().await.unwrap().version().to_owned();
+    fake.set_version(&version);
+    let release = release(&version);
+    let mut generator = Generator::new(random, release);
     // Both are also watched during the whole run.
     let everything = || WatchOptions::new().with_range(END);
-    let mut of_real = Reader::open(&mut real, "a", everything()).await.unwrap();
-    let mut of_imitation = Reader::open(&mut imitation, "a", everything()).await.unwrap();
+    let mut of_real = Reader::open(&mut real.client, "a", everything()).await.unwrap();
+    let mut of_imitation = Reader::open(&mut imitation.client, "a", everything()).await.unwrap();
     assert_eq!(of_imitation.message().await, of_real.message().await, "creation of a watch");
     let mut trace = Vec::new();
     for number in 0..OPERATIONS {
@@ -429,14 +455,16 @@ async fn compare(random: fastrand::Rng, covered: &mut BTreeSet<String>) {
         if !(generator.checks_in_order && are_of_one_txn(&operation, &found, &expected)) {
             similar(&found, &expected, || format!("the answer to operation {number}:\n{}", last(&trace)));
         }
+        imitation.leases.compare(&mut real.leases);
         covered.insert(kind(&operation, &found));
         if let Operation::Compact(compacted) = operation
             && !found.starts_with("refused")
         {
             generator.compacted = compacted;
         }
-        let before = std::mem::replace(&mut generator.revision, revision(&mut real).await);
-        assert_eq!(revision(&mut imitation).await, generator.revision, "after operation {number}: {operation:?}");
+        let before = std::mem::replace(&mut generator.revision, revision(&mut real.client).await);
+        let found = revision(&mut imitation.client).await;
+        assert_eq!(found, generator.revision, "after operation {number}: {operation:?}");
         if generator.revision > before {
             let expected = of_real.until(generator.revision).await;
             let found = watched::text(&of_imitation.until(generator.revision).await);
@@ -482,7 +510,19 @@ async fn the_fake_answers_as_etcd_does() {
     }
     println!("covered:\n{}", covered.iter().cloned().collect::<Vec<_>>().join("\n"));
     // The choices cover every kind of operation and many refusals.
-    for kind in ["Put", "Get", "Delete", "Txn", "Grant", "Revoke", "KeepAlive", "TimeToLive", "Compact"] {
+    for kind in [
+        "Put",
+        "Get",
+        "Delete",
+        "Txn",
+        "Grant",
+        "Revoke",
+        "KeepAlive",
+        "TimeToLive",
+        "ChosenLease",
+        "Status",
+        "Compact",
+    ] {
         assert!(covered.contains(kind), "{kind} was not tried: {covered:?}");
     }
     for kind in [

@@ -9,7 +9,7 @@ use etcd_client::{
     proto::{PbEvent, PbWatchResponse},
 };
 
-use super::plain;
+use super::{leases::without_chosen_lease, plain};
 
 /// Number of a watch that no stream has.
 const UNKNOWN: i64 = 77;
@@ -123,6 +123,9 @@ impl Reader {
         let mut message =
             ended.unwrap_or_else(|cancel_reason| PbWatchResponse { cancel_reason, ..PbWatchResponse::default() });
         plain(&mut message.header);
+        for event in &mut message.events {
+            event.kv.iter_mut().chain(&mut event.prev_kv).for_each(without_chosen_lease);
+        }
         message.events.retain(|event| !(event.r#type == 1 && revision_of(event) == self.compacted));
         message
     }

@@ -150,9 +150,14 @@ impl PbLeaseService for Service {
             // The state owns the sender, so waiting cannot fail.
             let _ = shared.renewals_held.subscribe().wait_for(|held| !held).await;
             let is_missing = shared.next_misbehavior(|next| *next == Misbehavior::LeaseGone).is_some();
-            shared.store().requests.renewals += 1;
+            let header = {
+                let mut store = shared.store();
+                store.requests.renewals += 1;
+                // Etcd takes the revision before it renews.
+                store.header()
+            };
             let ttl = if is_missing { 0 } else { shared.renew(asked.id).await };
-            let answer = PbLeaseKeepAliveResponse { header: shared.store().header(), id: asked.id, ttl };
+            let answer = PbLeaseKeepAliveResponse { header, id: asked.id, ttl };
             if shared.store().defects.has(EtcdDefect::FormerLeaderRevokes) {
                 let (state, stop) = (Arc::clone(&shared), tasks.stop_signal());
                 // An error means that the server has ended.

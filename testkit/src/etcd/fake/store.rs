@@ -23,6 +23,9 @@ const MAX_TTL: i64 = 9_000_000_000;
 /// Minimum TTL of a lease in seconds, with etcd's default election timeout of 1 s.
 const MIN_TTL: i64 = 2;
 
+/// Ids of leases that the store chooses are greater than this.
+const CHOSEN_IDS: i64 = 1_000_000;
+
 pub(super) type Keys = BTreeMap<Vec<u8>, PbKeyValue>;
 
 #[derive(Debug, Default)]
@@ -40,6 +43,8 @@ pub(super) struct Store {
     /// Number of events before the present request, if it may change the store.
     pub(super) begun: Option<usize>,
     pub(super) leases: BTreeMap<i64, Granted>,
+    /// Number of lease ids that the store has chosen. As those of etcd, none is chosen again, not even after a restore.
+    pub(super) chosen_ids: i64,
     /// Leases expire.
     pub(super) expires: bool,
     /// All changes.
@@ -88,6 +93,12 @@ pub(super) struct Granted {
 }
 
 impl Granted {
+    /// Returns the remaining seconds, rounded down.
+    fn reported(&self) -> i64 {
+        let ttl = Duration::from_secs(self.ttl.unsigned_abs());
+        i64::try_from(ttl.saturating_sub(self.renewed.elapsed()).as_secs()).unwrap_or(i64::MAX)
+    }
+
     /// Returns the remaining seconds, rounded up.
     fn remaining(&self) -> i64 {
         let passed = i64::try_from(self.renewed.elapsed().as_secs()).unwrap_or(i64::MAX);
@@ -191,7 +202,7 @@ impl Store {
     /// Returns the TTL of a lease and its remaining seconds; `None` if there is no such lease.
     pub(super) fn time_to_live(&self, lease: i64) -> Option<(i64, i64)> {
         let lease = self.leases.get(&lease)?;
-        Some((lease.ttl, if self.expires { lease.remaining() } else { lease.ttl }))
+        Some((lease.ttl, if self.expires { lease.reported() } else { lease.ttl }))
     }
 
     /// Returns the expired leases.
@@ -235,7 +246,7 @@ impl Store {
             return Err(Status::out_of_range("etcdserver: too large lease TTL"));
         }
         let id = match id {
-            0 => 1000 + self.leases.last_key_value().map_or(0, |(id, _)| *id),
+            0 => self.choose_id(),
             id if self.leases.contains_key(&id) => {
                 return Err(Status::failed_precondition("etcdserver: lease already exists"));
             }
@@ -245,6 +256,17 @@ impl Store {
         self.leases.insert(id, Granted { ttl, renewed: Instant::now() });
         self.defects.note_granted(id);
         Ok((id, ttl))
+    }
+
+    /// Chooses the id of a lease.
+    fn choose_id(&mut self) -> i64 {
+        loop {
+            self.chosen_ids += 1;
+            let id = CHOSEN_IDS + self.chosen_ids;
+            if !self.leases.contains_key(&id) {
+                return id;
+            }
+        }
     }
 
     /// Compacts the history before `revision`.
