@@ -559,6 +559,78 @@ async fn an_expired_lease_is_not_renewed() {
     assert_eq!(fake.leases(), 0);
 }
 
+#[tokio::test(start_paused = true)]
+async fn writes_wait_while_the_fake_is_frozen() {
+    let fake = FakeEtcd::start();
+    let client = || Client::from_channel(etcd_client::Channel::Tonic(fake.channel()), None);
+    let (mut putting, mut deleting, mut compacting) =
+        (client().await.unwrap(), client().await.unwrap(), client().await.unwrap());
+    putting.put("k", "", None).await.unwrap();
+    fake.freeze();
+    let mut put = std::pin::pin!(putting.put("k", "", None));
+    let mut deletion = std::pin::pin!(deleting.delete("k", None));
+    let mut compaction = std::pin::pin!(compacting.compact(1, None));
+    tokio::select! {
+        early = &mut put => panic!("{early:?}"),
+        early = &mut deletion => panic!("{early:?}"),
+        early = &mut compaction => panic!("{early:?}"),
+        () = tokio::time::sleep(Duration::from_secs(5)) => {}
+    }
+    assert_eq!(fake.revision(), 2);
+    fake.thaw();
+    put.await.unwrap();
+    deletion.await.unwrap();
+    compaction.await.unwrap();
+    assert_eq!(fake.revision(), 4);
+}
+
+#[tokio::test]
+async fn the_fake_refuses_what_it_does_not_imitate() {
+    let fake = FakeEtcd::start();
+    let mut client = Client::from_channel(etcd_client::Channel::Tonic(fake.channel()), None).await.unwrap();
+    let is_unimplemented = |error: Error| refusal(&error).starts_with("Unimplemented: ");
+    for options in [WatchOptions::new().with_fragment(), WatchOptions::new().with_watch_id(7)] {
+        let mut watch = client.watch("k", Some(options)).await.unwrap();
+        assert!(is_unimplemented(soon("refused", watch.message()).await.unwrap_err()));
+    }
+    let mut watch = client.watch("k", None).await.unwrap();
+    assert!(soon("created", watch.message()).await.unwrap().unwrap().created());
+    watch.watch("other", None).await.unwrap();
+    assert!(is_unimplemented(soon("refused", watch.message()).await.unwrap_err()));
+
+    let nested = TxnOp::txn(Txn::new().and_then([TxnOp::put("nested", "", None)]));
+    let txn = Txn::new().and_then([TxnOp::put("k", "", None), nested]);
+    assert!(is_unimplemented(client.txn(txn).await.unwrap_err()));
+    assert_eq!((fake.under(b""), fake.revision()), (Vec::new(), 1), "nothing is written");
+
+    assert!(is_unimplemented(client.leases().await.unwrap_err()));
+    assert!(is_unimplemented(client.member_list().await.unwrap_err()));
+    assert!(is_unimplemented(client.user_list().await.unwrap_err()));
+}
+
+/// Etcd adds up to a tenth of the interval at random.
+#[tokio::test(start_paused = true)]
+async fn a_quiet_watch_of_the_fake_reports_progress() {
+    let fake = FakeEtcd::start();
+    let mut client = Client::from_channel(etcd_client::Channel::Tonic(fake.channel()), None).await.unwrap();
+    let mut watch = client.watch("k", Some(WatchOptions::new().with_progress_notify())).await.unwrap();
+    let mut next = async || {
+        let hour = Duration::from_secs(3600);
+        tokio::time::timeout(hour, watch.message()).await.expect("within an hour").unwrap().unwrap()
+    };
+    assert!(next().await.created());
+    let begun = tokio::time::Instant::now();
+    fake.put("other", "");
+    let notice = next().await;
+    assert_eq!((notice.watch_id(), notice.events().len(), notice.header().unwrap().revision()), (0, 0, 2));
+    assert_eq!(begun.elapsed().as_secs(), 600);
+    fake.put("k", "");
+    assert_eq!(next().await.events().len(), 1);
+    let notice = next().await;
+    assert_eq!((notice.watch_id(), notice.events().len(), notice.header().unwrap().revision()), (0, 0, 3));
+    assert_eq!(begun.elapsed().as_secs(), 1800, "an event replaces a notice");
+}
+
 /// The keys of each lease are deleted at one revision, which no other lease shares.
 #[tokio::test]
 async fn leases_that_expire_together_end_one_by_one() {

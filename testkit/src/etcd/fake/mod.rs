@@ -3,7 +3,8 @@
 //!
 //! It speaks etcd's protocol through the server traits of `etcd-client`, over an in-memory pipe, so that a paused clock
 //! works. Its store keeps revisions, leases and history. Leases never expire by default. Requests that it does not
-//! implement are refused. Begin with `fake_etcd.rs`, which is its handle in tests.
+//! implement are refused, as are the parts of a request that it does not imitate. Tokens are the exception: everyone is
+//! given one, and none is checked. Begin with `fake_etcd.rs`, which is its handle in tests.
 
 mod etcd_defects;
 mod fake_etcd;

@@ -145,12 +145,16 @@ impl Store {
                 PbTxnOpRequest::RequestDeleteRange(delete) => {
                     PbTxnOpResponse::ResponseDeleteRange(self.delete_request(&delete)?)
                 }
-                PbTxnOpRequest::RequestTxn(_) => return Err(Status::unimplemented("a transaction in a transaction")),
+                PbTxnOpRequest::RequestTxn(_) => return Err(nested()),
             };
             responses.push(PbResponseOp { response: Some(response) });
         }
         Ok(PbTxnResponse { header: self.header(), succeeded, responses })
     }
+}
+
+fn nested() -> Status {
+    Status::unimplemented("a transaction in a transaction")
 }
 
 fn check_key(key: &[u8]) -> Result<(), Status> {
@@ -179,7 +183,8 @@ fn check_txn(txn: &PbTxnRequest) -> Result<(), Status> {
             Some(PbTxnOpRequest::RequestRange(range)) => check_key(&range.key)?,
             Some(PbTxnOpRequest::RequestPut(put)) => check_put(put)?,
             Some(PbTxnOpRequest::RequestDeleteRange(delete)) => check_key(&delete.key)?,
-            Some(PbTxnOpRequest::RequestTxn(_)) | None => {}
+            Some(PbTxnOpRequest::RequestTxn(_)) => return Err(nested()),
+            None => {}
         }
     }
     check_overlaps(&txn.success)?;

@@ -69,10 +69,16 @@ impl PbKvService for Service {
     }
 
     async fn put(&self, request: Request<PbPutRequest>) -> Result<Response<PbPutResponse>, Status> {
+        self.shared.awake().await;
+        self.shared.quorum(request.metadata(), Consistency::Linearizable).await?;
+        self.shared.check_permission()?;
         self.shared.change(|store| store.put_request(request.into_inner())).map(Response::new)
     }
 
     async fn delete_range(&self, request: Request<PbDeleteRequest>) -> Result<Response<PbDeleteResponse>, Status> {
+        self.shared.awake().await;
+        self.shared.quorum(request.metadata(), Consistency::Linearizable).await?;
+        self.shared.check_permission()?;
         self.shared.change(|store| store.delete_request(request.get_ref())).map(Response::new)
     }
 
@@ -100,6 +106,8 @@ impl PbKvService for Service {
     }
 
     async fn compact(&self, request: Request<PbCompactionRequest>) -> Result<Response<PbCompactionResponse>, Status> {
+        self.shared.awake().await;
+        self.shared.quorum(request.metadata(), Consistency::Linearizable).await?;
         let mut store = self.shared.store();
         store.compact(request.get_ref().revision)?;
         Ok(Response::new(PbCompactionResponse { header: store.header() }))
@@ -261,13 +269,17 @@ impl NamedService for Auth {
 
 impl UnaryService<PbAuthenticateRequest> for Auth {
     type Response = PbAuthenticateResponse;
-    type Future = std::future::Ready<Result<Response<Self::Response>, Status>>;
+    type Future = BoxFuture<'static, Result<Response<Self::Response>, Status>>;
 
     fn call(&mut self, _: Request<PbAuthenticateRequest>) -> Self::Future {
-        let mut store = self.0.store();
-        store.requests.tokens += 1;
-        let token = format!("token-{}", store.requests.tokens);
-        std::future::ready(Ok(Response::new(PbAuthenticateResponse { header: store.header(), token })))
+        let shared = Arc::clone(&self.0);
+        Box::pin(async move {
+            shared.awake().await;
+            let mut store = shared.store();
+            store.requests.tokens += 1;
+            let token = format!("token-{}", store.requests.tokens);
+            Ok(Response::new(PbAuthenticateResponse { header: store.header(), token }))
+        })
     }
 }
 

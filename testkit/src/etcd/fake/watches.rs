@@ -6,7 +6,10 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 use enlist::backend::MutexExt as _;
 use etcd_client::proto::{PbEvent, PbResponseHeader, PbWatchRequest, PbWatchRequestUnion, PbWatchResponse};
 use futures::Stream;
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, Interval},
+};
 use tonic::{Status, Streaming};
 
 use super::{
@@ -20,6 +23,9 @@ const WATCH_ID: i64 = 0;
 
 /// Number of a message that belongs to no watch.
 const NO_WATCH: i64 = -1;
+
+/// Interval of the notices of progress. Etcd adds up to a tenth at random.
+const NOTICES: Duration = Duration::from_secs(600);
 
 /// Maximum number of revisions in one message of a watch that starts in the past.
 const MAX_REVISIONS: usize = 1000;
@@ -82,7 +88,7 @@ async fn watch(state: &Arc<FakeState>, requests: &mut Requests, responses: &Resp
     if create.fragment || create.watch_id != 0 || create.start_revision < 0 {
         return Err(Ended::Refused(Status::unimplemented("fragments, chosen watch ids, negative revisions")));
     }
-    let start = create.start_revision;
+    let (start, notices) = (create.start_revision, create.progress_notify.then(Notices::start));
     let filter = Filter {
         // As in etcd, no key stands for the smallest one.
         key: if create.key.is_empty() { vec![0] } else { create.key },
@@ -91,6 +97,7 @@ async fn watch(state: &Arc<FakeState>, requests: &mut Requests, responses: &Resp
         with_previous: create.prev_kv,
     };
     let mut watch = Watch::open(Arc::clone(state), responses.clone(), filter, start).await?;
+    watch.notices = notices;
     watch.follow(requests).await
 }
 
@@ -150,6 +157,30 @@ struct Filter {
     with_previous: bool,
 }
 
+/// Notices of the progress of a watch without events.
+struct Notices {
+    timer: Interval,
+    /// No event was sent since the timer fired.
+    is_quiet: bool,
+}
+
+impl Notices {
+    fn start() -> Self {
+        Self { timer: tokio::time::interval_at(Instant::now() + NOTICES, NOTICES), is_quiet: true }
+    }
+
+    /// Waits until a notice is due, if there are any.
+    async fn due(notices: &mut Option<Self>) {
+        let Some(notices) = notices else { return std::future::pending().await };
+        loop {
+            notices.timer.tick().await;
+            if std::mem::replace(&mut notices.is_quiet, true) {
+                return;
+            }
+        }
+    }
+}
+
 /// One open watch.
 struct Watch {
     state: Arc<FakeState>,
@@ -161,6 +192,7 @@ struct Watch {
     is_unsynced: bool,
     /// Number of wipes when the watch was opened. A wipe ends it.
     wipes: usize,
+    notices: Option<Notices>,
 }
 
 impl Watch {
@@ -198,7 +230,7 @@ impl Watch {
         if next < compacted {
             return Err(compacted_start(header, compacted));
         }
-        Ok(Self { state, responses, filter, next, is_unsynced: next <= revision, wipes })
+        Ok(Self { state, responses, filter, next, is_unsynced: next <= revision, wipes, notices: None })
     }
 
     /// Sends events and answers requests until the watch ends.
@@ -208,21 +240,23 @@ impl Watch {
         if self.is_unsynced && !unsynced.is_zero() {
             self.hold_back(unsynced, requests).await?;
         }
-        // The answer to a progress request follows the events that were due before the request.
-        let mut progress_requested = false;
+        // Number in the message about progress that follows the events, if one is due.
+        let mut progress = None;
         loop {
             if self.events_are_late() {
                 self.hold_back(LATE_EVENTS, requests).await?;
             }
             let header = self.deliver().await?;
-            if progress_requested {
-                self.report_progress(header).await?;
+            if let Some(watch_id) = progress.take() {
+                self.report_progress(watch_id, header).await?;
             }
-            progress_requested = false;
             tokio::select! {
                 () = self.responses.closed() => return Err(Ended::Closed),
                 _ = revisions.changed() => {}
-                request = next_request(requests) => progress_requested = self.is_progress(&request?).await?,
+                () = Notices::due(&mut self.notices) => progress = Some(WATCH_ID),
+                request = next_request(requests) => {
+                    progress = self.is_progress(&request?).await?.then_some(NO_WATCH);
+                }
             }
         }
     }
@@ -254,6 +288,9 @@ impl Watch {
         }
         let due = due.into_iter().map(|(revision, events)| (revision, self.filter.apply(events, compacted)));
         let due: Vec<_> = due.filter(|(_, events)| !events.is_empty()).collect();
+        if let Some(notices) = self.notices.as_mut().filter(|_| !due.is_empty()) {
+            notices.is_quiet = false;
+        }
         // Events of the past come together. A misbehavior concerns the events of one revision.
         let is_together = std::mem::take(&mut self.is_unsynced) && !misbehaves;
         if is_together {
@@ -305,15 +342,15 @@ impl Watch {
                         (store.header(), store.defects.has(EtcdDefect::EarlyProgress))
                     };
                     if is_early {
-                        self.report_progress(header).await?;
+                        self.report_progress(NO_WATCH, header).await?;
                     }
                 },
             }
         }
     }
 
-    async fn report_progress(&self, header: Option<PbResponseHeader>) -> Result<(), Ended> {
-        send(&self.responses, PbWatchResponse { watch_id: NO_WATCH, ..message(header, Vec::new()) }).await
+    async fn report_progress(&self, watch_id: i64, header: Option<PbResponseHeader>) -> Result<(), Ended> {
+        send(&self.responses, PbWatchResponse { watch_id, ..message(header, Vec::new()) }).await
     }
 }
 
