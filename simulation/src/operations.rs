@@ -1,6 +1,6 @@
 //! Results of operations: errors and losses that a fault has to explain, and acknowledged writes.
 //!
-//! The parts of a run record what they saw. [`judge`] decides at the end, when all faults are known.
+//! The parts of a run record what they saw. [`OperationRecord::judge`] decides at the end, when all faults are known.
 
 use std::collections::{BTreeMap, BTreeSet};
 
