@@ -337,7 +337,13 @@ fn try_tests(output: &Path, part: &Part, sources: &Sources<'_>, former: FormerRu
         Tests::All => (LIMIT, part.tested_by, part.options),
     };
     let mut command = Command::new("cargo-mutants");
-    command.envs(protoc()?).envs(FAST_BUILD).args(["mutants", "--timeout", limit, "--package", part.package]);
+    command.envs(protoc()?).envs(etcd::find()?.variables()).envs(FAST_BUILD).args([
+        "mutants",
+        "--timeout",
+        limit,
+        "--package",
+        part.package,
+    ]);
     command.args((former == FormerRun::Continued).then_some("--iterate")).arg("--output").arg(output);
     command.args(sources.files.iter().flat_map(|file| ["--file", file]));
     command.args(sources.excluded.iter().flat_map(|file| ["--exclude", file]));
