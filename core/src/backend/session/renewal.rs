@@ -29,31 +29,36 @@ enum State {
     /// The last renewal was acknowledged. It was sent at `sent`.
     Renewed { sent: Moment },
     /// Renewals have failed since the one that was sent at `sent`.
-    Failing { sent: Moment, backoff: Backoff, failure: FailureKind },
+    Failing { sent: Moment, backoff: Backoff, failures: FailureKind },
     /// The store does not know the lease. There are no further renewals.
     Lost,
 }
 
-/// Kind of the last failure.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Kind of the last failures.
+#[derive(Clone, Copy, Debug)]
 enum FailureKind {
     /// The store may answer soon.
     Passing,
-    /// An operator has to repair it.
-    Permanent,
+    /// An operator has to repair it. All failures since this time were of this kind.
+    Permanent { since: Moment },
 }
 
 impl FailureKind {
-    fn of(cause: &Error) -> Self {
-        if cause.is_retryable() { Self::Passing } else { Self::Permanent }
+    /// Returns the kind after a failure at `now`.
+    fn after(self, cause: &Error, now: Moment) -> Self {
+        match self {
+            _ if cause.is_retryable() => Self::Passing,
+            Self::Passing => Self::Permanent { since: now },
+            permanent @ Self::Permanent { .. } => permanent,
+        }
     }
 }
 
 /// Renewals of one lease. A backend sends a renewal after each [`delay`](Self::delay) and reports its outcome to
 /// [`transition`](Self::transition).
 ///
-/// Failed renewals are repeated for ever: after a restart etcd gives an old lease its full TTL again. Those that are
-/// refused permanently slow down once the TTL has passed.
+/// Failed renewals are repeated for ever: after a restart etcd gives an old lease its full TTL again. If they are refused
+/// permanently for a whole TTL, the lease has expired, and they slow down.
 #[derive(Debug)]
 pub struct Renewal {
     state: State,
@@ -66,11 +71,12 @@ fn next(state: State, sent: Moment, reply: &RenewalReply, retry: BackoffPolicy) 
     match (state, reply) {
         (State::Lost, _) | (_, RenewalReply::LeaseNotFound) => State::Lost,
         (_, RenewalReply::Acknowledged) => State::Renewed { sent },
-        (State::Renewed { sent }, RenewalReply::Failed(cause)) => {
-            State::Failing { sent, backoff: retry.start(), failure: FailureKind::of(cause) }
+        (State::Renewed { sent: renewed }, RenewalReply::Failed(cause)) => {
+            let failures = FailureKind::Passing.after(cause, sent);
+            State::Failing { sent: renewed, backoff: retry.start(), failures }
         }
-        (State::Failing { sent, backoff, .. }, RenewalReply::Failed(cause)) => {
-            State::Failing { sent, backoff, failure: FailureKind::of(cause) }
+        (State::Failing { sent: renewed, backoff, failures }, RenewalReply::Failed(cause)) => {
+            State::Failing { sent: renewed, backoff, failures: failures.after(cause, sent) }
         }
     }
 }
@@ -92,14 +98,15 @@ impl Renewal {
         }
     }
 
-    /// Returns the delay before the next renewal: `interval`, or after a failure a growing delay. Without a renewal
-    /// during the TTL the lease has probably expired, and after a permanent error the delay is that of every other
-    /// request.
+    /// Returns the delay before the next renewal: `interval`, or after a failure a growing delay, which after permanent
+    /// refusals for a whole TTL is at least that of every other request.
     pub fn delay(&mut self, interval: Duration) -> Duration {
         match &mut self.state {
             State::Renewed { .. } => interval,
-            State::Failing { sent, failure: FailureKind::Permanent, .. } if sent.elapsed() >= self.ttl => {
-                permanent_error_delay()
+            State::Failing { backoff, failures: FailureKind::Permanent { since }, .. }
+                if since.elapsed() >= self.ttl =>
+            {
+                backoff.next_delay().max(permanent_error_delay())
             }
             State::Failing { backoff, .. } => backoff.next_delay(),
             State::Lost => LONGEST,
@@ -155,7 +162,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn permanent_refusals_slow_down_once_the_ttl_has_passed() {
+    async fn permanent_refusals_slow_down_after_a_ttl() {
         let (mut renewal, _) = renewal();
         let mut after = async |pause: Duration, reply: RenewalReply| {
             tokio::time::advance(pause).await;
@@ -163,12 +170,25 @@ mod tests {
             renewal.delay(INTERVAL) >= PERMANENT_ERROR_RETRY
         };
         let refused = || RenewalReply::Failed(Error::PermissionDenied { what: "lease renewal".into() });
+        assert!(!after(INTERVAL, refused()).await);
         assert!(!after(INTERVAL * 2, refused()).await, "the lease may still be renewed in time");
         assert!(after(INTERVAL, refused()).await);
         assert!(!after(INTERVAL, failed()).await, "the store does not answer");
-        assert!(after(INTERVAL, refused()).await);
+        assert!(!after(TTL * 2, refused()).await, "a store that is back may have revived the lease");
+        assert!(after(TTL, refused()).await);
         assert!(!after(INTERVAL, RenewalReply::Acknowledged).await);
         assert!(!after(INTERVAL, refused()).await, "the TTL begins anew");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn permanent_refusals_speed_nothing_up() {
+        let retry = BackoffPolicy::new(PERMANENT_ERROR_RETRY * 10, PERMANENT_ERROR_RETRY * 10).unwrap();
+        let mut renewal = Renewal::new(Moment::now(), TTL, retry);
+        for _ in 0..2 {
+            renewal.transition(Moment::now(), RenewalReply::Failed(Error::PermissionDenied { what: "x".into() }));
+            tokio::time::advance(TTL).await;
+        }
+        assert!(renewal.delay(INTERVAL) > PERMANENT_ERROR_RETRY * 2);
     }
 
     #[tokio::test(start_paused = true)]
