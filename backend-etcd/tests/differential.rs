@@ -482,8 +482,8 @@ fn release(version: &str) -> [u32; 3] {
     numbers.try_into().unwrap()
 }
 
-/// Returns `true` if both refusals are of a check that is made before any operation of a transaction. Before 3.6, and in
-/// the fake, all puts are checked before the reads. Since 3.7 the lease of a put is checked before its key.
+/// Returns `true` if both refusals are of a check that is made before any operation of a transaction. Before 3.6, and
+/// in the fake, all puts are checked before the reads. Since 3.7 the lease of a put is checked before its key.
 fn are_of_one_txn(operation: &Operation, found: &str, expected: &str) -> bool {
     let is_checked = |answer: &str| {
         ["key not found", "lease not found", "has been compacted", "is a future revision"]

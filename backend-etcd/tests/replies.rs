@@ -1,8 +1,8 @@
 //! Row 30: the reply to each request of locks and elections is lost in turn, after etcd has executed the request; also
 //! those to renewals and to requests about leases, of registrations too. The client sees a broken connection, or no
 //! response. Whichever reply is lost, there is one key per queue entry and one lease per session, and each caller
-//! receives the true outcome. Of a watch, the reply is its creation. Permits, the configuration, fixed instances, tokens,
-//! versions and lists of members are not part of it.
+//! receives the true outcome. Of a watch, the reply is its creation. Permits, the configuration, fixed instances,
+//! tokens, versions and lists of members are not part of it.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 

@@ -57,8 +57,8 @@ impl FailureKind {
 /// Renewals of one lease. A backend sends a renewal after each [`delay`](Self::delay) and reports its outcome to
 /// [`transition`](Self::transition).
 ///
-/// Failed renewals are repeated for ever: after a restart etcd gives an old lease its full TTL again. If they are refused
-/// permanently for a whole TTL, the lease has expired, and they slow down.
+/// Failed renewals are repeated for ever: after a restart etcd gives an old lease its full TTL again. If they are
+/// refused permanently for a whole TTL, the lease has expired, and they slow down.
 #[derive(Debug)]
 pub struct Renewal {
     state: State,

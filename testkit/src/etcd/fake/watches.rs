@@ -1,5 +1,5 @@
-//! Watches of the scripted etcd. A stream has one watch: a second one is refused, as is what a watch may ask for and the
-//! fake does not imitate.
+//! Watches of the scripted etcd. A stream has one watch: a second one is refused, as is what a watch may ask for and
+//! the fake does not imitate.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
