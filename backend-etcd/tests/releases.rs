@@ -171,9 +171,21 @@ async fn renewals_wait_for_commands_before_3_7() {
     }
 }
 
-/// Writes until etcd refuses further commands, because it has too many to execute. The writes continue in the
-/// background.
-async fn overload(server: &EtcdServer) -> BackgroundTask<()> {
+/// Keeps the server busy, and writes until it refuses further commands, because it has too many to execute. Both
+/// continue in the background. A transaction that ends before so many writes have arrived is followed by a longer one.
+async fn overload(server: &EtcdServer) -> [BackgroundTask<()>; 2] {
+    for reads in [6_000, 12_000, 24_000] {
+        let busy = keep_busy(server, reads).await;
+        if let Some(writing) = write_until_refused(server).await {
+            return [busy, writing];
+        }
+        idle(server).await;
+    }
+    panic!("the server executes the writes faster than they arrive");
+}
+
+/// Writes in the background, and waits for the first refusal; `None` if all writes were executed.
+async fn write_until_refused(server: &EtcdServer) -> Option<BackgroundTask<()>> {
     let client = raw(server).await;
     let (send, mut refusals) = mpsc::unbounded_channel();
     let writing = BackgroundTask::run(async move {
@@ -188,9 +200,9 @@ async fn overload(server: &EtcdServer) -> BackgroundTask<()> {
         };
         stream::iter(0..MAX_GAP + 500).for_each_concurrent(None, write).await;
     });
-    let refusal = soon("a refusal", refusals.recv()).await.unwrap();
+    let refusal = soon("a refusal", refusals.recv()).await?;
     assert!(refusal.contains("too many requests"), "{refusal}");
-    writing
+    Some(writing)
 }
 
 /// Outcome of a revocation while etcd refuses other commands.
@@ -205,8 +217,8 @@ async fn revocation_under_overload(server: &EtcdServer) -> Revocation {
     let user = User::new(server).await;
     let mut client = raw(server).await;
     let lease = client.lease_grant(600, None).await.unwrap().id();
-    let (busy, begun) = (keep_busy(server, 6_000).await, Moment::now());
-    let writing = overload(server).await;
+    let begun = Moment::now();
+    let load = overload(server).await;
     println!("overloaded after {:?}", begun.elapsed());
     let mut joining = BackgroundTask::run({
         let etcd = user.etcd.clone();
@@ -223,7 +235,7 @@ async fn revocation_under_overload(server: &EtcdServer) -> Revocation {
     let (committed, executed) = commands(server).await;
     assert!(committed > executed + MAX_GAP, "the control: it is overloaded still: {committed}, {executed}");
     joining.assert_running();
-    drop((busy, writing));
+    drop(load);
     idle(server).await;
     println!("idle after {:?}", begun.elapsed());
     let left = eventually("etcd answers", || {
