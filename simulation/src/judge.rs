@@ -4,7 +4,7 @@
 use enlist::LockMode;
 use enlist_testkit::{
     ConcealedRevocation, KeyChange,
-    history::{Record, Version, Violation},
+    history::{Record, Version, Versions, Violation},
     lock_history::{LockHistory, LockViolation},
     losses::{EndCause, LossHistory},
 };
@@ -68,13 +68,32 @@ fn is_late_notice(locks: &LockHistory, losses: &LossHistory, violation: &LockVio
     matches!((ended, granted), (Some(ended), Some(granted)) if ended <= granted)
 }
 
+/// Returns the version that watchers show after a change of the key of an instance; `None` for a deletion, or a value
+/// that is no instance.
+fn version_of(change: &KeyChange) -> Option<Version> {
+    let is_one = change.value.as_ref().is_some_and(|value| value.starts_with(b"{\"v\":1"));
+    is_one.then(|| Version { created: number(change.created), modified: number(change.revision) })
+}
+
+/// Returns the instances that watchers show after these changes.
+pub(crate) fn content(journal: &[KeyChange]) -> Versions {
+    let mut content = Versions::new();
+    for change in journal {
+        if let Some(id) = String::from_utf8_lossy(&change.key).strip_prefix(INSTANCES) {
+            match version_of(change) {
+                Some(version) => content.insert(id.to_owned(), version),
+                None => content.remove(id),
+            };
+        }
+    }
+    content
+}
+
 /// Completes the record by a change of the store.
 fn complete(shared: &mut Notes, micros: u64, change: &KeyChange) {
     let key = String::from_utf8_lossy(&change.key);
     if let Some(id) = key.strip_prefix(INSTANCES) {
-        // Watchers do not show values that are no instances.
-        let is_one = change.value.as_ref().is_some_and(|value| value.starts_with(b"{\"v\":1"));
-        let version = is_one.then(|| Version { created: number(change.created), modified: number(change.revision) });
+        let version = version_of(change);
         shared.record.instances.changed(micros, number(change.revision), id, version);
         match change.value {
             Some(_) => shared.losses.stored(micros, id),
@@ -134,7 +153,7 @@ mod tests {
     use super::*;
 
     /// Returns `true` for a holder that holds the lock from 10 s to 60 s, while another contender is granted it after
-    /// 30 s, and whose entry ended at a time. None of the two judges another violation.
+    /// 30 s, and whose entry ended at a time. Neither has another violation.
     fn is_excused(ended: u64, cause: EndCause) -> bool {
         const SECOND: u64 = 1_000_000;
         let (mut locks, mut losses) = (LockHistory::default(), LossHistory::default());

@@ -18,7 +18,7 @@ use crate::{
     configs,
     counts::Counts,
     faults::{nemesis, set_known_defect},
-    judge::judge,
+    judge::{content, judge},
     kinds::{Observed, Operation},
     lockers::{Locker, Resource},
     owners::{InstanceOwner, watcher},
@@ -217,7 +217,8 @@ async fn finish(world: &World, tasks: &mut Tasks) {
     let misses = world.shared().delivery == Delivery::Lossy;
     let limit = if misses { HEALING } else { WATCH_HEALING };
     heals(world, limit, Invariant::WatchersConverge, || async {
-        let missing = world.shared().record.instances.behind(u64::try_from(world.fake.revision()).unwrap_or(0));
+        let (revision, instances) = (world.fake.revision(), content(&world.fake.journal()));
+        let missing = world.shared().record.instances.behind(u64::try_from(revision).unwrap_or(0), &instances);
         if missing.is_empty() { Ok(()) } else { Err(format!("watchers {missing:?} do not")) }
     })
     .await;

@@ -18,13 +18,13 @@ kinds! {
         ContendersServed,
         /// At the end, the queue of the lock is empty.
         QueueEmpties,
-        /// At the end, each watcher shows the last change.
+        /// At the end, each watcher shows the last change and what is stored.
         WatchersConverge,
         /// A watch is neither refused nor ended.
         WatchesLast,
         /// At the end, a new client resolves the stored instances.
         ResolveAgrees,
-        /// In no second, clients send more than a moderate number of requests.
+        /// In no second do the clients together send more than a moderate number of requests.
         RequestRate,
         /// A client closes without an error.
         ClosesInOrder,

@@ -178,9 +178,11 @@ impl History {
         self.watchers.len()
     }
 
-    /// Returns the watchers that have not shown `revision` yet.
-    pub fn behind(&self, revision: u64) -> Vec<usize> {
-        let shows = |watcher: &usize| self.watchers[*watcher].last().is_some_and(|(shown, _)| *shown >= revision);
+    /// Returns the watchers whose last view is older than `revision`, or differs from `content`: a watch that has lost
+    /// an event reaches the revision without it.
+    pub fn behind(&self, revision: u64, content: &Versions) -> Vec<usize> {
+        let last = |watcher: &usize| self.watchers[*watcher].last();
+        let shows = |watcher: &usize| last(watcher).is_some_and(|(shown, view)| *shown >= revision && view == content);
         (0..self.watchers.len()).filter(|watcher| !shows(watcher)).collect()
     }
 
@@ -398,6 +400,18 @@ mod tests {
         spoil(&mut history);
         let kind = |violation: &Violation| format!("{violation:?}").split(' ').next().unwrap_or_default().to_owned();
         history.check().iter().map(kind).collect()
+    }
+
+    #[test]
+    fn a_view_without_a_lost_deletion_is_behind() {
+        let mut history = good();
+        let stored = view(&[("a", 2, 4)]);
+        assert_eq!(history.behind(5, &stored), [0; 0]);
+        assert_eq!(history.behind(6, &stored), [0]);
+        assert_eq!(history.behind(5, &view(&[("a", 2, 2)])), [0], "a lost change");
+        history.shown(0, 7, view(&[("a", 2, 4), ("b", 3, 3)]));
+        assert_eq!(history.behind(7, &stored), [0]);
+        assert_eq!(History::new(1).behind(0, &Versions::new()), [0], "it has shown nothing");
     }
 
     #[test]
