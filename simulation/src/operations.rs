@@ -89,7 +89,7 @@ impl OperationRecord {
             Excuse::Nothing => false,
             Excuse::Disturbed => disturbed,
             Excuse::Denial => self.denials.iter().any(|(begun, ended)| begun <= until && ended >= from),
-            Excuse::EntryEnded(token) => disturbed || losses.ended_by_others(*token).is_some(),
+            Excuse::EntryEnded(token) => disturbed || losses.ended_by_others(*token).is_some_and(|at| at <= *until),
             Excuse::Removal => disturbed || self.removals.range(from..=until).next().is_some(),
         }
     }
@@ -215,7 +215,7 @@ pub(crate) fn of_acquire(error: &Error, deadline: Deadline) -> Option<Excuse> {
     }
 }
 
-/// What a holder knew of its lock before it released it.
+/// State of a lock before its release, as the guard reported it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BeforeRelease {
     Held { token: u64 },
@@ -293,6 +293,9 @@ mod tests {
         ended.entry_ended(55, 8, EndCause::ExpiredOrRemoved);
         assert_eq!(broken(&suspect(Excuse::EntryEnded(7)), &ended), []);
         assert_eq!(broken(&suspect(Excuse::EntryEnded(8)), &ended), [Invariant::ErrorsJustified]);
+        let mut later = LossHistory::default();
+        later.entry_ended(61, 7, EndCause::Revoked);
+        assert_eq!(broken(&suspect(Excuse::EntryEnded(7)), &later), [Invariant::ErrorsJustified], "it was not known");
     }
 
     #[test]
