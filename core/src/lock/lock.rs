@@ -22,7 +22,8 @@ use crate::{
 pub trait Lock: fmt::Debug + Send + Sync + 'static {
     /// Waits for the lock `name` and returns once this caller is a holder. Contenders are served in the order in which
     /// their entries reached the store. A contender that loses its queue entry, because its lease ended or the store
-    /// was wiped, enters the queue again, at its end; the deadline stays.
+    /// was wiped, enters the queue again, at its end; the deadline stays. The lock may be lost already when the guard
+    /// is returned, because the store's answer arrived late: [`LockGuard::is_held`] counts.
     ///
     /// Signature: `async fn acquire(&self, name: &LockName, options: LockOptions) -> Result<LockGuard, Error>`.
     ///

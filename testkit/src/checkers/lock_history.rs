@@ -230,6 +230,12 @@ impl LockHistory {
         if self.may_have_ended(token, successor) { successor.at + LOSS_NOTICE } else { successor.at }
     }
 
+    /// Returns the time until which the contender of `token` may learn of its grant: the answer to the confirmation of
+    /// its turn may be late, but the request has a time limit.
+    fn granted_until(&self, token: u64, successor: &Grant) -> u64 {
+        if self.may_have_ended(token, successor) { successor.at + EXCUSED } else { successor.at }
+    }
+
     /// Returns the first grant among those that are later in the queue than `grant` and exclude it.
     fn successor(grants: &[Grant], grant: Grant) -> Option<&Grant> {
         grants.iter().find(|later| later.token > grant.token && later.excludes(grant))
@@ -262,9 +268,8 @@ impl LockHistory {
     }
 
     /// Checks that each queue entry is granted the lock once, and in the order of the queue where one grant excludes
-    /// the other. A contender whose entry was deleted after its turn was confirmed may learn of its grant at any time
-    /// after that of its successor, because the answer to the confirmation may be late; it must not hold the lock then,
-    /// which [`overlaps`](Self::overlaps) checks.
+    /// the other. A contender whose entry was deleted after its turn was confirmed may learn of its grant after that of
+    /// its successor; it must not hold the lock then, which [`overlaps`](Self::overlaps) checks.
     fn order(&self, grants: &[Grant]) -> Vec<LockViolation> {
         let mut violations = Vec::new();
         let mut seen = BTreeSet::new();
@@ -273,8 +278,7 @@ impl LockHistory {
                 violations.push(LockViolation::GrantedTwice { token: grant.token });
             }
             if let Some(first) = Self::successor(grants, *grant)
-                && grant.at > first.at
-                && !self.may_have_ended(grant.token, first)
+                && grant.at > self.granted_until(grant.token, first)
             {
                 violations.push(LockViolation::OutOfOrder { token: grant.token, overtaken_by: first.token });
             }
@@ -318,9 +322,12 @@ impl LockHistory {
     pub fn excused(&self) -> usize {
         let (grants, last_held) = (self.granted(), self.last_held());
         let is_excused = |grant: &&Grant| {
-            let last = last_held.get(&grant.token).copied().unwrap_or_default().max(grant.at);
-            Self::successor(&grants, **grant)
-                .is_some_and(|first| last > first.at && last <= self.held_until(grant.token, first))
+            let held = last_held.get(&grant.token).copied().unwrap_or_default();
+            Self::successor(&grants, **grant).is_some_and(|first| {
+                held.max(grant.at) > first.at
+                    && held <= self.held_until(grant.token, first)
+                    && grant.at <= self.granted_until(grant.token, first)
+            })
         };
         grants.iter().filter(is_excused).count()
     }
@@ -442,8 +449,9 @@ mod tests {
         };
         assert_eq!(late(20, false), [""; 0]);
         assert_eq!(late(20, true), [""; 0], "within the limit for noticing a loss");
-        assert_eq!(late(LOSS_NOTICE + 20, false), [""; 0]);
         assert_eq!(late(LOSS_NOTICE + 20, true), ["Overlap"]);
+        assert_eq!(late(EXCUSED + 2, false), [""; 0]);
+        assert_eq!(late(EXCUSED + 3, false), ["OutOfOrder"]);
     }
 
     #[test]
