@@ -8,6 +8,7 @@ use std::{
     future::Future,
     pin::{Pin, pin},
     process::{Command, Stdio},
+    sync::atomic::{AtomicUsize, Ordering},
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -396,19 +397,25 @@ struct DropPoint<'a> {
     healthy: usize,
     /// Fault between etcd and the client after these polls, and the number of polls from then on.
     fault: Option<(&'a Proxy, Mode, usize)>,
+    /// Number of futures that had sent a request before the fault.
+    interrupted: &'a AtomicUsize,
 }
 
 impl DropPoint<'_> {
     /// Polls `future` until this point, then drops it. Returns the output if it completed.
     async fn reach<T>(self, future: impl Future<Output = T>) -> Option<T> {
         let mut future = pin!(future);
+        let sent =
+            || self.fault.map_or(0, |(proxy, ..)| proxy.connections().iter().map(|it| it.to_server).sum::<u64>());
         if let Some((proxy, ..)) = self.fault {
             proxy.heal();
         }
+        let before = sent();
         let done = polled(future.as_mut(), self.healthy).await;
         match self.fault {
             Some((proxy, mode, polls)) if done.is_none() => {
                 proxy.set(mode);
+                self.interrupted.fetch_add(usize::from(self.healthy > 0 && sent() > before), Ordering::Relaxed);
                 polled(future, polls).await
             }
             _ => done,
@@ -456,7 +463,7 @@ async fn a_future_dropped_at_any_await_leaves_nothing() {
     let server = server().await;
     for polls in 0..12 {
         let (etcd, holder) = (Etcd::connect(server.url()).await.unwrap(), Etcd::connect(server.url()).await.unwrap());
-        let point = DropPoint { healthy: polls, fault: None };
+        let point = DropPoint { healthy: polls, fault: None, interrupted: &AtomicUsize::new(0) };
         drop_everything(&server, &etcd, &holder, point).await;
         point.reach(Etcd::connect(server.url())).await;
         nothing_is_left(&server, &format!("{polls} polls")).await;
@@ -486,14 +493,20 @@ async fn a_future_dropped_during_an_outage_leaves_nothing() {
         Mode::Delay { delay: Duration::from_millis(5), jitter: Duration::from_millis(5) },
     ];
     let polls = [(0, 1), (0, 6), (0, 20), (1, 3), (2, 3), (3, 6), (5, 6)];
-    for (mode, (healthy, polls)) in away.into_iter().flat_map(|mode| polls.map(|polls| (mode, polls))) {
-        let (etcd, holder) = (Etcd::connect(proxy.url()).await.unwrap(), Etcd::connect(server.url()).await.unwrap());
-        let point = DropPoint { healthy, fault: Some((&proxy, mode, polls)) };
-        drop_everything(&server, &etcd, &holder, point).await;
-        proxy.heal();
-        nothing_is_left(&server, &format!("{healthy} polls and {polls} with {mode:?}")).await;
-        soon("closed", etcd.close()).await.unwrap();
-        soon("closed", holder.close()).await.unwrap();
+    for mode in away {
+        let interrupted = AtomicUsize::new(0);
+        for (healthy, polls) in polls {
+            let (etcd, holder) =
+                (Etcd::connect(proxy.url()).await.unwrap(), Etcd::connect(server.url()).await.unwrap());
+            let point = DropPoint { healthy, fault: Some((&proxy, mode, polls)), interrupted: &interrupted };
+            drop_everything(&server, &etcd, &holder, point).await;
+            proxy.heal();
+            nothing_is_left(&server, &format!("{healthy} polls and {polls} with {mode:?}")).await;
+            soon("closed", etcd.close()).await.unwrap();
+            soon("closed", holder.close()).await.unwrap();
+        }
+        println!("{interrupted:?} calls had sent a request before {mode:?}");
+        assert!(interrupted.into_inner() > 0, "the control: calls are interrupted by {mode:?}");
     }
 }
 
