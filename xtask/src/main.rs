@@ -146,7 +146,12 @@ fn random_faults(seconds: &str, seed: Option<u64>, members: Members) -> Result<C
 
 /// Executes simulated runs.
 fn simulate(args: impl Iterator<Item = String>) -> Result {
-    run(&mut simulation_command(args)?)
+    let args: Vec<_> = args.collect();
+    let has = |flag: &str| args.iter().any(|arg| arg == flag);
+    if has("--teeth") && !has("--defect") && (has("--log") || has("--trace")) {
+        return Err("--teeth has no events to show; name a --defect".into());
+    }
+    run(&mut simulation_command(args.into_iter())?)
 }
 
 /// Returns the command for simulated runs. They are built with a profile of their own, so that thousands take a minute.
