@@ -213,7 +213,7 @@ pub(crate) fn run(args: impl Iterator<Item = String>) -> Result {
         return measure_rest(choice.former);
     }
     let reasons = reasons(&fs::read_to_string(SURVIVORS)?)?;
-    let (mut tried, mut slow, mut unexplained, mut killed) = (0, 0, Vec::new(), Vec::new());
+    let (mut tried, mut timeouts, mut unexplained, mut killed) = (0, 0, Vec::new(), Vec::new());
     for part in PARTS {
         let files = choice.files(part);
         if files.is_empty() {
@@ -221,7 +221,7 @@ pub(crate) fn run(args: impl Iterator<Item = String>) -> Result {
         }
         let found = mutate(part.name, part, &Sources { files: &files, excluded: &[] }, choice.former)?;
         tried += found.tried();
-        slow += found.slow;
+        timeouts += found.timeouts;
         unexplained.extend(found.missed.iter().filter(|survivor| !reasons.contains_key(*survivor)).cloned());
         let of_part = reasons.keys().filter(|known| files.iter().any(|file| known.starts_with(&format!("{file}:"))));
         killed.extend(of_part.filter(|known| !found.missed.contains(*known)).cloned());
@@ -229,7 +229,7 @@ pub(crate) fn run(args: impl Iterator<Item = String>) -> Result {
     if tried == 0 {
         return Err("no mutant was tried: the files are not in the list of files that make decisions".into());
     }
-    println!("\n{tried} mutants, {} without a reason survived, tests of {slow} timed out", unexplained.len());
+    println!("\n{tried} mutants, {} without a reason survived, tests of {timeouts} timed out", unexplained.len());
     for known in killed {
         println!("no longer a survivor, its reason can be removed: {known}");
     }
@@ -268,7 +268,7 @@ struct Found {
     /// Noticed or unviable before.
     before: Vec<String>,
     /// Number of mutants whose tests timed out, also the first ones.
-    slow: usize,
+    timeouts: usize,
 }
 
 impl Found {
@@ -281,7 +281,7 @@ impl Found {
         Ok(Self {
             caught: lines("caught.txt")?,
             missed: lines("missed.txt")?.into_iter().collect(),
-            slow: timed_out.len(),
+            timeouts: timed_out.len(),
             timed_out,
             unviable: lines("unviable.txt")?,
             before: lines("previously_caught.txt")?,
@@ -311,7 +311,7 @@ fn mutate(name: &str, part: &Part, sources: &Sources<'_>, former: FormerRun) -> 
     );
     leave_out_timeouts(&output.join("mutants.out"))?;
     let last = try_tests(&output, part, sources, FormerRun::Continued, Tests::All)?;
-    Ok(Found { slow: last.slow + found.slow, ..last })
+    Ok(Found { timeouts: last.timeouts + found.timeouts, ..last })
 }
 
 /// Adds the mutants whose tests did not end to those that a further run leaves out.
