@@ -38,7 +38,7 @@ enum State {
 #[derive(Clone, Copy, Debug)]
 enum FailureKind {
     /// The store may answer soon.
-    Passing,
+    Transient,
     /// An operator has to repair it. All failures since this time were of this kind.
     Permanent { since: Moment },
 }
@@ -47,8 +47,8 @@ impl FailureKind {
     /// Returns the kind after a failure at `now`.
     fn after(self, cause: &Error, now: Moment) -> Self {
         match self {
-            _ if cause.is_retryable() => Self::Passing,
-            Self::Passing => Self::Permanent { since: now },
+            _ if cause.is_retryable() => Self::Transient,
+            Self::Transient => Self::Permanent { since: now },
             permanent @ Self::Permanent { .. } => permanent,
         }
     }
@@ -72,7 +72,7 @@ fn next(state: State, sent: Moment, reply: &RenewalReply, retry: BackoffPolicy) 
         (State::Lost, _) | (_, RenewalReply::LeaseNotFound) => State::Lost,
         (_, RenewalReply::Acknowledged) => State::Renewed { sent },
         (State::Renewed { sent: renewed }, RenewalReply::Failed(cause)) => {
-            let failures = FailureKind::Passing.after(cause, sent);
+            let failures = FailureKind::Transient.after(cause, sent);
             State::Failing { sent: renewed, backoff: retry.start(), failures }
         }
         (State::Failing { sent: renewed, backoff, failures }, RenewalReply::Failed(cause)) => {
