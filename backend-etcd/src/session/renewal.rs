@@ -125,6 +125,7 @@ mod tests {
             }
         }
     }
+
     #[test]
     fn a_renewal_waits_for_a_sixth_of_the_ttl_at_most() {
         let waits = [6, 12, 60].map(|seconds| renewal_timeout(Duration::from_secs(seconds)).as_secs());
@@ -133,10 +134,13 @@ mod tests {
 
     #[test]
     fn renewals_are_spread_around_their_interval() {
-        for _ in 0..100 {
-            let next = jittered(Duration::from_secs(10));
-            assert!((Duration::from_secs(9)..=Duration::from_secs(11)).contains(&next), "{next:?}");
-        }
+        let interval = Duration::from_secs(10);
+        let times: Vec<_> = (0..100).map(|_| jittered(interval)).collect();
+        assert!(
+            times.iter().all(|time| (Duration::from_secs(9)..=Duration::from_secs(11)).contains(time)),
+            "{times:?}"
+        );
+        assert!(times.iter().any(|time| *time < interval) && times.iter().any(|time| *time > interval));
     }
 
     #[test]
@@ -145,7 +149,8 @@ mod tests {
         for _ in 0..100 {
             let mut backoff = retry_delays(ttl, interval).start();
             assert!(backoff.next_delay() <= ttl / 50);
-            assert!((0..20).all(|_| backoff.next_delay() <= ttl / 6));
+            let delays: Vec<_> = (0..20).map(|_| backoff.next_delay()).collect();
+            assert!(delays.iter().all(|delay| *delay <= ttl / 6) && delays[19] >= ttl / 12, "{delays:?}");
         }
     }
 }
