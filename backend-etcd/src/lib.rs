@@ -54,6 +54,8 @@ pub mod layout;
 mod lock;
 mod registration;
 mod session;
+#[cfg(test)]
+mod testing;
 mod watch;
 
 #[cfg(feature = "defects")]

@@ -399,7 +399,7 @@ async fn answer(side: &mut Side, operation: Operation) -> String {
         Operation::ChosenLease(ttl, key) => leases.of_chosen_id(client, ttl, &key).await,
         Operation::Status => client.status().await.map(|mut answer| {
             plain(&mut answer.0.header);
-            // What a client uses of it.
+            // A client uses nothing else of it.
             format!("{:?}, release {}", answer.0.header, answer.0.version)
         }),
         Operation::Compact(revision) => client.compact(revision, None).await.map(|mut answer| {

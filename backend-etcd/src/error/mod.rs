@@ -265,6 +265,7 @@ pub(crate) fn classify_cancel(reason: &str) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing;
 
     fn kind(code: Code, text: &str) -> String {
         let failure = classify(&etcd_client::Error::GRpcStatus(Status::new(code, text)));
@@ -366,8 +367,9 @@ mod tests {
         let error = Failure::Denied.into_error("enlist/services/");
         assert_eq!(error.to_string(), "permission denied for enlist/services/");
     }
-    /// What a caller and the retries make of each failure: no member has answered, another member may serve it, a write
-    /// may have been applied; and whether the error may be repeated.
+
+    /// The consequences of each failure: no member has answered, another member may serve it, a write may have been
+    /// applied, and the caller may repeat it.
     #[test]
     fn failures_have_their_consequences() {
         let cause = || text_cause("why");
@@ -441,16 +443,8 @@ mod tests {
 
     #[test]
     fn failures_with_a_cause_name_the_endpoint() {
-        let (cause, endpoint) = (|| text_cause("why"), http::Uri::from_static("http://h:1"));
-        for failure in [
-            Failure::NeverSent(cause()),
-            Failure::Lost(cause()),
-            Failure::Leaderless(cause()),
-            Failure::Unfit(cause()),
-            Failure::StaleAuthToken(cause()),
-            Failure::NoUser(cause()),
-            Failure::AnswerTooLarge(cause()),
-        ] {
+        let endpoint = http::Uri::from_static("http://h:1");
+        for failure in testing::failures_with_a_cause("why") {
             let there = failure.clone().at(Some(&endpoint));
             assert_eq!(std::mem::discriminant(&there), std::mem::discriminant(&failure));
             assert_eq!(there.to_string(), "http://h:1/: why");

@@ -289,13 +289,13 @@ pub(crate) async fn shows(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing;
 
     /// The key of a lock that all contenders share: the late creation is over, and another one has the key by the time
     /// of its removal.
     #[tokio::test(start_paused = true)]
     async fn a_key_is_removed_under_its_lease_only() {
-        let fake = enlist_testkit::FakeEtcd::start();
-        let etcd = crate::Etcd::from_channel(fake.channel()).runtime(crate::SessionRuntime::Caller).build().unwrap();
+        let (fake, etcd) = testing::session();
         fake.put("job", "of another");
         assert_eq!(remove(&etcd.session.client, b"job", LeaseId::new(7)).await.unwrap(), Removal::Nothing);
         assert_eq!(fake.under(b"job").len(), 1);

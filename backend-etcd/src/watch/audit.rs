@@ -293,6 +293,7 @@ impl fmt::Debug for Audit {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing;
     use crate::watch::record::Record;
     use enlist::Epoch;
 
@@ -464,8 +465,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_watch_that_advances_delays_the_decision() {
-        let fake = enlist_testkit::FakeEtcd::start();
-        let etcd = crate::Etcd::from_channel(fake.channel()).runtime(crate::SessionRuntime::Caller).build().unwrap();
+        let (_fake, etcd) = testing::session();
         let (client, range) = (&etcd.session.client, KeyRange::prefix("a"));
         let mut step = |compared_at: u64| {
             let mut audit = asking(300 * SECOND);
@@ -479,8 +479,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_round_begins_at_the_first_key() {
-        let fake = enlist_testkit::FakeEtcd::start();
-        let etcd = crate::Etcd::from_channel(fake.channel()).runtime(crate::SessionRuntime::Caller).build().unwrap();
+        let (_fake, etcd) = testing::session();
         let (client, range) = (&etcd.session.client, KeyRange::prefix("enlist/"));
         let mut audit = Audit::new(Some(SECOND));
         audit.moved.insert(b"x"[..].into());
@@ -496,8 +495,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_failed_page_starts_the_round_over() {
-        let fake = enlist_testkit::FakeEtcd::start();
-        let etcd = crate::Etcd::from_channel(fake.channel()).runtime(crate::SessionRuntime::Caller).build().unwrap();
+        let (_fake, etcd) = testing::session();
         let mut audit = asking(300 * SECOND);
         let failure = Failure::Final(enlist::Error::Closed);
         let outcome = audit.step(Some(Err(failure)), &replica(&[], 1), &etcd.session.client, &KeyRange::prefix("a"));

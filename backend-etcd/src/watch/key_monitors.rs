@@ -448,6 +448,7 @@ impl KeyMonitors {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing;
     use std::time::Duration;
 
     use enlist::{Endpoint, Instance, InstanceId, RegisterOptions, Registry, backend::Publisher};
@@ -610,8 +611,7 @@ mod tests {
     /// A process that registers instances of ever new services.
     #[tokio::test(start_paused = true)]
     async fn what_is_kept_of_a_service_goes_with_its_last_registration() {
-        let fake = enlist_testkit::FakeEtcd::start();
-        let etcd = crate::Etcd::from_channel(fake.channel()).runtime(crate::SessionRuntime::Caller).build().unwrap();
+        let (_fake, etcd) = testing::session();
         for round in 0..20 {
             let mut registrations = Vec::new();
             // So many that some have a watch of their own, and some share one.
@@ -637,8 +637,7 @@ mod tests {
     /// The statement of `docs/scale.md` about a process that registers under very many services.
     #[tokio::test(start_paused = true)]
     async fn beyond_so_many_watches_the_rest_share_that_of_their_namespace() {
-        let fake = enlist_testkit::FakeEtcd::start();
-        let etcd = crate::Etcd::from_channel(fake.channel()).runtime(crate::SessionRuntime::Caller).build().unwrap();
+        let (_fake, etcd) = testing::session();
         let mut registrations = Vec::new();
         for number in 0..MAX_SINGLE_MONITORS + 20 {
             let instance = Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("10.0.0.1:80").unwrap()]);
@@ -656,8 +655,7 @@ mod tests {
 
     #[tokio::test]
     async fn ended_shared_watches_are_forgotten() {
-        let fake = enlist_testkit::FakeEtcd::start();
-        let etcd = crate::Etcd::from_channel(fake.channel()).runtime(crate::SessionRuntime::Caller).build().unwrap();
+        let (_fake, etcd) = testing::session();
         let key_monitors = &etcd.session.registration.key_monitors;
         let shared = |prefix: &str| key_monitors.shared(KeyRange::prefix(prefix)).unwrap();
         let (ended, kept) = (shared("a/"), shared("b/"));

@@ -139,18 +139,15 @@ impl OpenWatch {
 
 #[cfg(test)]
 mod tests {
-    use enlist_testkit::FakeEtcd;
-
     use super::*;
-    use crate::{Etcd, SessionRuntime};
+    use crate::testing;
 
     /// The task of the watch did not poll it for as long as its limit.
     #[tokio::test(start_paused = true)]
     async fn a_message_that_waits_comes_before_the_limit() {
         // Without a fixed order, each attempt would fail with a probability of one half.
         for _ in 0..20 {
-            let fake = FakeEtcd::start();
-            let etcd = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller).build().unwrap();
+            let (fake, etcd) = testing::session();
             let (client, counters, range) = (&etcd.session.client, Counters::default(), KeyRange::key("k"));
             let mut watch = OpenWatch::open(client, &range, WatchOptions::new()).await.unwrap();
             assert!(watch.message().await.unwrap().created());

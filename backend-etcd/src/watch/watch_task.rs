@@ -444,16 +444,15 @@ async fn next(probes: &mut Option<ProbeReader>) -> Probe {
 
 #[cfg(test)]
 mod tests {
-    use enlist_testkit::{FakeEtcd, Misbehavior, soon};
+    use enlist_testkit::{Misbehavior, soon};
 
     use super::*;
-    use crate::{Etcd, SessionRuntime, watch::record::Record};
+    use crate::{testing, watch::record::Record};
 
     /// A watch that began now was followed by a read. The revisions up to that read exist twice after a restore.
     #[tokio::test(start_paused = true)]
     async fn after_a_restore_a_deletion_at_a_known_revision_is_reported() {
-        let fake = FakeEtcd::start();
-        let etcd = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller).build().unwrap();
+        let (fake, etcd) = testing::session();
         fake.put("k", "v");
         let written = Revision::new(fake.revision().unsigned_abs());
         let known =
@@ -477,8 +476,7 @@ mod tests {
     /// The first watch was not opened because of a restore. The key is deleted between the list and the next watch.
     #[tokio::test(start_paused = true)]
     async fn a_deletion_before_the_next_watch_is_reported() {
-        let fake = FakeEtcd::start();
-        let etcd = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller).build().unwrap();
+        let (fake, etcd) = testing::session();
         let record = |revision: Revision| Record {
             key: b"k"[..].into(),
             value: b"v".to_vec(),

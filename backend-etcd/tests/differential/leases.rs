@@ -16,7 +16,7 @@ const TOLERANCE: u64 = 20;
 /// Stands for an id that the server chose.
 const CHOSEN: i64 = -1;
 
-/// What is known of the leases of one side.
+/// Leases of one side, as far as they are known.
 #[derive(Debug, Default)]
 pub(super) struct Leases {
     /// All ids that the server has chosen.

@@ -51,6 +51,7 @@ impl LowRead {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing;
 
     fn at(revision: u64) -> Revision {
         Revision::new(revision)
@@ -73,18 +74,9 @@ mod tests {
 
     #[test]
     fn a_write_that_may_be_repeated_proves_nothing() {
-        let cause = || text_cause("refused");
-        for failure in [
-            Failure::NeverSent(cause()),
-            Failure::Lost(cause()),
-            Failure::Leaderless(cause()),
-            Failure::Unfit(cause()),
-            Failure::StaleAuthToken(cause()),
-            Failure::NoUser(cause()),
-            Failure::LeaseExists,
-            Failure::Final(Error::AuthFailed(cause())),
-            Failure::Final(Error::Closed),
-        ] {
+        let others =
+            [Failure::LeaseExists, Failure::Final(Error::AuthFailed(text_cause("x"))), Failure::Final(Error::Closed)];
+        for failure in testing::failures_with_a_cause("refused").into_iter().chain(others) {
             let shown = failure.to_string();
             assert!(matches!(LowRead::of(at(5), Err(failure)), LowRead::Unknown(_)), "{shown}");
         }
