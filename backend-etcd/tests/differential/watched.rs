@@ -114,7 +114,7 @@ impl Reader {
 
     /// Returns the next message, without what may differ. The end of the stream counts as a message with a reason.
     pub(super) async fn message(&mut self) -> PbWatchResponse {
-        let ended = match soon("the watch tells something", self.stream.message()).await {
+        let ended = match soon("a message of the watch", self.stream.message()).await {
             Ok(Some(message)) => Ok(message.0),
             Ok(None) => Err("the stream has ended".to_owned()),
             Err(error) => Err(format!("the stream has ended: {error}")),
