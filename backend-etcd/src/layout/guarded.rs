@@ -300,3 +300,165 @@ impl LockLayout for GuardedLocks {
         caught(|| self.inner.decode(kind, name, key, value)).unwrap_or_else(|_| Some(blocking()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use enlist::{Endpoint, Health};
+
+    use super::*;
+    use crate::layout::{etcd_concurrency::EtcdConcurrency, gobase_lock::GobaseLock, kitex::Kitex, native::Native};
+
+    /// A layout whose answers differ from all defaults of [`Layout`].
+    #[derive(Debug)]
+    struct Unusual;
+
+    impl Layout for Unusual {
+        fn name(&self) -> &'static str {
+            "unusual"
+        }
+
+        fn carries(&self) -> &'static [Part] {
+            &[Part::Zone]
+        }
+
+        fn default_weight(&self) -> u32 {
+            7
+        }
+
+        fn identity(&self) -> Identity {
+            Identity::Lease
+        }
+
+        fn lease_scope(&self) -> LeaseScope {
+            LeaseScope::PerKey
+        }
+
+        fn key(&self, _: &ServiceRef, _: &InstanceId, _: Option<LeaseId>) -> Result<Vec<u8>, Error> {
+            Ok(b"key".to_vec())
+        }
+
+        fn service_range(&self, _: &ServiceRef) -> Result<KeyRange, Error> {
+            Ok(KeyRange::prefix("service"))
+        }
+
+        fn services_range(&self, _: &Namespace) -> Option<KeyRange> {
+            Some(KeyRange::prefix("services"))
+        }
+
+        fn instance_of(&self, _: &Namespace, _: &[u8]) -> Option<(ServiceName, InstanceId)> {
+            Some((ServiceName::parse("found").unwrap(), InstanceId::parse("a").unwrap()))
+        }
+
+        fn service_of(&self, _: &Namespace, _: &[u8]) -> Option<ServiceName> {
+            Some(ServiceName::parse("other").unwrap())
+        }
+
+        fn namespaces_range(&self) -> Option<KeyRange> {
+            Some(KeyRange::prefix("namespaces"))
+        }
+
+        fn namespace_of(&self, _: &[u8]) -> Option<Namespace> {
+            Some(Namespace::parse("n").unwrap())
+        }
+
+        fn encode(&self, _: &ServiceRef, _: &Instance, _: &Writing<'_>) -> Result<Vec<u8>, Error> {
+            Ok(b"value".to_vec())
+        }
+
+        fn accepts(&self, _: &ServiceRef, _: &Instance, _: Option<&str>) -> Result<(), Error> {
+            Err(Error::Closed)
+        }
+
+        fn decode(&self, _: &ServiceRef, _: &[u8], _: &[u8]) -> Result<Decoded, Skip> {
+            Err(Skip::Foreign)
+        }
+
+        fn decode_like(&self, _: &Instance, _: &ServiceRef, _: &[u8], _: &[u8]) -> Result<Decoded, Skip> {
+            Ok(Decoded { instance: instance(), owner: None })
+        }
+
+        fn term(&self, _: &[u8]) -> Option<u64> {
+            Some(5)
+        }
+
+        fn text(&self, _: &[u8]) -> Option<String> {
+            Some("text".to_owned())
+        }
+    }
+
+    fn instance() -> Instance {
+        Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("h:1").unwrap()]).unwrap()
+    }
+
+    /// All answers of a layout.
+    fn answers(layout: &dyn Layout) -> Vec<String> {
+        let (service, namespace, id) = (ServiceRef::parse("s").unwrap(), Namespace::default(), instance());
+        let (id, lease) = (id.id(), Some(LeaseId::new(1)));
+        let like = instance().with_health(Health::Draining);
+        vec![
+            layout.name().to_owned(),
+            format!("{:?} {}", layout.carries(), layout.default_weight()),
+            format!("{:?} {:?}", layout.identity(), layout.lease_scope()),
+            format!("{:?}", layout.key(&service, id, lease).ok()),
+            format!("{:?}", layout.service_range(&service).ok()),
+            format!("{:?}", layout.services_range(&namespace)),
+            format!("{:?}", layout.instance_of(&namespace, b"enlist/services/default/s/a")),
+            format!("{:?}", layout.service_of(&namespace, b"enlist/services/default/s/a")),
+            format!("{:?}", layout.namespaces_range()),
+            format!("{:?}", layout.namespace_of(b"enlist/services/default/s/a")),
+            format!("{:?}", layout.encode(&service, &instance(), &Writing::default()).ok()),
+            format!("{:?}", layout.accepts(&service, &instance(), None).is_ok()),
+            format!("{:?}", layout.decode(&service, b"x", b"")),
+            format!("{:?}", layout.decode_like(&like, &service, b"x", b"")),
+            format!("{:?} {:?}", layout.term(b""), layout.text(b"x")),
+        ]
+    }
+
+    #[test]
+    fn a_guarded_layout_answers_as_the_layout() {
+        let layouts: [Arc<dyn Layout>; 3] =
+            [Arc::new(Unusual), Arc::new(Native::default()), Arc::new(Kitex::default())];
+        for layout in layouts {
+            assert_eq!(answers(&Guarded::new(Arc::clone(&layout)).unwrap()), answers(&*layout));
+        }
+    }
+
+    /// All answers of a layout of locks.
+    fn lock_answers(layout: &dyn LockLayout) -> Vec<String> {
+        let (name, namespace, lease) = (LockName::parse("l").unwrap(), Namespace::default(), LeaseId::new(1));
+        let mut answers = vec![
+            layout.name().to_owned(),
+            format!("{:?} {:?} {}", layout.order(), layout.lease_scope(), layout.carries_modes()),
+            format!("{:?}", layout.process(br#"{"v":1,"mode":"shared","holder":"host:1"}"#)),
+        ];
+        for kind in [QueueKind::Lock, QueueKind::Election] {
+            let entry = layout.entry(kind, &name, lease, 2).unwrap_or_default();
+            let mark = layout.mark(kind, &name, lease, 2).unwrap_or_default();
+            let value = QueueEntryValue { mode: LockMode::Shared, text: "text".to_owned() };
+            let value = layout.encode(kind, &value);
+            answers.extend([
+                format!("{:?}", layout.queue(kind, &name).ok()),
+                format!("{:?}", layout.entries_of_lease(kind, &name, lease)),
+                format!("{:?}", layout.queues(kind, &namespace)),
+                format!("{:?}", layout.lock_of(kind, &namespace, &entry)),
+                format!("{:?}", layout.marks(kind, &name)),
+                format!("{:?}", layout.all_marks(kind, &namespace)),
+                format!("{:?}", layout.decode_mark(kind, &name, &mark, &value)),
+                format!("{:?}", layout.decode_mark(kind, &name, b"foreign", &value)),
+                format!("{:?}", layout.decode(kind, &name, &entry, &value)),
+                format!("{:?}", layout.decode(kind, &name, b"foreign", &value)),
+                format!("{entry:?} {mark:?} {value:?}"),
+            ]);
+        }
+        answers
+    }
+
+    #[test]
+    fn a_guarded_layout_of_locks_answers_as_the_layout() {
+        let layouts: [Arc<dyn LockLayout>; 3] =
+            [Arc::new(Native::default()), Arc::new(EtcdConcurrency), Arc::new(GobaseLock)];
+        for layout in layouts {
+            assert_eq!(lock_answers(&GuardedLocks::new(Arc::clone(&layout)).unwrap()), lock_answers(&*layout));
+        }
+    }
+}

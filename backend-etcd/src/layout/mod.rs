@@ -430,6 +430,33 @@ mod tests {
     }
 
     #[test]
+    fn a_layout_without_weights_has_the_usual_one() {
+        assert_eq!(Native::default().default_weight(), DEFAULT_WEIGHT);
+    }
+
+    #[test]
+    fn the_largest_instance_is_read_with_every_character_escaped() {
+        let (layout, service): (&dyn Layout, _) = (&Native::default(), ServiceRef::parse("s").unwrap());
+        let key = b"enlist/services/default/s/a";
+        let instance = Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("h:1").unwrap()]).unwrap();
+        let room = MAX_INSTANCE_BYTES - 100;
+        let largest = instance.with_metadata("m", "x".repeat(room));
+        largest.check().unwrap();
+        let escaped = "\\u0078".repeat(room);
+        let value = format!(r#"{{"v":1,"id":"a","endpoints":["h:1"],"metadata":{{"m":"{escaped}"}}}}"#);
+        assert_eq!(layout.decode(&service, key, value.as_bytes()).unwrap().instance, largest);
+        let beyond = value + &" ".repeat(1 << 20);
+        let skipped = layout.decode(&service, key, beyond.as_bytes());
+        assert_eq!(skipped, Err(Skip::malformed(format!("{} bytes", beyond.len()))));
+    }
+
+    #[test]
+    fn what_is_written_fits_into_a_request() {
+        let request = 3 * 512 * 1024;
+        assert!((MAX_INSTANCE_BYTES..request).contains(&MAX_WRITTEN_BYTES), "{MAX_WRITTEN_BYTES}");
+    }
+
+    #[test]
     fn owner_tokens_are_not_shown() {
         let previous = br#"{"owner":"s3cret"}"#;
         let writing = Writing { owner: Some("s3cret"), previous: Some(previous), ..Writing::default() };

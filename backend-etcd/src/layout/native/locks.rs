@@ -191,3 +191,90 @@ fn this_process() -> String {
     };
     format!("{host}:{}", process::id())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KINDS: [QueueKind; 3] = [QueueKind::Lock, QueueKind::Election, QueueKind::Semaphore];
+
+    fn lock() -> LockName {
+        LockName::parse("a/b").unwrap()
+    }
+
+    fn entry(kind: QueueKind, lease: i64) -> Vec<u8> {
+        Native::default().entry(kind, &lock(), LeaseId::new(lease), 2).unwrap()
+    }
+
+    #[test]
+    fn the_layout_says_what_it_carries() {
+        let layout = Native::default();
+        assert_eq!((LockLayout::name(&layout), layout.carries_modes()), ("native", true));
+        assert!(layout.semaphores().is_some());
+    }
+
+    #[test]
+    fn all_queues_of_a_namespace_are_a_range() {
+        let (layout, namespace) = (Native::default(), Namespace::default());
+        for kind in KINDS {
+            let queues = layout.queues(kind, &namespace).unwrap();
+            assert!(queues.contains(&entry(kind, 1)) && !queues.contains(&entry(other(kind), 1)), "{kind:?}");
+            assert_eq!(layout.lock_of(kind, &namespace, &entry(kind, 1)), Some(lock()));
+            assert_eq!(layout.lock_of(kind, &namespace, &entry(other(kind), 1)), None);
+        }
+        for key in ["enlist/locks/default/", "enlist/locks/default/a%2fb/x", "enlist/locks/other/a%2Fb/x"] {
+            assert_eq!(layout.lock_of(QueueKind::Lock, &namespace, key.as_bytes()), None, "{key}");
+        }
+    }
+
+    fn other(kind: QueueKind) -> QueueKind {
+        if kind == QueueKind::Lock { QueueKind::Election } else { QueueKind::Lock }
+    }
+
+    #[test]
+    fn the_entries_under_a_lease_are_a_range() {
+        for kind in KINDS {
+            let range = Native::default().entries_of_lease(kind, &lock(), LeaseId::new(1)).unwrap();
+            assert!(range.contains(&entry(kind, 1)) && !range.contains(&entry(kind, 2)), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn all_marks_of_a_namespace_are_a_range() {
+        let (layout, namespace) = (Native::default(), Namespace::default());
+        for kind in [QueueKind::Lock, QueueKind::Election] {
+            let mark = layout.mark(kind, &lock(), LeaseId::new(1), 2).unwrap();
+            let marks = layout.all_marks(kind, &namespace).unwrap();
+            assert!(marks.contains(&mark) && !marks.contains(&entry(kind, 1)), "{kind:?}");
+        }
+        assert_eq!(layout.all_marks(QueueKind::Semaphore, &namespace), None);
+    }
+
+    #[test]
+    fn a_lock_names_its_process() {
+        let layout = Native::default();
+        let value = QueueEntryValue { mode: LockMode::Shared, text: String::new() };
+        let process = layout.process(&LockLayout::encode(&layout, QueueKind::Lock, &value)).unwrap();
+        let (host, id) = process.rsplit_once(':').unwrap();
+        assert!(!host.is_empty() && id == process::id().to_string(), "{process}");
+        assert_eq!(layout.process(br#"{"v":1,"mode":"exclusive"}"#), None);
+    }
+
+    #[test]
+    fn keys_of_another_shape_are_no_entries() {
+        let layout = Native::default();
+        let read = |last: &str| {
+            let key = format!("enlist/locks/default/a%2Fb/{last}");
+            LockLayout::decode(&layout, QueueKind::Lock, &lock(), key.as_bytes(), b"")
+        };
+        assert!(read("0000000000000001-0000000000000002").is_some());
+        for last in [
+            "0000000000000001-00000000000000021",
+            "0000000000000001_0000000000000002",
+            "000000000000000g-0000000000000002",
+            "0000000000000001-000000000000000g",
+        ] {
+            assert_eq!(read(last), None, "{last}");
+        }
+    }
+}
