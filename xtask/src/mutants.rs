@@ -222,7 +222,7 @@ pub(crate) fn run(args: impl Iterator<Item = String>) -> Result {
         let found = mutate(part.name, part, &Sources { files: &files, excluded: &[] }, choice.former)?;
         tried += found.tried();
         timeouts += found.timeouts;
-        unexplained.extend(found.missed.iter().filter(|survivor| !reasons.contains_key(*survivor)).cloned());
+        unexplained.extend(without_reason(&found.missed, &reasons));
         let of_part = reasons.keys().filter(|known| files.iter().any(|file| known.starts_with(&format!("{file}:"))));
         killed.extend(of_part.filter(|known| !found.missed.contains(*known)).cloned());
     }
@@ -241,6 +241,12 @@ pub(crate) fn run(args: impl Iterator<Item = String>) -> Result {
         unexplained.join("\n")
     )
     .into())
+}
+
+/// Returns the survivors without a reason. A reason is about one mutant, so others of the same name have none.
+fn without_reason(survivors: &[String], reasons: &BTreeMap<String, String>) -> Vec<String> {
+    let mut unused: BTreeSet<_> = reasons.keys().collect();
+    survivors.iter().filter(|survivor| !unused.remove(survivor)).cloned().collect()
 }
 
 /// Measures the files of core that are in no part.
@@ -262,7 +268,8 @@ struct Sources<'a> {
 #[derive(Debug, Default)]
 struct Found {
     caught: Vec<String>,
-    missed: BTreeSet<String>,
+    /// Two mutants may have the same name.
+    missed: Vec<String>,
     timed_out: Vec<String>,
     unviable: Vec<String>,
     /// Noticed or unviable before.
@@ -280,7 +287,7 @@ impl Found {
         let timed_out = lines("timeout.txt")?;
         Ok(Self {
             caught: lines("caught.txt")?,
-            missed: lines("missed.txt")?.into_iter().collect(),
+            missed: lines("missed.txt")?,
             timeouts: timed_out.len(),
             timed_out,
             unviable: lines("unviable.txt")?,
@@ -290,8 +297,7 @@ impl Found {
 
     /// Returns the number of mutants, including those that do not compile.
     fn tried(&self) -> usize {
-        [&self.caught, &self.timed_out, &self.unviable, &self.before].map(Vec::len).iter().sum::<usize>()
-            + self.missed.len()
+        [&self.caught, &self.missed, &self.timed_out, &self.unviable, &self.before].map(Vec::len).iter().sum()
     }
 }
 
@@ -392,6 +398,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_reason_is_about_one_survivor() {
+        let reasons = reasons("a.rs: delete ! in f | !x\n  It is never read.").expect("a reason");
+        let survivors = ["a.rs: delete ! in f | !x", "a.rs: delete ! in f | !x", "b.rs: delete ! in g | !y"];
+        assert_eq!(without_reason(&survivors.map(str::to_owned), &reasons), survivors[1..]);
+    }
+
+    #[test]
     fn every_known_survivor_has_a_reason() {
         let known = reasons(include_str!("../survivors.txt")).expect("each has one");
         assert!(known.values().all(|reason| reason.len() > 10), "{known:?}");
@@ -432,7 +445,7 @@ mod tests {
             Ok(lines.to_owned())
         };
         let found = Found::parse(outcome, |_| Ok("one\ntwo\nthree".to_owned())).expect("texts");
-        assert_eq!((found.tried(), found.missed), (3, BTreeSet::from(["a.rs: y | o".to_owned()])));
+        assert_eq!((found.tried(), found.missed), (3, vec!["a.rs: y | o".to_owned()]));
     }
 
     #[test]
