@@ -241,16 +241,34 @@ fn reads_are_stale_after_a_pause(version: &str) -> bool {
 struct LongFreezes {
     begun: Moment,
     count: u32,
+    /// Number of those of 30 s.
+    longest: u32,
 }
 
 impl LongFreezes {
+    fn start() -> Self {
+        Self { begun: Moment::now(), count: 0, longest: 0 }
+    }
+
     fn due(&mut self) -> Option<Duration> {
         if self.begun.elapsed() < Duration::from_secs(20) + self.count * Duration::from_secs(60) {
             return None;
         }
         self.count += 1;
-        let long = length() >= Duration::from_secs(300) && self.count.is_multiple_of(2);
-        Some(Duration::from_secs(if long { 30 } else { 10 }))
+        let is_longest = Self::with_longest() && self.count.is_multiple_of(2);
+        self.longest += u32::from(is_longest);
+        Some(Duration::from_secs(if is_longest { 30 } else { 10 }))
+    }
+
+    fn with_longest() -> bool {
+        length() >= Duration::from_secs(300)
+    }
+
+    /// Prints how many there were; fails if a run of a minute had none.
+    fn report(&self) {
+        println!("{} freezes of 10 s, {} of 30 s", self.count - self.longest, self.longest);
+        assert!(self.count > 0 || length() < Duration::from_secs(60), "no freeze was due");
+        assert!(self.longest > 0 || !Self::with_longest(), "no long freeze was due");
     }
 }
 
@@ -657,11 +675,10 @@ async fn run(mut store: Store) {
     }
     let mut lockers = lock_and_unlock(&etcds, &recorder, &resource, &stop, &mut random);
 
-    let begun = Moment::now();
-    let mut freezes = LongFreezes { begun, count: 0 };
+    let mut freezes = LongFreezes::start();
     let mut weight = 1;
     let mut gone = 0;
-    while begun.elapsed() < length() {
+    while freezes.begun.elapsed() < length() {
         let read = read.load(Ordering::SeqCst);
         match freezes.due() {
             Some(length) => long_fault(length, &mut store, &mut random, &recorder).await,
@@ -726,6 +743,10 @@ async fn run(mut store: Store) {
         "{gone} left in order, {audits} audits, {repairs} repairs; {grants} exclusive grants, {reads} shared, {writes} \
          writes"
     );
+    freezes.report();
+    if let Store::Three(_) = store {
+        println!("{} times a member was wiped and added again", freezes.count);
+    }
     let (excused, unjudged) = (recorder.record().locks.excused(), recorder.unjudged_ages.load(Ordering::SeqCst));
     println!("excused: {excused} holders whose entry others may have ended; not judged: {unjudged} ages after a pause");
     assert_eq!(repairs, 0, "no watch missed anything");
@@ -758,9 +779,8 @@ async fn run_semaphore(mut store: Store) {
             contenders.spawn(permit_contender(etcd, contender, recorder, stop, random.fork()));
         }
     }
-    let begun = Moment::now();
-    let mut freezes = LongFreezes { begun, count: 0 };
-    while begun.elapsed() < length() {
+    let mut freezes = LongFreezes::start();
+    while freezes.begun.elapsed() < length() {
         let read = read.load(Ordering::SeqCst);
         match freezes.due() {
             Some(length) => store.freeze(0, length, &recorder).await,
@@ -779,6 +799,7 @@ async fn run_semaphore(mut store: Store) {
     let raw = raw(store.member(0)).await.unwrap();
     queue_empties(&mut contenders, &raw, PERMIT_QUEUE).await;
     nothing_is_broken(&recorder).await;
+    freezes.report();
     let grants = recorder.record().semaphore.grants();
     let excused = recorder.record().semaphore.excused();
     println!("{grants} grants; excused: {excused}, because others may have ended the entries of earlier holders");
