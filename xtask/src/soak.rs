@@ -29,6 +29,7 @@ const ROUNDS: usize = 10;
 const FAULTS: &[&str] = &[
     "changed_security",
     "cluster",
+    "conformance",
     "contenders",
     "departures",
     "differential",
