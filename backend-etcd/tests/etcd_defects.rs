@@ -12,7 +12,7 @@ use enlist::{
     RegisterOptions, RegistrationState, Resolver, Snapshot, Watcher,
 };
 use enlist_etcd::{Etcd, EtcdNaming, SessionRuntime};
-use enlist_testkit::{BackgroundTask, EtcdDefect, FakeEtcd, Link, eventually, soon};
+use enlist_testkit::{BackgroundTask, EtcdDefect, FakeEtcd, Link, Misbehavior, eventually, soon};
 use etcd_client::{GetOptions, PutOptions, WatchOptions, WatchResponse, WatchStream};
 use support::{
     PREFIX, lock_name,
@@ -409,6 +409,25 @@ async fn a_view_never_follows_a_stale_read() {
     view.assert_current();
     assert_eq!((view.count(Counter::StoreWentBack), view.count(Counter::AuditRepairs)), (0, 0));
     assert!(view.freshness.is_live() && view.freshness.age() <= Duration::from_secs(10), "{:?}", view.freshness);
+}
+
+/// The watch falls silent after it has reported events. The first probe since is answered with the state before them.
+#[tokio::test(start_paused = true)]
+async fn a_stale_probe_proves_no_freshness() {
+    let mut view = View::start(None).await;
+    view.fake.set_defect(EtcdDefect::StaleReads);
+    put(&view.fake, "a", 2);
+    view.follow(Duration::from_millis(100)).await;
+    view.assert_current();
+    view.fake.misbehave(Misbehavior::Silence);
+    put(&view.fake, "a", 3);
+    let missed = Instant::now();
+    while shown(&view.seen)["a"] == 2 {
+        let (age, at_least) = (view.freshness.age(), missed.elapsed());
+        assert!(age >= at_least && age < Duration::from_secs(60), "{age:?}, {at_least:?} after the change");
+        view.follow(Duration::from_millis(100)).await;
+    }
+    assert!(view.fake.has_misbehaved() && missed.elapsed() > Duration::from_secs(5), "{:?}", missed.elapsed());
 }
 
 #[tokio::test(start_paused = true)]

@@ -50,13 +50,29 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
+    #[cfg(test)]
+    pub(crate) const fn new(revision: Revision, restores: u64) -> Self {
+        Self { revision, restores }
+    }
+
     /// Returns the state after a reply at `revision` to a request that was sent in state `before`, and the reply's age.
     fn after(self, before: Self, revision: Revision) -> (Self, Age) {
-        if before.restores != self.restores {
+        if !self.is_of_same_history(before) {
             return (self, Age::Unknown);
         }
-        let age = if revision < before.revision { Age::TooOld } else { Age::Possible };
+        let age = if before.excludes(revision) { Age::TooOld } else { Age::Possible };
         (Self { revision: self.revision.max(revision), ..self }, age)
+    }
+
+    /// Returns `true` if a reply at `revision`, to a request that was sent in this state, is of a member that lags or
+    /// of a store that went back.
+    pub(crate) fn excludes(self, revision: Revision) -> bool {
+        revision < self.revision
+    }
+
+    /// Returns `true` if no restore was noticed between the two states.
+    pub(crate) fn is_of_same_history(self, other: Self) -> bool {
+        self.restores == other.restores
     }
 }
 
@@ -113,7 +129,7 @@ impl StoreRevision {
     /// revision may belong to the lost history: the present revision is read instead.
     pub(crate) fn raise(&self, before: Seen, revision: Revision) -> History {
         let mut seen = self.locked();
-        if before.restores == seen.restores {
+        if seen.is_of_same_history(before) {
             seen.revision = seen.revision.max(revision);
             return History::Present;
         }
@@ -153,7 +169,7 @@ mod tests {
     use super::*;
 
     fn seen(revision: u64, restores: u64) -> Seen {
-        Seen { revision: Revision::new(revision), restores }
+        Seen::new(Revision::new(revision), restores)
     }
 
     #[test]

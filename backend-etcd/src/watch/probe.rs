@@ -19,7 +19,11 @@ use tokio::{
     time::Instant,
 };
 
-use crate::{client::store_client::StoreClient, error::Failure, watch::record::KeyRange};
+use crate::{
+    client::{store_client::StoreClient, store_revision::Seen},
+    error::Failure,
+    watch::record::KeyRange,
+};
 
 /// Maximum number of keys that are tried for one probe: a role may permit only some views of a session.
 const MAX_KEYS_TRIED: usize = 4;
@@ -28,6 +32,8 @@ const MAX_KEYS_TRIED: usize = 4;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Probe {
     pub(crate) sent: Moment,
+    /// State of the store's revision when it was sent.
+    pub(crate) store: Seen,
     pub(crate) revision: Revision,
 }
 
@@ -163,10 +169,10 @@ async fn probe(shared: Arc<ProbeState>, client: Arc<StoreClient>, every: Duratio
         for _ in 0..MAX_KEYS_TRIED {
             let Some(next) = shared.next_key(&key) else { break };
             key = next;
-            let sent = Moment::now();
+            let (sent, store) = (Moment::now(), client.store.seen());
             match client.probe(&key, every).await {
                 Ok(revision) => {
-                    shared.latest.send_replace(Some(Probe { sent, revision }));
+                    shared.latest.send_replace(Some(Probe { sent, store, revision }));
                     break;
                 }
                 Err(Failure::Denied) => {}

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use enlist::{Moment, Revision};
 
-use crate::{deliberate_defects::DeliberateDefect, watch::probe::Probe};
+use crate::{client::store_revision::Seen, deliberate_defects::DeliberateDefect, watch::probe::Probe};
 
 /// Maximum number of probes that wait for the watch to reach them. Beyond it, the reported age is too large until the
 /// watch has caught up.
@@ -17,32 +17,23 @@ pub(crate) enum ProbeVerdict {
     Proven(Moment),
     /// The watch has to reach the revision of the probe first.
     Ahead,
-    /// The store was at an earlier revision than the replica had before the probe was sent.
+    /// The member that answered lags, or the store went back.
     Behind,
 }
 
-/// Probes ahead of the replica of one range, and the revision that detects a probe of another history.
-#[derive(Debug)]
+/// Probes ahead of the replica of one range.
+#[derive(Debug, Default)]
 pub(crate) struct Proofs {
-    /// The replica was at this revision at this moment. A later read cannot be of an earlier revision.
-    floor: (Revision, Moment),
     /// In the order of both their sending and their revisions.
     pending: VecDeque<Probe>,
 }
 
 impl Proofs {
-    /// Creates the proofs of a replica that is at `revision` now, in a new history.
-    pub(crate) fn new(revision: Revision) -> Self {
-        Self { floor: (revision, Moment::now()), pending: VecDeque::new() }
-    }
-
-    /// Takes a probe for a replica at `revision`.
-    pub(crate) fn take(&mut self, probe: Probe, revision: Revision) -> ProbeVerdict {
-        let (floor, since) = self.floor;
-        if probe.revision < floor && !probe.sent.since(since).is_zero() {
+    /// Takes a probe for a replica at `revision`, whose watch was requested in state `opened`.
+    pub(crate) fn take(&mut self, probe: Probe, revision: Revision, opened: Seen) -> ProbeVerdict {
+        if probe.store.excludes(probe.revision) || !probe.store.is_of_same_history(opened) {
             return ProbeVerdict::Behind;
         }
-        self.floor = (revision, Moment::now());
         if probe.revision <= revision || DeliberateDefect::ProbesProveAtOnce.is_on() {
             self.pending.clear();
             return ProbeVerdict::Proven(probe.sent);
@@ -70,9 +61,11 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
+    const NOW: Seen = Seen::new(Revision::new(10), 1);
+
     async fn probe(revision: u64) -> Probe {
         tokio::time::advance(Duration::from_secs(5)).await;
-        Probe { sent: Moment::now(), revision: Revision::new(revision) }
+        Probe { sent: Moment::now(), store: NOW, revision: Revision::new(revision) }
     }
 
     fn seconds(moment: Option<Moment>) -> Option<u64> {
@@ -81,13 +74,13 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_probe_proves_once_the_replica_has_reached_it() {
-        let mut proofs = Proofs::new(Revision::new(10));
+        let mut proofs = Proofs::default();
         assert!(
-            matches!(proofs.take(probe(10).await, Revision::new(10)), ProbeVerdict::Proven(_)),
+            matches!(proofs.take(probe(10).await, Revision::new(10), NOW), ProbeVerdict::Proven(_)),
             "nothing has changed"
         );
         for revision in [12, 14, 16] {
-            assert!(matches!(proofs.take(probe(revision).await, Revision::new(11)), ProbeVerdict::Ahead));
+            assert!(matches!(proofs.take(probe(revision).await, Revision::new(11), NOW), ProbeVerdict::Ahead));
         }
         assert_eq!(seconds(proofs.reach(Revision::new(11))), None);
         assert_eq!(seconds(proofs.reach(Revision::new(15))), Some(5), "the newest that was reached");
@@ -97,20 +90,23 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_probe_of_another_history_proves_nothing() {
-        let mut proofs = Proofs::new(Revision::new(1000));
-        assert!(matches!(proofs.take(probe(6).await, Revision::new(1000)), ProbeVerdict::Behind));
-        // A probe that was sent before the first list may be of an earlier revision.
-        let early = probe(990).await;
-        assert!(matches!(proofs.take(probe(1001).await, Revision::new(1001)), ProbeVerdict::Proven(_)));
-        assert!(matches!(proofs.take(early, Revision::new(1001)), ProbeVerdict::Proven(_)));
+    async fn a_probe_that_lags_or_is_of_another_history_proves_nothing() {
+        let mut proofs = Proofs::default();
+        for (revision, opened) in
+            [(9, NOW), (11, Seen::new(Revision::new(10), 0)), (11, Seen::new(Revision::new(10), 2))]
+        {
+            let verdict = proofs.take(probe(revision).await, Revision::new(20), opened);
+            assert!(matches!(verdict, ProbeVerdict::Behind), "{revision} {opened:?}");
+        }
+        // The replica has advanced since the probe was sent.
+        assert!(matches!(proofs.take(probe(10).await, Revision::new(20), NOW), ProbeVerdict::Proven(_)));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_watch_that_lags_for_long_keeps_a_bounded_number() {
-        let mut proofs = Proofs::new(Revision::new(1));
-        for revision in 2..1000 {
-            proofs.take(probe(revision).await, Revision::new(1));
+        let mut proofs = Proofs::default();
+        for revision in 12..1000 {
+            proofs.take(probe(revision).await, Revision::new(11), NOW);
         }
         assert_eq!(proofs.pending.len(), MAX_PENDING);
     }

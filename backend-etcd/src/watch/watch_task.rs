@@ -151,7 +151,7 @@ impl WatchTask {
             serializable_first_list: context.settings.serializable_first_list,
             audit: Audit::new(context.settings.audit),
             probes,
-            proofs: Proofs::new(Revision::default()),
+            proofs: Proofs::default(),
             counters: Arc::clone(&context.counters),
             first_watch: Some(begin),
             repeats: 0,
@@ -291,7 +291,7 @@ impl WatchTask {
             replica.revision = before;
         }
         self.publisher.publish(replica.clone(), requested);
-        self.proofs = Proofs::new(revision);
+        self.proofs = Proofs::default();
         self.skipped = matches!(reason, Some(Resync::TooLarge | Resync::Silent)).then_some(revision);
         self.audit.start_over(replica.len());
         self.oversized = false;
@@ -329,7 +329,7 @@ impl WatchTask {
     /// Follows an open watch until it ends.
     async fn follow(&mut self, live: &mut LiveWatch) -> Result<Infallible, WatchEnd> {
         let (client, counters, range) = (Arc::clone(&self.client), Arc::clone(&self.counters), self.range.clone());
-        let (progress, connection) = (live.stream.progress(), live.stream.connection().clone());
+        let (progress, connection, opened) = (live.stream.progress(), live.stream.connection().clone(), live.store);
         loop {
             let message = {
                 // One wait for all steps of an audit in between, because they are no sign of life of the watch.
@@ -339,7 +339,7 @@ impl WatchTask {
                         message = &mut next_message => break message,
                         ready = self.audit.ready() => self.audited(ready).await?,
                         probe = next(&mut self.probes) => {
-                            if self.probed(probe, &connection) == Progress::Request {
+                            if self.probed(probe, opened, &connection) == Progress::Request {
                                 progress.notify_one();
                             }
                         }
@@ -412,8 +412,8 @@ impl WatchTask {
 
     /// Takes a probe. If the watch is behind it, the reply to a progress request raises the revision, provided that
     /// such replies are ordered with the events.
-    fn probed(&mut self, probe: Probe, connection: &Dialled) -> Progress {
-        match self.proofs.take(probe, self.seen()) {
+    fn probed(&mut self, probe: Probe, opened: Seen, connection: &Dialled) -> Progress {
+        match self.proofs.take(probe, self.seen(), opened) {
             ProbeVerdict::Proven(sent) => self.publisher.prove(sent),
             ProbeVerdict::Ahead if connection.progress_replies() == Some(ProgressReplies::InOrder) => {
                 return Progress::Request;
