@@ -140,6 +140,7 @@ mod tests {
     #[test]
     fn keys_are_as_documented() {
         let native = ConfigLayout::default();
+        assert_eq!([&native, &ConfigLayout::plain("/app")].map(ConfigLayout::name), ["native", "plain"]);
         let team = Namespace::parse("team/a").unwrap();
         assert_eq!(text(&native, "app/log.toml"), "enlist/config/default/app/log.toml");
         assert_eq!(

@@ -445,9 +445,25 @@ mod tests {
         let escaped = "\\u0078".repeat(room);
         let value = format!(r#"{{"v":1,"id":"a","endpoints":["h:1"],"metadata":{{"m":"{escaped}"}}}}"#);
         assert_eq!(layout.decode(&service, key, value.as_bytes()).unwrap().instance, largest);
-        let beyond = value + &" ".repeat(1 << 20);
+        let padding = " ".repeat(MAX_VALUE_BYTES - value.len());
+        let longest = value + &padding;
+        assert_eq!(layout.decode(&service, key, longest.as_bytes()).unwrap().instance, largest);
+        let beyond = longest + " ";
         let skipped = layout.decode(&service, key, beyond.as_bytes());
         assert_eq!(skipped, Err(Skip::malformed(format!("{} bytes", beyond.len()))));
+    }
+
+    #[test]
+    fn an_owner_token_that_is_too_long_for_the_largest_instance_is_refused() {
+        let (layout, service): (&dyn Layout, _) = (&Native::default(), ServiceRef::parse("s").unwrap());
+        let instance = Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("h:1").unwrap()]).unwrap();
+        let largest = instance.with_metadata("m", "x".repeat(MAX_INSTANCE_BYTES - 100));
+        // JSON makes six bytes of a control character.
+        let owner = "\u{1}".repeat((MAX_WRITTEN_BYTES - MAX_INSTANCE_BYTES) / 6 + 1);
+        let refused = layout.accepts(&service, &largest, Some(&owner));
+        assert!(matches!(refused, Err(Error::TooLarge { limit: MAX_WRITTEN_BYTES, .. })), "{refused:?}");
+        layout.accepts(&service, &largest, Some(&owner[..owner.len() - 300])).unwrap();
+        layout.accepts(&service, &largest, Some("short")).unwrap();
     }
 
     #[test]

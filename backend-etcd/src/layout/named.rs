@@ -235,6 +235,37 @@ mod tests {
         assert!(NamedLayout::find("x").is_none() && NamedLockLayout::find("x").is_none());
     }
 
+    /// Reads a value without a port.
+    fn port(name: &str, options: &LayoutOptions) -> Option<u16> {
+        let layout = NamedLayout::find(name).unwrap().build(options).unwrap();
+        let value = r#"{"Op":0,"Addr":"10.0.0.1","network":{"internal":"10.0.0.1"},"meta":{"env":"e","app_id":"s"}}"#;
+        let service = enlist::ServiceRef::parse("s").unwrap();
+        let mut key = layout.service_range(&service).unwrap().bounds().0.to_vec();
+        key.push(b'1');
+        Some(layout.decode(&service, &key, value.as_bytes()).ok()?.instance.endpoints()[0].port())
+    }
+
+    #[test]
+    fn addresses_without_a_port_get_that_of_the_options() {
+        for name in ["etcd-naming", "fireflycore", "fireflycore-by-lease"] {
+            assert_eq!(port(name, &LayoutOptions::new()), None, "{name}");
+            assert_eq!(port(name, &LayoutOptions::new().default_port(7)), Some(7), "{name}");
+        }
+    }
+
+    #[test]
+    fn keys_of_fireflycore_contain_the_environment_of_the_options() {
+        let service = enlist::ServiceRef::parse("s").unwrap();
+        for name in ["fireflycore", "fireflycore-by-lease"] {
+            let start = |options: &LayoutOptions| {
+                let layout = NamedLayout::find(name).unwrap().build(options).unwrap();
+                String::from_utf8(layout.service_range(&service).unwrap().bounds().0.to_vec()).unwrap()
+            };
+            assert_eq!(start(&LayoutOptions::new()), "default/prod/s/", "{name}");
+            assert_eq!(start(&LayoutOptions::new().environment("test")), "default/test/s/", "{name}");
+        }
+    }
+
     #[test]
     fn only_layouts_with_a_prefix_use_the_option() {
         let service = enlist::ServiceRef::parse("s").unwrap();
