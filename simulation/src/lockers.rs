@@ -20,6 +20,9 @@ use crate::{
 const LONG_HOLD: Duration = Duration::from_secs(20);
 const HELD_POLL: Duration = Duration::from_millis(300);
 
+/// Time in which a task that was woken runs.
+const WAKING: Duration = Duration::from_millis(1);
+
 /// Minimum TTL that etcd grants.
 const MIN_TTL: Duration = Duration::from_secs(2);
 
@@ -158,18 +161,14 @@ impl Locker {
         let begun = tokio::time::Instant::now();
         let mut lost = std::pin::pin!(guard.lost());
         while begun.elapsed() < LONG_HOLD && !self.world.is_stopping() {
-            if !self.world.check_held(self.number, guard) {
-                // The time in which a task that was woken runs.
-                let signalled = tokio::time::timeout(Duration::from_millis(1), lost).await;
-                if signalled.is_err() {
-                    let detail = format!("the lock {} is lost, and its holder still waits", guard.fencing_token());
-                    self.world.broken(Invariant::LossSignalled, detail);
-                }
-                return;
+            let held = self.world.check_held(self.number, guard);
+            let limit = if held { HELD_POLL } else { WAKING };
+            let signalled = tokio::time::timeout(limit, lost.as_mut()).await.ok();
+            if held && signalled.is_none() {
+                continue;
             }
-            if tokio::time::timeout(HELD_POLL, lost.as_mut()).await.is_ok() {
-                return;
-            }
+            let held = held && self.world.check_held(self.number, guard);
+            return self.world.check_signal(guard.fencing_token().get(), held, signalled);
         }
     }
 

@@ -202,10 +202,11 @@ impl World {
         self.shared().record.locks.step(now, locker, step);
     }
 
-    /// Records whether the lock is known to be held, and returns it.
+    /// Records whether the lock is known to be held, and returns it. While it is, no loss may be signalled.
     pub(crate) fn check_held(&self, locker: usize, guard: &LockGuard) -> bool {
         let token = guard.fencing_token().get();
         let held = guard.is_held();
+        self.check_signal(token, held, guard.lost().now_or_never());
         self.step(locker, if held { Step::Believed { token } } else { Step::Ended { token } });
         if held {
             let now = self.micros();
@@ -214,15 +215,23 @@ impl World {
         held
     }
 
-    /// Counts the reason for which a lock was lost. It has to be signalled by now.
-    pub(crate) fn count_loss(&self, guard: &LockGuard) {
+    /// Compares the signal of the loss of a lock with whether the lock is known to be held.
+    pub(crate) fn check_signal(&self, token: u64, held: bool, signalled: Option<Loss>) {
         self.count(Invariant::LossSignalled);
-        let signalled = guard.lost().now_or_never();
-        if let Some(loss) = observed(signalled) {
-            return self.count(loss);
+        if !is_true_signal(held, signalled) {
+            let state = if held { "held" } else { "lost" };
+            self.broken(
+                Invariant::LossSignalled,
+                format!("the lock {token} is {state}, but signalled is {signalled:?}"),
+            );
         }
-        let detail = format!("the lock {} is lost, but signalled is {signalled:?}", guard.fencing_token());
-        self.broken(Invariant::LossSignalled, detail);
+    }
+
+    /// Counts the reason for which a lock was lost.
+    pub(crate) fn count_loss(&self, guard: &LockGuard) {
+        if let Some(loss) = observed(guard.lost().now_or_never()) {
+            self.count(loss);
+        }
     }
 
     /// Returns a client with connections of its own.
@@ -248,6 +257,11 @@ fn observed(signalled: Option<Loss>) -> Option<Observed> {
     }
 }
 
+/// Returns `true` if the signal of a loss agrees with whether the lock is known to be held.
+fn is_true_signal(held: bool, signalled: Option<Loss>) -> bool {
+    if held { signalled.is_none() } else { observed(signalled).is_some() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -256,5 +270,15 @@ mod tests {
     fn a_loss_has_to_be_signalled() {
         assert_eq!(observed(Some(Loss::KeyGone)), Some(Observed::HolderNoticedKey));
         assert_eq!((observed(None), observed(Some(Loss::Released))), (None, None));
+        assert!(is_true_signal(false, Some(Loss::Expired)));
+        assert!(!is_true_signal(false, None) && !is_true_signal(false, Some(Loss::Released)));
+    }
+
+    #[test]
+    fn a_lock_that_is_held_signals_no_loss() {
+        assert!(is_true_signal(true, None));
+        for loss in [Loss::Expired, Loss::LeaseGone, Loss::KeyGone, Loss::Released] {
+            assert!(!is_true_signal(true, Some(loss)), "{loss:?}");
+        }
     }
 }
