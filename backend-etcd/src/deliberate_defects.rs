@@ -77,6 +77,8 @@ pub enum DeliberateDefect {
     ValidTooBriefly,
     /// A removal from a queue that fails is repeated almost at once.
     RemovalRetriedAtOnce,
+    /// The task that sends probes panics.
+    ProbesPanic,
 }
 
 #[cfg(feature = "defects")]
@@ -115,6 +117,7 @@ impl DeliberateDefect {
         Self::OldValuesKept,
         Self::ValidTooBriefly,
         Self::RemovalRetriedAtOnce,
+        Self::ProbesPanic,
     ];
 
     /// Turns this defect on for the whole process, and all others off.

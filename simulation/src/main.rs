@@ -16,6 +16,7 @@ mod many;
 mod operations;
 mod options;
 mod owners;
+mod panics;
 mod run;
 #[cfg(feature = "defects")]
 mod teeth;
@@ -60,6 +61,7 @@ fn one(options: &Options) -> Result<Outcome> {
     let seed = options.seed.ok_or("SEED is missing")?;
     let real = options.limit.map_or(run::REAL_LIMIT, NonZeroU32::get);
     forced::force(seed, forced::Limits { processor: run::PROCESSOR_LIMIT, real });
+    panics::record();
     if let Some(defect) = &options.defect {
         turn_on(defect)?;
     }

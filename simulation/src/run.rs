@@ -9,10 +9,7 @@ use std::{
 
 use enlist::{Counter, Resolver};
 use enlist_etcd::Etcd;
-use tokio::{
-    task::{JoinError, JoinSet},
-    time::Instant,
-};
+use tokio::{task::JoinSet, time::Instant};
 
 use crate::{
     configs,
@@ -22,6 +19,7 @@ use crate::{
     kinds::{Observed, Operation},
     lockers::{Locker, Resource},
     owners::{InstanceOwner, watcher},
+    panics,
     verdicts::{Invariant, Verdict},
     world::{Delivery, INSTANCES, LOCK_QUEUE, Logs, World, between, service},
 };
@@ -67,10 +65,12 @@ pub(crate) fn run(seed: u64, logs: Logs) -> RunOutcome {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     let runtime = runtime.expect("a runtime without input and output needs nothing of the system");
     let run = async { tokio::time::timeout(CLOCK_LIMIT, play(fastrand::Rng::with_seed(seed), logs)).await };
-    runtime.block_on(run).unwrap_or_else(|_| RunOutcome {
+    let mut outcome = runtime.block_on(run).unwrap_or_else(|_| RunOutcome {
         verdicts: vec![Verdict::of(Invariant::Ends, format!("it has not ended after {CLOCK_LIMIT:?} of its clock"))],
         counts: Counts::default(),
-    })
+    });
+    outcome.verdicts.extend(panics::recorded());
+    outcome
 }
 
 /// Tasks of a run.
@@ -97,9 +97,8 @@ async fn play(mut random: fastrand::Rng, logs: Logs) -> RunOutcome {
     finish(&world, &mut tasks).await;
     check_counters(&world, &etcds);
     tasks.lasting.abort_all();
-    while let Some(ended) = tasks.lasting.join_next().await {
-        check_end(&world, ended);
-    }
+    // A panic was recorded when it happened.
+    while tasks.lasting.join_next().await.is_some() {}
     // Watchers do not see the changes of the end, so they do not belong to the journal that is checked.
     let journal = world.fake.journal();
     let verdicts = judge(&world, &journal);
@@ -144,15 +143,6 @@ fn start(world: &World, etcds: &[Etcd], watchers: usize, random: &mut fastrand::
     tasks
 }
 
-/// Records a panic of a task.
-fn check_end(world: &World, ended: Result<(), JoinError>) {
-    if let Err(error) = ended
-        && error.is_panic()
-    {
-        world.broken(Invariant::NoPanic, error);
-    }
-}
-
 /// Waits for a condition. Records a violation if it does not hold within `limit`.
 async fn heals<F: Future<Output = Result<(), String>>>(
     world: &World,
@@ -195,11 +185,7 @@ async fn finish(world: &World, tasks: &mut Tasks) {
         if now == wanted { Ok(()) } else { Err(format!("{now:?} instead of {wanted:?}")) }
     })
     .await;
-    let all = async {
-        while let Some(ended) = tasks.ending.join_next().await {
-            check_end(world, ended);
-        }
-    };
+    let all = async { while tasks.ending.join_next().await.is_some() {} };
     if tokio::time::timeout(HEALING, all).await.is_err() {
         let detail = format!("not within {HEALING:?}: all contenders have had their turn");
         world.broken(Invariant::ContendersServed, detail);

@@ -90,7 +90,7 @@ kinds! {
         ConfigViewsExist,
         /// At the end, each watcher shows the last configuration.
         ConfigConverges,
-        /// No task panics.
+        /// No task panics, neither of the run nor of the library.
         NoPanic,
         /// The run ends: within half an hour of its clock, and within the limits of processor time and real time.
         Ends,

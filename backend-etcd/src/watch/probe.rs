@@ -21,6 +21,7 @@ use tokio::{
 
 use crate::{
     client::{store_client::StoreClient, store_revision::Seen},
+    deliberate_defects::DeliberateDefect,
     error::Failure,
     watch::record::KeyRange,
 };
@@ -169,6 +170,7 @@ async fn probe(shared: Arc<ProbeState>, client: Arc<StoreClient>, every: Duratio
         for _ in 0..MAX_KEYS_TRIED {
             let Some(next) = shared.next_key(&key) else { break };
             key = next;
+            assert!(!DeliberateDefect::ProbesPanic.is_on(), "a deliberate defect");
             let (sent, store) = (Moment::now(), client.store.seen());
             match client.probe(&key, every).await {
                 Ok(revision) => {
