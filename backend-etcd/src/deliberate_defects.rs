@@ -77,6 +77,8 @@ pub enum DeliberateDefect {
     ValidTooBriefly,
     /// A removal from a queue that fails is repeated almost at once.
     RemovalRetriedAtOnce,
+    /// A registration counts as suspect after a write that etcd acknowledged.
+    SuspectAfterWrites,
     /// The task that sends probes panics.
     ProbesPanic,
 }
@@ -117,6 +119,7 @@ impl DeliberateDefect {
         Self::OldValuesKept,
         Self::ValidTooBriefly,
         Self::RemovalRetriedAtOnce,
+        Self::SuspectAfterWrites,
         Self::ProbesPanic,
     ];
 

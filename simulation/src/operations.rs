@@ -174,9 +174,9 @@ pub(crate) fn of_update(error: &Error) -> Excuse {
     }
 }
 
-/// Returns the excuse for the state of a registration that is wanted; `None` if it needs none. A refused registration
-/// is tried again at a slow pace, so access may have been denied at any time before.
-pub(crate) fn of_state(state: &RegistrationState) -> Option<Excuse> {
+/// Returns the excuse for the state of a registration that is wanted, at any time; `None` if it needs none. A refused
+/// registration is tried again at a slow pace, so access may have been denied at any time before.
+fn of_state(state: &RegistrationState) -> Option<Excuse> {
     match state {
         RegistrationState::Registering { .. }
         | RegistrationState::Registered { .. }
@@ -184,6 +184,27 @@ pub(crate) fn of_state(state: &RegistrationState) -> Option<Excuse> {
         | RegistrationState::Reregistering { .. } => None,
         RegistrationState::Refused { cause: Error::PermissionDenied { .. } } => Some(Excuse::Denial),
         _ => Some(Excuse::Nothing),
+    }
+}
+
+/// Confirmation of a write of an instance, with which its owner reads the state of its registration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Confirmation {
+    /// Nothing has confirmed the last write yet.
+    Missing,
+    /// A call that began at this time has just confirmed it.
+    Since(u64),
+}
+
+/// Returns the excuse for the state of a registration that is wanted, and the time from which it may apply; `None` if
+/// the state needs none. When a call has just confirmed the last write, the registration is registered.
+pub(crate) fn of_confirmed(state: &RegistrationState, confirmation: Confirmation) -> Option<(Excuse, u64)> {
+    use RegistrationState::{Registering, Reregistering, Suspect};
+    match (state, confirmation) {
+        (Registering { .. } | Suspect { .. } | Reregistering { .. }, Confirmation::Since(from)) => {
+            Some((Excuse::Removal, from))
+        }
+        _ => of_state(state).map(|excuse| (excuse, 0)),
     }
 }
 
@@ -330,6 +351,25 @@ mod tests {
         assert_eq!(of_state(&RegistrationState::Refused { cause: denied() }), Some(Excuse::Denial));
         assert_eq!(of_state(&RegistrationState::Ended), Some(Excuse::Nothing));
         assert_eq!(of_state(&RegistrationState::Registering { last: None }), None);
+    }
+
+    #[test]
+    fn a_state_after_a_confirmation_has_its_excuse() {
+        let (confirmed, removal) = (Confirmation::Since(7), Some((Excuse::Removal, 7)));
+        for state in [
+            RegistrationState::Registering { last: None },
+            RegistrationState::Suspect { cause: timeout(None) },
+            RegistrationState::Reregistering { cause: Error::LeaseLost },
+        ] {
+            assert_eq!(of_confirmed(&state, confirmed), removal, "{state:?}");
+            assert_eq!(of_confirmed(&state, Confirmation::Missing), None, "{state:?}");
+        }
+        let refused = RegistrationState::Refused { cause: denied() };
+        assert_eq!(of_confirmed(&refused, confirmed), Some((Excuse::Denial, 0)), "access may have been denied before");
+        assert_eq!(
+            of_confirmed(&RegistrationState::Registered { revision: enlist::Revision::new(7) }, confirmed),
+            None
+        );
     }
 
     #[test]

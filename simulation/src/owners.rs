@@ -11,7 +11,7 @@ use enlist_testkit::history::WatchRecorder;
 
 use crate::{
     kinds::{Observed, Operation},
-    operations::{Acknowledged, Excuse, Shown, of_deregister, of_register, of_state, of_update},
+    operations::{Acknowledged, Confirmation, Excuse, Shown, of_confirmed, of_deregister, of_register, of_update},
     verdicts::Invariant,
     world::{INSTANCES, World, between, service},
 };
@@ -51,14 +51,14 @@ impl InstanceOwner {
         loop {
             incarnation += 1;
             let id = format!("o{}-{incarnation}", self.number);
-            let Some(registration) = self.register(&id).await else {
+            let Some((registration, confirmation)) = self.register(&id).await else {
                 self.world.log(|| format!("{id}: not registered"));
                 tokio::time::sleep(between(&mut self.random, 10, 1000)).await;
                 continue;
             };
             self.world.log(|| format!("{id}: registered, {:?}", registration.state()));
             self.world.count(Observed::InstanceRegistered);
-            check_state(&self.world, &id, &registration);
+            check_state(&self.world, &id, &registration, confirmation);
             let now = self.world.micros();
             self.world.shared().losses.registered(now, &id);
             let weight = self.update(&id, &registration).await;
@@ -72,7 +72,7 @@ impl InstanceOwner {
     }
 
     /// Registers an instance. In a quarter of the calls the future is dropped after a random time.
-    async fn register(&mut self, id: &str) -> Option<Registration> {
+    async fn register(&mut self, id: &str) -> Option<(Registration, Confirmation)> {
         let Self { world, etcd, ttl, random, .. } = self;
         let service = service();
         let options = options(random, *ttl);
@@ -80,18 +80,20 @@ impl InstanceOwner {
         world.count(if is_background { Operation::RegisterInBackground } else { Operation::Register });
         let registering = etcd.register(&service, instance(id), options);
         world.log(|| format!("{id}: registers"));
+        let from = world.micros();
+        let confirmation = if is_background { Confirmation::Missing } else { Confirmation::Since(from) };
         if random.u8(..4) == 0 && !world.is_stopping() {
             world.count(Operation::DropRegistering);
-            return tokio::time::timeout(between(random, 0, 300), registering).await.ok()?.ok();
+            let registered = tokio::time::timeout(between(random, 0, 300), registering).await.ok()?;
+            return registered.ok().map(|registration| (registration, confirmation));
         }
-        let from = world.micros();
         let registered = registering.await;
         let excuse = registered.as_ref().err().map(of_register);
         world.suspect(Invariant::ErrorsJustified, excuse, from, format!("{id}: {:?}", registered.as_ref().err()));
         if registered.is_ok() && !is_background {
             self.check_registered(id, from);
         }
-        registered.ok()
+        registered.ok().map(|registration| (registration, confirmation))
     }
 
     /// Checks that an instance is stored when `register` returns. It was called at `from`.
@@ -114,15 +116,16 @@ impl InstanceOwner {
             let update = registration.update(move |update| {
                 update.weight(weight);
             });
-            if random.u8(..3) == 0 {
+            let confirmation = if random.u8(..3) == 0 {
                 drop(update);
+                Confirmation::Missing
             } else {
                 let (from, limit) = (world.micros(), between(random, 100, 10_000));
                 let updated = tokio::time::timeout(limit, update).await;
-                check_updated(world, id, weight, from, updated.map_err(|_| limit));
-            }
+                check_updated(world, id, weight, from, updated.map_err(|_| limit))
+            };
             world.log(|| format!("{id}: weight {weight}, {:?}", registration.state()));
-            check_state(world, id, registration);
+            check_state(world, id, registration, confirmation);
             if world.is_stopping() {
                 break;
             }
@@ -175,29 +178,31 @@ fn is_stored(world: &World, id: &str) -> bool {
 }
 
 /// Checks the state of a registration that is wanted.
-fn check_state(world: &World, id: &str, registration: &Registration) {
+fn check_state(world: &World, id: &str, registration: &Registration, confirmation: Confirmation) {
     let state = registration.state();
     if let RegistrationState::Registered { revision } = &state {
         let stored = Acknowledged::Stored { id: id.to_owned(), at: revision.get() };
         world.shared().operations.acknowledged.push(stored);
     }
-    world.suspect(Invariant::ErrorsJustified, of_state(&state), 0, format!("{id}: {state:?}"));
+    let (excuse, from) = of_confirmed(&state, confirmation).unzip();
+    world.suspect(Invariant::ErrorsJustified, excuse, from.unwrap_or(0), format!("{id}: {state:?}, {confirmation:?}"));
 }
 
-/// Checks the result of an update that began at `from`, or that it has none within a time.
+/// Checks the result of an update that began at `from`, or that it has none within a time. Returns its confirmation.
 fn check_updated(
     world: &World,
     id: &str,
     weight: u32,
     from: u64,
     updated: Result<Result<Revision, enlist::Error>, Duration>,
-) {
+) -> Confirmation {
     let detail = format!("{id}: weight {weight}: {updated:?}");
     match updated {
         Ok(Ok(revision)) => {
             world.count(Invariant::UpdateStored);
             let stored = Acknowledged::Updated { id: id.to_owned(), at: revision.get(), weight };
             world.shared().operations.acknowledged.push(stored);
+            return Confirmation::Since(from);
         }
         Ok(Err(error)) => world.suspect(Invariant::ErrorsJustified, Some(of_update(&error)), from, detail),
         Err(limit) => {
@@ -205,6 +210,7 @@ fn check_updated(
             world.suspect(Invariant::UpdateStored, excuse, from, detail);
         }
     }
+    Confirmation::Missing
 }
 
 /// Records every view and age that a watcher reports.

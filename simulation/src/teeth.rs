@@ -45,7 +45,7 @@ fn finding(defect: DeliberateDefect) -> &'static [Invariant] {
         D::RefusalsIgnored => &[I::StoreConverges, I::InstanceReturns],
         D::CreationsReportedEarly => &[I::RegistrationStored],
         D::UpdatesReportedEarly => &[I::UpdateStored],
-        D::UnknownWritesForgotten => &[I::ErrorsJustified],
+        D::UnknownWritesForgotten | D::SuspectAfterWrites => &[I::ErrorsJustified],
         D::OldValuesKept => &[I::ValuesExist],
         D::ValidTooBriefly => &[I::LocksKept],
         D::RemovalRetriedAtOnce => &[I::RequestRate],

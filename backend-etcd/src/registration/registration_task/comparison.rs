@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::SystemTime};
 
 use enlist::{
-    Counter, Error, LeaseChoice, LeaseId, Revision,
+    Counter, Error, LeaseChoice, LeaseId, RegistrationState, Revision,
     backend::{
         Desired, Goal, LeasePurpose, LeaseTerms, RegistrationDriver, Shown, count,
         reconcile::{self, Found, Mine, Step},
@@ -271,6 +271,9 @@ impl RegistrationTask {
         self.writes.withdrawing = false;
         self.driver.report_lease(lease);
         self.driver.report_stored(generation, record.modified);
+        if DeliberateDefect::SuspectAfterWrites.is_on() {
+            self.driver.report(RegistrationState::Suspect { cause: Error::LeaseLost });
+        }
         self.rollbacks = self.context.leases.rollbacks();
         self.writes.acknowledge(record, generation);
         self.writes.forget_changes();
