@@ -178,6 +178,16 @@ impl History {
         self.watchers.len()
     }
 
+    /// Number of views that the watchers showed.
+    pub fn views(&self) -> usize {
+        self.watchers.iter().map(Vec::len).sum()
+    }
+
+    /// Number of ages that the watchers reported.
+    pub fn ages(&self) -> usize {
+        self.ages.iter().map(Vec::len).sum()
+    }
+
     /// Returns the watchers whose last view is older than `revision`, or differs from `content`: a watch that has lost
     /// an event reaches the revision without it.
     pub fn behind(&self, revision: u64, content: &Versions) -> Vec<usize> {
@@ -437,6 +447,16 @@ mod tests {
         assert_eq!(spoiled(|history| history.aged(0, 5 * SECOND, 2, SECOND)), ["Dishonest"]);
         assert_eq!(spoiled(|history| history.aged(0, 5 * SECOND - 1, 2, SECOND)), [""; 0]);
         assert_eq!(spoiled(|history| history.torn(0, 4)), ["Torn"]);
+    }
+
+    #[test]
+    fn views_and_ages_of_all_watchers_are_counted() {
+        let mut history = History::new(2);
+        history.shown(0, 1, Versions::new());
+        history.shown(1, 1, Versions::new());
+        history.shown(1, 2, Versions::new());
+        history.aged(1, 0, 2, 0);
+        assert_eq!((history.watchers(), history.views(), history.ages()), (2, 3, 1));
     }
 
     #[test]
