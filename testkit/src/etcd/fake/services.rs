@@ -72,6 +72,7 @@ impl PbKvService for Service {
         self.shared.awake().await;
         self.shared.quorum(request.metadata(), Consistency::Linearizable).await?;
         self.shared.check_permission()?;
+        self.shared.store().requests.txns += 1;
         self.shared.change(|store| store.put_request(request.into_inner())).map(Response::new)
     }
 
@@ -79,6 +80,7 @@ impl PbKvService for Service {
         self.shared.awake().await;
         self.shared.quorum(request.metadata(), Consistency::Linearizable).await?;
         self.shared.check_permission()?;
+        self.shared.store().requests.deletions += 1;
         self.shared.change(|store| store.delete_request(request.get_ref())).map(Response::new)
     }
 
@@ -109,6 +111,7 @@ impl PbKvService for Service {
         self.shared.awake().await;
         self.shared.quorum(request.metadata(), Consistency::Linearizable).await?;
         let mut store = self.shared.store();
+        store.requests.compactions += 1;
         store.compact(request.get_ref().revision)?;
         Ok(Response::new(PbCompactionResponse { header: store.header() }))
     }
@@ -136,6 +139,7 @@ impl PbLeaseService for Service {
         request: Request<PbLeaseRevokeRequest>,
     ) -> Result<Response<PbLeaseRevokeResponse>, Status> {
         self.shared.awake().await;
+        self.shared.store().requests.revocations += 1;
         // The state owns the sender, so waiting cannot fail.
         let _ = self.shared.revocations_held.subscribe().wait_for(|held| !held).await;
         let known = self.shared.change(|store| store.revoke(request.get_ref().id));

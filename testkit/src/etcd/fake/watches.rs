@@ -267,7 +267,9 @@ impl Watch {
             self.state.awake().await;
             return Err(Ended::Canceled(canceled(self.state.store().header())));
         }
-        Ok(matches!(request, PbWatchRequestUnion::ProgressRequest(_)))
+        let is_progress = matches!(request, PbWatchRequestUnion::ProgressRequest(_));
+        self.state.store().requests.progress += usize::from(is_progress);
+        Ok(is_progress)
     }
 
     /// Sends the events that are due. Returns the header of the revision up to which they have been sent.
