@@ -450,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn views_and_ages_of_all_watchers_are_counted() {
+    fn records_of_all_watchers_are_counted() {
         let mut history = History::new(2);
         history.shown(0, 1, Versions::new());
         history.shown(1, 1, Versions::new());
