@@ -30,6 +30,9 @@ const BACK: Duration = Duration::from_secs(2);
 /// Maximum time until a holder notices that its key is gone.
 const NOTICED: Duration = Duration::from_secs(1);
 
+/// Maximum time after a disturbance until a watch reports again.
+const RECOVERED: Duration = Duration::from_secs(15);
+
 fn client(link: &Link) -> Etcd {
     let builder = Etcd::from_channel(link.channel()).runtime(SessionRuntime::Caller);
     builder.audit(Some(AUDIT)).build().unwrap()
@@ -464,6 +467,23 @@ async fn stale_lists_of_compacted_revisions_are_spaced_out() {
     while shown(&seen) != stored(&fake) {
         seen = soon("the present state", watcher.next()).await.unwrap().snapshot;
     }
+}
+
+/// The watch of a holder's entry has to begin at a list. No watch may begin at one that is older than the compaction.
+#[tokio::test(start_paused = true)]
+async fn a_holder_notices_a_deletion_after_stale_lists() {
+    let fake = FakeEtcd::start();
+    fake.set_defect(EtcdDefect::StaleReads);
+    let etcd = client(&fake.link());
+    let holder = acquire(&etcd).await;
+    fake.compact();
+    fake.delete(&fake.under(LOCKS).remove(0).0);
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert!(holder.is_held(), "nothing can report it");
+    fake.mend();
+    let mended = Instant::now();
+    soon("noticed", holder.lost()).await;
+    assert!(mended.elapsed() <= RECOVERED + NOTICED, "after {:?}", mended.elapsed());
 }
 
 /// Each comparison finds no key, as before the registration.

@@ -73,6 +73,7 @@ pub(crate) fn set_known_defect(world: &World, random: &mut fastrand::Rng) {
         KnownDefect::RevokedLeaseRenewed => EtcdDefect::RevokedLeaseRenewed,
     });
     world.shared().calm = kind != KnownDefect::FormerLeaderRevokes;
+    world.shared().stale_reads_of = (kind == KnownDefect::StaleReads).then(|| world.fake.revision());
     if kind == KnownDefect::EarlyProgress {
         // It holds all events back.
         let mut shared = world.shared();
@@ -132,7 +133,7 @@ pub(crate) async fn nemesis(world: World, links: Vec<Link>, end: Duration, mut r
     }
 }
 
-/// Counts the defects of the server that have shown, and records the time in which they may have had an effect.
+/// Counts the defects of the server that have shown, and records the times in which they may have had an effect.
 fn count_misbehavior(world: &World) {
     for misbehavior in world.fake.misbehaved() {
         let text = format!("{misbehavior:?}");
@@ -147,12 +148,15 @@ fn count_misbehavior(world: &World) {
         let recovery = shared.misbehavior_recovery;
         shared.losses.disturbed(since, now, recovery);
     }
+    if let Some(since) = shared.unwatchable_since {
+        shared.losses.unwatchable(since, now, RECOVERY);
+    }
 }
 
 /// Compacts the history in a third of the calls, so that a client that returns has missed events for good.
 fn compact_sometimes(world: &World, random: &mut fastrand::Rng) {
     if random.u8(..3) == 0 {
-        world.fake.compact();
+        world.compact();
     }
 }
 
@@ -280,6 +284,6 @@ fn change_store(world: &World, fault: Fault, random: &mut fastrand::Rng) {
             let prefix = [INSTANCES, LOCK_QUEUE][random.usize(..2)];
             fake.put(format!("{prefix}garbage-{}", random.u8(..3)), "{\"v\":");
         }
-        _ => fake.compact(),
+        _ => world.compact(),
     }
 }

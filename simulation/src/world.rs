@@ -109,6 +109,10 @@ pub(crate) struct Notes {
     /// Time of the first request for misbehavior, and the longest recovery from one.
     pub(crate) misbehaved_since: Option<u64>,
     pub(crate) misbehavior_recovery: u64,
+    /// Revision at which a defect of etcd answers all reads.
+    pub(crate) stale_reads_of: Option<i64>,
+    /// Time since which the history after that revision is gone, so that no range can be listed and then watched.
+    pub(crate) unwatchable_since: Option<u64>,
 }
 
 impl World {
@@ -134,6 +138,8 @@ impl World {
             disturbed_since: None,
             misbehaved_since: None,
             misbehavior_recovery: 0,
+            stale_reads_of: None,
+            unwatchable_since: None,
         };
         let fake = FakeEtcd::start();
         fake.expire_leases();
@@ -189,6 +195,17 @@ impl World {
         let mut shared = self.shared();
         if let Some(since) = shared.disturbed_since.take() {
             shared.losses.disturbed(since, now, RECOVERY);
+        }
+    }
+
+    /// Compacts the history up to the present revision. A watch that begins at a stale list is refused from then on.
+    pub(crate) fn compact(&self) {
+        self.fake.compact();
+        let (now, compacted) = (self.micros(), self.fake.revision());
+        let mut shared = self.shared();
+        if shared.stale_reads_of.is_some_and(|listed| listed < compacted) {
+            shared.unwatchable_since.get_or_insert(now);
+            shared.cut_off = true;
         }
     }
 
@@ -265,6 +282,23 @@ fn is_true_signal(held: bool, signalled: Option<Loss>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_compaction_after_the_stale_state_prevents_watches() {
+        let since = |stale_reads_of, writes| {
+            let world = World::new(0, Logs::Omitted);
+            world.shared().stale_reads_of = stale_reads_of;
+            for _ in 0..writes {
+                world.fake.put("a key", "a value");
+            }
+            world.compact();
+            let shared = world.shared();
+            (shared.unwatchable_since, shared.cut_off)
+        };
+        assert_eq!(since(Some(1), 1), (Some(0), true));
+        assert_eq!(since(Some(1), 0), (None, false), "the history after the list is still there");
+        assert_eq!(since(None, 1), (None, false), "lists are current");
+    }
 
     #[test]
     fn a_loss_has_to_be_signalled() {

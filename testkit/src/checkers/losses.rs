@@ -46,6 +46,8 @@ pub enum EndCause {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LossHistory {
     disturbances: Vec<Incident>,
+    /// Periods in which no range can be listed and then watched.
+    unwatchable: Vec<Incident>,
     /// Holders by token.
     holders: BTreeMap<u64, Holder>,
     /// Instances by id.
@@ -54,7 +56,7 @@ pub struct LossHistory {
     ended: u64,
 }
 
-/// Period in which a fault may delay messages to clients, or requests.
+/// Period in which a fault may delay messages to clients, or requests, or prevent watches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Incident {
     from: u64,
@@ -130,6 +132,12 @@ impl LossHistory {
     /// Records a fault that may delay messages to clients, or requests, and has effects until `recovery` after its end.
     pub fn disturbed(&mut self, from: u64, until: u64, recovery: u64) {
         self.disturbances.push(Incident { from, until, recovery });
+    }
+
+    /// Records a period in which no range can be listed and then watched, with effects until `recovery` after its end.
+    /// It delays the notice of losses, and no request.
+    pub fn unwatchable(&mut self, from: u64, until: u64, recovery: u64) {
+        self.unwatchable.push(Incident { from, until, recovery });
     }
 
     /// Records a grant of the lock under a lease with this TTL.
@@ -250,13 +258,14 @@ impl LossHistory {
         }
     }
 
-    /// Returns the time `bound` after `at`. If a disturbance may still have had an effect at `at`, or began before that
-    /// time, it counts from the end of its recovery.
+    /// Returns the time `bound` after `at`. If a disturbance, or a period without watches, may still have had an effect
+    /// at `at`, or began before that time, it counts from the end of its recovery.
     fn limit(&self, at: u64, bound: u64) -> u64 {
         let mut limit = at + bound;
         loop {
             let concerns = |it: &&Incident| it.from <= limit && it.until + it.recovery >= at;
-            let later = self.disturbances.iter().filter(concerns).map(|it| it.until + it.recovery + bound).max();
+            let incidents = self.disturbances.iter().chain(&self.unwatchable);
+            let later = incidents.filter(concerns).map(|it| it.until + it.recovery + bound).max();
             match later {
                 Some(later) if later > limit => limit = later,
                 _ => return limit,
@@ -377,6 +386,22 @@ mod tests {
         history.disturbed(10, 20, 5);
         assert!(history.is_disturbed(25, 30) && history.is_disturbed(1, 10) && history.is_disturbed(1, 90));
         assert!(!history.is_disturbed(26, 30) && !history.is_disturbed(1, 9));
+    }
+
+    #[test]
+    fn a_period_without_watches_delays_notices_only() {
+        let mut history = LossHistory::default();
+        history.granted(7, 5 * SECOND);
+        history.held(16 * SECOND, 7);
+        history.entry_ended(10 * SECOND, 7, EndCause::Deleted);
+        assert_eq!(history.check(), too_long(EndCause::Deleted, 6 * SECOND, SECOND));
+        history.unwatchable(2 * SECOND, 3 * SECOND, 7 * SECOND - 1);
+        assert_eq!(history.check(), too_long(EndCause::Deleted, 6 * SECOND, SECOND), "it was over");
+        history.unwatchable(9 * SECOND, 12 * SECOND, 3 * SECOND);
+        assert_eq!(history.check(), []);
+        assert!(!history.is_disturbed(0, 60 * SECOND), "it explains no failed request");
+        history.held(16 * SECOND + 1, 7);
+        assert_eq!(history.check(), too_long(EndCause::Deleted, 6 * SECOND + 1, 6 * SECOND));
     }
 
     #[test]
