@@ -6,11 +6,17 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use enlist::{
-    Deregistered, Error, LeaseChoice, LeaseId, Lock, LockName, LockOptions, OnConflict, OnDelete, RegisterOptions,
-    Registration, RegistrationState, Registry, Start,
+    Counter, Deregistered, Error, LeaseChoice, LeaseId, Lock, LockName, LockOptions, OnConflict, OnDelete,
+    RegisterOptions, Registration, RegistrationState, Registry, Start,
 };
 use enlist_etcd::{Etcd, GobaseLock};
 use enlist_testkit::{FakeEtcd, LateWrite, Misbehavior, eventually, soon};
@@ -25,6 +31,9 @@ const LOST: usize = 250;
 
 const SERVICES: &[u8] = b"enlist/services/";
 const LOCKS: &[u8] = b"enlist/locks/default/l/";
+
+/// Number of requests that are refused at most. A repetition without a pause would never end under a paused clock.
+const REFUSALS: usize = 1000;
 
 /// Delay of the late write: longer than any request, and than etcd's own limit.
 const LATE: Duration = Duration::from_secs(30);
@@ -670,4 +679,34 @@ async fn a_removal_with_late_answers_reports_in_time() {
     assert_eq!(a.deregister().await.unwrap(), Deregistered::LeftBehind);
     assert!(begun.elapsed() <= Duration::from_millis(3100), "{:?}", begun.elapsed());
     eventually("it is gone", || async { if ids(&fake).is_empty() { Ok(()) } else { Err(ids(&fake)) } }).await;
+}
+
+/// The creation is not answered, its lease is lost, and then etcd is unreachable, so no other lease is granted.
+#[tokio::test(start_paused = true)]
+async fn a_lost_creation_under_a_lost_lease_repeats_slowly() {
+    let fake = FakeEtcd::start();
+    let refusals = Arc::new(AtomicUsize::new(0));
+    let left = Arc::clone(&refusals);
+    let refuse = move |request: tonic::Request<()>| {
+        let refused = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok();
+        if refused { Err(tonic::Status::unavailable("refused")) } else { Ok(request) }
+    };
+    let etcd = builder(&fake).layer(tonic::service::InterceptorLayer::new(refuse)).build().unwrap();
+    fake.misbehave(Misbehavior::LateTxn(LATE));
+    let a = begin(&etcd, "a", RegisterOptions::new().ttl(Duration::from_secs(3))).await;
+    eventually("the creation is under way", || async { fake.has_misbehaved().then_some(()).ok_or(()) }).await;
+    fake.revoke_all();
+    eventually("the lease is lost", || async {
+        let losses = etcd.counters().get(Counter::LeaseLosses);
+        if losses == 1 { Ok(()) } else { Err(losses) }
+    })
+    .await;
+    refusals.store(REFUSALS, Ordering::Relaxed);
+    unanswered(&a).await;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let refused = REFUSALS - refusals.swap(0, Ordering::Relaxed);
+    assert!((2..=100).contains(&refused), "{refused} requests in ten seconds");
+    registered(&a).await;
+    assert!(!late_write(&fake).await, "its lease is gone");
+    assert_eq!(ids(&fake), ["a"]);
 }

@@ -185,6 +185,9 @@ impl RegistrationTask {
         if let Some(retired) = retired.filter(|lease| self.writes.may_be_under(lease.id())) {
             self.former = Some(retired);
         }
+        // A wait after a failed grant would end at once with it. A given lease is never replaced.
+        let given = matches!(self.options.lease, LeaseChoice::Given(_));
+        drop(self.lease.take_if(|lease| lease.is_lost() && !given));
         let leases = &self.context.leases;
         let own = self.layout.lease_scope() == LeaseScope::PerKey;
         let granting = async {
