@@ -254,7 +254,7 @@ impl RegistrationTask {
         lease.renew_now();
         let mut state = lease.state();
         let verdict = async {
-            while !lease.is_lost() && lease.renewed().is_some_and(|sent| sent.since(requested).is_zero()) {
+            while !lease.is_lost() && lease.renewed().is_some_and(|sent| !is_since(sent, requested)) {
                 lease_changed(&mut state).await;
             }
         };
@@ -266,6 +266,11 @@ impl RegistrationTask {
         }
         self.sleep_while_wanted(jitter(self.reregistration_window())).await;
     }
+}
+
+/// Returns `true` if a renewal was sent since the request for one, also on a clock that has not moved in between.
+fn is_since(sent: Moment, requested: Moment) -> bool {
+    requested.since(sent).is_zero()
 }
 
 /// Waits until the followed key is gone.
@@ -280,5 +285,17 @@ async fn gone(followed: &mut Option<Subscriber<Replica>>) {
             // A watch that is refused is opened again.
             Ok(_) | Err(_) => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_renewal_at_the_time_of_its_request_counts() {
+        let (earlier, now) = (Moment::ago(Duration::from_nanos(1)), Moment::now());
+        assert!(is_since(now, now) && is_since(now, earlier));
+        assert!(!is_since(earlier, now));
     }
 }
