@@ -8,18 +8,19 @@ use std::{
     future::Future,
     pin::{Pin, pin},
     process::{Command, Stdio},
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::Arc,
     task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use enlist::{
-    Counter, Deregistered, Election, Error, InstanceId, LeaseChoice, Lock, LockName, LockOptions, Moment, Owner,
-    RegisterOptions, RegistrationState, Registry, Resolver, Start,
+    Counter, Deregistered, Election, Error, InstanceId, LeaseChoice, Lock, LockGuard, LockName, LockOptions, Moment,
+    Once, Owner, RawValues, RegisterOptions, RegistrationState, Registry, Resolver, Semaphore, SemaphoreOptions, Start,
 };
 use enlist_etcd::Etcd;
-use enlist_testkit::{BackgroundTask, EtcdServer, Mode, Proxy, eventually, soon};
+use enlist_testkit::{BackgroundTask, Direction, EtcdServer, Mode, Proxy, eventually, soon};
 use etcd_client::PutOptions;
+use futures::{StreamExt, stream};
 use support::{
     CHILD, PREFIX, Renewal, TTL,
     between::{Between, Fault, Victim},
@@ -30,10 +31,17 @@ use support::{
 /// TTL that outlives each wait of these tests, so that what disappears was removed.
 const LONG_TTL: Duration = Duration::from_secs(300);
 
+/// Keys, except those that stay until they are deleted: numbers of permits, and records of jobs.
 async fn keys(server: &EtcdServer) -> Vec<String> {
+    stored(raw(server).await).await
+}
+
+async fn stored(mut raw: etcd_client::Client) -> Vec<String> {
     let all = etcd_client::GetOptions::new().with_prefix().with_keys_only();
-    let found = raw(server).await.get("enlist/", Some(all)).await.unwrap();
-    found.kvs().iter().map(|pair| pair.key_str().unwrap().to_owned()).collect()
+    let found = raw.get("enlist/", Some(all)).await.unwrap();
+    let stays = |key: &&str| ["enlist/semaphore-permits/", "enlist/config/once:"].iter().any(|it| key.starts_with(it));
+    let keys = found.kvs().iter().map(|pair| pair.key_str().unwrap());
+    keys.filter(|key| !stays(key)).map(str::to_owned).collect()
 }
 
 /// Row 13: a registration's key that another client deleted is restored. A live lease alone does not prove that the key
@@ -292,7 +300,7 @@ async fn a_black_hole_costs_nothing_with_two_endpoints() {
     let before = listed(&Etcd::connect(server.url()).await.unwrap(), 1).await;
     for (hole, other) in [(&first, &second), (&second, &first)] {
         other.heal();
-        hole.set(Mode::BlackHole(enlist_testkit::Direction::Both));
+        hole.set(Mode::BlackHole(Direction::Both));
         pass(2 * TTL).await;
         // Requests in the meantime complete within two deadlines: that of a renewal or request, and that of a dial.
         let begun = Moment::now();
@@ -315,7 +323,7 @@ async fn a_black_hole_at_the_only_endpoint_heals() {
     let proxy = Proxy::start(server.address()).await.unwrap();
     let etcd = Etcd::builder([proxy.url()]).connect().await.unwrap();
     let registration = register(&etcd, "a").await;
-    proxy.set(Mode::BlackHole(enlist_testkit::Direction::Both));
+    proxy.set(Mode::BlackHole(Direction::Both));
     let begun = Moment::now();
     state(&registration, |state| matches!(state, RegistrationState::Suspect { .. })).await;
     assert!(begun.elapsed() < TTL, "reported before the lease runs out: {:?}", begun.elapsed());
@@ -397,25 +405,19 @@ struct DropPoint<'a> {
     healthy: usize,
     /// Fault between etcd and the client after these polls, and the number of polls from then on.
     fault: Option<(&'a Proxy, Mode, usize)>,
-    /// Number of futures that had sent a request before the fault.
-    interrupted: &'a AtomicUsize,
 }
 
 impl DropPoint<'_> {
     /// Polls `future` until this point, then drops it. Returns the output if it completed.
     async fn reach<T>(self, future: impl Future<Output = T>) -> Option<T> {
         let mut future = pin!(future);
-        let sent =
-            || self.fault.map_or(0, |(proxy, ..)| proxy.connections().iter().map(|it| it.to_server).sum::<u64>());
         if let Some((proxy, ..)) = self.fault {
             proxy.heal();
         }
-        let before = sent();
         let done = polled(future.as_mut(), self.healthy).await;
         match self.fault {
             Some((proxy, mode, polls)) if done.is_none() => {
                 proxy.set(mode);
-                self.interrupted.fetch_add(usize::from(self.healthy > 0 && sent() > before), Ordering::Relaxed);
                 polled(future, polls).await
             }
             _ => done,
@@ -423,7 +425,7 @@ impl DropPoint<'_> {
     }
 }
 
-/// Starts every operation of a client and drops each at this point.
+/// Starts operations of a client and drops each at this point: those that write keys or grant leases, and reads.
 async fn begin_and_drop(etcd: &Etcd, point: DropPoint<'_>) {
     let service = support::service();
     let (held, free, office) =
@@ -447,6 +449,26 @@ async fn begin_and_drop(etcd: &Etcd, point: DropPoint<'_>) {
         point.reach(leaders.next()).await;
     }
     point.reach(etcd.leader(&office)).await;
+    begin_and_drop_more(etcd, point).await;
+}
+
+async fn begin_and_drop_more(etcd: &Etcd, point: DropPoint<'_>) {
+    let service = support::service();
+    let (permits, job) = (LockName::parse("permits").unwrap(), LockName::parse("job").unwrap());
+    let options = || RegisterOptions::new().ttl(LONG_TTL);
+    let semaphore = || SemaphoreOptions::new().ttl(LONG_TTL);
+    point.reach(etcd.register_value(b"enlist/value", b"x".to_vec(), options())).await;
+    if let Some(Ok(lease)) = point.reach(etcd.grant_lease(LONG_TTL)).await {
+        point.reach(etcd.register(&service, instance("c"), options().lease(&lease))).await;
+        point.reach(lease.revoke()).await;
+    }
+    point.reach(etcd.acquire_permits(&permits, semaphore())).await;
+    point.reach(etcd.try_acquire_permits(&permits, semaphore().own_lease())).await;
+    point.reach(once(etcd).run(&job, LockOptions::new().ttl(LONG_TTL), async |_| Ok::<_, Error>(()))).await;
+}
+
+fn once(etcd: &Etcd) -> Once {
+    Once::new(Arc::new(etcd.clone()), Arc::new(etcd.clone()))
 }
 
 async fn nothing_is_left(server: &EtcdServer, at: &str) {
@@ -457,13 +479,14 @@ async fn nothing_is_left(server: &EtcdServer, at: &str) {
     .await;
 }
 
-/// Row 26: each public async function, dropped after any number of polls, leaves nothing behind in etcd.
+/// Row 26: calls of registrations, leases, discovery, locks, elections, semaphores and jobs leave nothing behind in
+/// etcd, dropped after any number of polls.
 #[tokio::test]
 async fn a_future_dropped_at_any_await_leaves_nothing() {
     let server = server().await;
     for polls in 0..12 {
         let (etcd, holder) = (Etcd::connect(server.url()).await.unwrap(), Etcd::connect(server.url()).await.unwrap());
-        let point = DropPoint { healthy: polls, fault: None, interrupted: &AtomicUsize::new(0) };
+        let point = DropPoint { healthy: polls, fault: None };
         drop_everything(&server, &etcd, &holder, point).await;
         point.reach(Etcd::connect(server.url())).await;
         nothing_is_left(&server, &format!("{polls} polls")).await;
@@ -480,33 +503,29 @@ async fn a_future_dropped_at_any_await_leaves_nothing() {
 }
 
 /// Row 26 together with 8 and 9: the same while etcd receives nothing, while its replies are lost, and while
-/// connections break, from the beginning or from the middle of each call. A lease without keys may remain, if the grant
-/// was not answered, and runs out.
+/// connections break, from the beginning of each call or after a few polls. A lease without keys may remain, if the
+/// grant was not answered, and runs out.
 #[tokio::test]
 async fn a_future_dropped_during_an_outage_leaves_nothing() {
     let server = server().await;
     let proxy = Proxy::start(server.address()).await.unwrap();
     let away = [
-        Mode::BlackHole(enlist_testkit::Direction::ToServer),
-        Mode::BlackHole(enlist_testkit::Direction::ToClient),
+        Mode::BlackHole(Direction::ToServer),
+        Mode::BlackHole(Direction::ToClient),
         Mode::Reset,
         Mode::Delay { delay: Duration::from_millis(5), jitter: Duration::from_millis(5) },
     ];
-    let polls = [(0, 1), (0, 6), (0, 20), (1, 3), (2, 3), (3, 6), (5, 6)];
     for mode in away {
-        let interrupted = AtomicUsize::new(0);
-        for (healthy, polls) in polls {
+        for (healthy, polls) in [(0, 1), (0, 6), (0, 20), (3, 6)] {
             let (etcd, holder) =
                 (Etcd::connect(proxy.url()).await.unwrap(), Etcd::connect(server.url()).await.unwrap());
-            let point = DropPoint { healthy, fault: Some((&proxy, mode, polls)), interrupted: &interrupted };
+            let point = DropPoint { healthy, fault: Some((&proxy, mode, polls)) };
             drop_everything(&server, &etcd, &holder, point).await;
             proxy.heal();
             nothing_is_left(&server, &format!("{healthy} polls and {polls} with {mode:?}")).await;
             soon("closed", etcd.close()).await.unwrap();
             soon("closed", holder.close()).await.unwrap();
         }
-        println!("{interrupted:?} calls had sent a request before {mode:?}");
-        assert!(interrupted.into_inner() > 0, "the control: calls are interrupted by {mode:?}");
     }
 }
 
@@ -515,6 +534,7 @@ async fn drop_everything(server: &EtcdServer, etcd: &Etcd, holder: &Etcd, point:
     let lock = || LockOptions::new().ttl(LONG_TTL);
     let (name, own, office) =
         (LockName::parse("l").unwrap(), LockName::parse("own").unwrap(), LockName::parse("own-office").unwrap());
+    soon("set", holder.set_permits(&LockName::parse("permits").unwrap(), 1)).await.unwrap();
     let held = soon("acquired", holder.acquire(&name, lock())).await.unwrap();
     let options = RegisterOptions::new().ttl(LONG_TTL);
     let kept = soon("registered", etcd.register(&support::service(), instance("kept"), options)).await.unwrap();
@@ -534,6 +554,233 @@ async fn drop_everything(server: &EtcdServer, etcd: &Etcd, holder: &Etcd, point:
     point.reach(held.release()).await;
     // A fixed instance has no lease; its publication depends on the progress of the dropped call.
     let _ = holder.remove(&support::service(), &InstanceId::parse("fixed").unwrap()).await;
+}
+
+/// A call that writes keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Call {
+    Register,
+    RegisterWithOwnLease,
+    RegisterWithGivenLease,
+    RegisterValue,
+    Publish,
+    Update,
+    Remove,
+    Deregister,
+    Acquire,
+    /// An acquisition behind another holder.
+    Wait,
+    TryAcquire,
+    Release,
+    Campaign,
+    Proclaim,
+    Resign,
+    AcquirePermits,
+    TryAcquirePermits,
+    ReleasePermits,
+    RunOnce,
+}
+
+/// Calls, and their kinds of requests that write.
+const CALLS: [(Call, &[&str]); 19] = [
+    (Call::Register, &["LeaseGrant", "Txn"]),
+    (Call::RegisterWithOwnLease, &["LeaseGrant", "Txn"]),
+    (Call::RegisterWithGivenLease, &["Txn"]),
+    (Call::RegisterValue, &["LeaseGrant", "Txn"]),
+    (Call::Publish, &["LeaseGrant", "Txn"]),
+    (Call::Update, &["Txn"]),
+    (Call::Remove, &["Txn"]),
+    (Call::Deregister, &["Txn"]),
+    (Call::Acquire, &["LeaseGrant", "Txn"]),
+    (Call::Wait, &["LeaseGrant", "Txn"]),
+    (Call::TryAcquire, &["LeaseGrant", "Txn"]),
+    (Call::Release, &["Txn"]),
+    (Call::Campaign, &["LeaseGrant", "Txn"]),
+    (Call::Proclaim, &["Txn"]),
+    (Call::Resign, &["Txn"]),
+    (Call::AcquirePermits, &["LeaseGrant", "Txn"]),
+    (Call::TryAcquirePermits, &["LeaseGrant", "Txn"]),
+    (Call::ReleasePermits, &["Txn"]),
+    (Call::RunOnce, &["LeaseGrant", "Txn"]),
+];
+
+/// Outages by name: their mode, and the fate of the request that is under way when they begin. A held one reaches etcd
+/// after the outage.
+const OUTAGES: [(&str, Mode, Fault); 3] = [
+    ("to-server", Mode::BlackHole(Direction::ToServer), Fault::Held),
+    ("to-client", Mode::BlackHole(Direction::ToClient), Fault::Silent),
+    ("reset", Mode::Reset, Fault::Silent),
+];
+
+/// An outage that begins while one request of a call is under way.
+struct Outage<'a> {
+    /// Name of the instance or lock of the call, which no other call uses.
+    name: &'a str,
+    between: Between,
+    /// Between the client and `between`.
+    proxy: Proxy,
+    mode: Mode,
+    victim: Victim,
+}
+
+impl Outage<'_> {
+    /// Polls `call` until the request is under way, begins the outage, and drops the call in it. Returns `false` if the
+    /// call succeeded before it sent this request.
+    async fn interrupts<T>(&self, call: impl Future<Output = Result<T, Error>>) -> bool {
+        let Self { name, between, proxy, mode, victim } = self;
+        if victim.method == "LeaseGrant" {
+            // A grant contains no key, but the client has no other use for a lease meanwhile.
+            between.spoil(*victim);
+        } else {
+            between.spoil_naming(*victim, name);
+        }
+        let mut call = Box::pin(call);
+        let completed = tokio::select! {
+            biased;
+            done = call.as_mut() => Some(done),
+            () = between.under_way(name) => None,
+        };
+        if completed.is_none() {
+            proxy.set(*mode);
+            polled(call.as_mut(), 4).await;
+        }
+        drop(call);
+        proxy.heal();
+        if between.spare() && victim.fault == Fault::Held {
+            between.release().await;
+        }
+        if let Some(Err(error)) = &completed {
+            panic!("{name}: {error}");
+        }
+        completed.is_none()
+    }
+
+    /// Makes a call through `etcd`, and returns `true` if this interrupted it. `other` has an undisturbed connection.
+    async fn meets(&self, call: Call, etcd: &Etcd, other: &Etcd) -> bool {
+        let (service, id) = (support::service(), InstanceId::parse(self.name).unwrap());
+        let options = || RegisterOptions::new().ttl(LONG_TTL);
+        let register = |options| etcd.register(&service, instance(self.name), options);
+        match call {
+            Call::Register => self.interrupts(register(options())).await,
+            Call::RegisterWithOwnLease => self.interrupts(register(options().lease(LeaseChoice::Own))).await,
+            Call::RegisterWithGivenLease => {
+                let lease = soon("granted", etcd.grant_lease(LONG_TTL)).await.unwrap();
+                self.interrupts(register(options().lease(&lease))).await
+            }
+            Call::RegisterValue => {
+                let key = format!("enlist/{}", self.name);
+                self.interrupts(etcd.register_value(key.as_bytes(), b"x".to_vec(), options())).await
+            }
+            Call::Publish => self.interrupts(etcd.publish(&service, instance(self.name))).await,
+            Call::Remove => {
+                soon("published", other.publish(&service, instance(self.name))).await.unwrap();
+                self.interrupts(etcd.remove(&service, &id)).await
+            }
+            Call::Update => {
+                let registration = soon("registered", register(options())).await.unwrap();
+                let update = registration.update(|update| {
+                    update.weight(1);
+                });
+                self.interrupts(update).await
+            }
+            Call::Deregister => {
+                let registration = soon("registered", register(options())).await.unwrap();
+                self.interrupts(registration.deregister()).await
+            }
+            _ => self.meets_contender(call, etcd, other).await,
+        }
+    }
+
+    async fn meets_contender(&self, call: Call, etcd: &Etcd, other: &Etcd) -> bool {
+        let name = LockName::parse(self.name).unwrap();
+        let options = || LockOptions::new().ttl(LONG_TTL);
+        let semaphore = || SemaphoreOptions::new().ttl(LONG_TTL).permits_if_unset(1);
+        let elected = async || soon("elected", etcd.campaign(&name, "me", options())).await.unwrap();
+        match call {
+            Call::Wait => {
+                let _held = soon("acquired", other.acquire(&name, options())).await.unwrap();
+                self.interrupts(etcd.acquire(&name, options())).await
+            }
+            Call::TryAcquire => self.interrupts(etcd.try_acquire(&name, options())).await,
+            Call::Release => {
+                let guard = soon("acquired", etcd.acquire(&name, options())).await.unwrap();
+                self.interrupts(guard.release()).await
+            }
+            Call::Campaign => self.interrupts(etcd.campaign(&name, "me", options())).await,
+            Call::Proclaim => {
+                let leading = elected().await;
+                self.interrupts(leading.proclaim("still me")).await
+            }
+            Call::Resign => self.interrupts(elected().await.resign()).await,
+            Call::AcquirePermits => self.interrupts(etcd.acquire_permits(&name, semaphore())).await,
+            Call::TryAcquirePermits => self.interrupts(etcd.try_acquire_permits(&name, semaphore())).await,
+            Call::ReleasePermits => {
+                let guard = soon("acquired", etcd.acquire_permits(&name, semaphore())).await.unwrap();
+                self.interrupts(guard.release()).await
+            }
+            Call::RunOnce => {
+                let job = async |_: &LockGuard| Ok::<_, Error>(());
+                self.interrupts(once(etcd).run(&name, options(), job)).await
+            }
+            _ => self.interrupts(etcd.acquire(&name, options())).await,
+        }
+    }
+}
+
+/// Interrupts a call at each of its requests of one kind, each in a call of its own. Returns the number of requests.
+async fn interrupt_each(
+    server: &EtcdServer,
+    other: &Etcd,
+    call: Call,
+    method: &'static str,
+    (outage, mode, fault): (&str, Mode, Fault),
+) -> usize {
+    // A contender that waits sends nothing more, and does not end.
+    let limit = if call == Call::Wait { 1 } else { usize::MAX };
+    for after in 0..limit {
+        let name = format!("in-{call:?}-{method}-{outage}-{after}").to_lowercase();
+        let between = Between::start(server).await;
+        let proxy = Proxy::start(between.url.trim_start_matches("http://").parse().unwrap()).await.unwrap();
+        let etcd = Etcd::connect(proxy.url()).await.unwrap();
+        let victim = Victim { method, after, fault };
+        let outage = Outage { name: &name, between, proxy, mode, victim };
+        let interrupted = outage.meets(call, &etcd, other).await;
+        let raw = raw(server).await;
+        eventually(&format!("nothing is left of {name}"), || async {
+            if matches!(call, Call::Publish | Call::Remove) {
+                // A fixed instance has no lease; it depends on the progress of the dropped call.
+                let _ = other.remove(&support::service(), &InstanceId::parse(&name).unwrap()).await;
+            }
+            let left: Vec<_> = stored(raw.clone()).await.into_iter().filter(|key| key.contains(&name)).collect();
+            if left.is_empty() { Ok(()) } else { Err(left) }
+        })
+        .await;
+        soon("closed", etcd.close()).await.unwrap();
+        if !interrupted {
+            return after;
+        }
+    }
+    limit
+}
+
+/// Row 26 together with 8 and 9: an outage begins while a request of the call itself is under way, and the call is
+/// dropped in it. Each request that writes is interrupted, of each call, in each kind of outage: it reaches etcd only
+/// afterwards, or was executed and its reply is lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_cut_inside_any_write_leaves_nothing() {
+    let server = server().await;
+    let other = Etcd::connect(server.url()).await.unwrap();
+    let (to, by) = (&server, &other);
+    let each = CALLS.iter().flat_map(|(call, methods)| methods.iter().map(move |method| (*call, *method)));
+    let each = each.flat_map(|(call, method)| OUTAGES.map(|outage| (call, method, outage)));
+    let runs = each.map(|(call, method, outage)| async move {
+        (call, method, outage.0, interrupt_each(to, by, call, method, outage).await)
+    });
+    let interrupted: Vec<_> = stream::iter(runs).buffer_unordered(12).collect().await;
+    println!("requests that an outage interrupted: {interrupted:?}");
+    let missed: Vec<_> = interrupted.iter().filter(|(.., requests)| *requests == 0).collect();
+    assert!(missed.is_empty(), "calls that no outage interrupted: {missed:?}");
+    assert_eq!(keys(&server).await, Vec::<String>::new(), "nothing came back later");
 }
 
 /// The child process: it registers, then panics or waits.

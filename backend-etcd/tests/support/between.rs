@@ -46,13 +46,23 @@ pub(crate) struct Victim {
 #[derive(Debug, Default)]
 struct Plan {
     victim: Option<Victim>,
+    /// Text that the request contains, such as a part of a key.
+    text: Option<String>,
     seen: usize,
     spoilt: bool,
 }
 
 impl Plan {
-    fn spoils(&mut self, path: &str) -> Option<Fault> {
-        let victim = self.victim.filter(|victim| !self.spoilt && path.ends_with(victim.method))?;
+    fn concerns(&self, path: &str) -> bool {
+        !self.spoilt && self.victim.is_some_and(|victim| path.ends_with(victim.method))
+    }
+
+    fn spoils(&mut self, path: &str, body: &[u8]) -> Option<Fault> {
+        let victim = self.victim.filter(|_| self.concerns(path))?;
+        let contains = |text: &String| body.windows(text.len()).any(|window| window == text.as_bytes());
+        if !self.text.as_ref().is_none_or(contains) {
+            return None;
+        }
         self.seen += 1;
         self.spoilt = self.seen > victim.after;
         self.spoilt.then_some(victim.fault)
@@ -91,6 +101,32 @@ impl Between {
     /// Chooses the request to spoil, counted from now on.
     pub(crate) fn spoil(&self, victim: Victim) {
         *self.state.plan.lock().unwrap() = Plan { victim: Some(victim), ..Plan::default() };
+    }
+
+    /// Chooses the request to spoil among those that contain `text`, counted from now on. The client sends each of them
+    /// whole, without waiting for a response.
+    pub(crate) fn spoil_naming(&self, victim: Victim, text: &str) {
+        let text = Some(text.to_owned());
+        *self.state.plan.lock().unwrap() = Plan { victim: Some(victim), text, ..Plan::default() };
+    }
+
+    /// Spoils no request any more. Returns `true` if the chosen one has arrived.
+    pub(crate) fn spare(&self) -> bool {
+        let mut plan = self.state.plan.lock().unwrap();
+        plan.victim = plan.victim.filter(|_| plan.spoilt);
+        plan.spoilt
+    }
+
+    /// Waits until the chosen request is under way: it was executed, or is held. With [`Fault::Silent`] and
+    /// [`Fault::Held`] it receives no response.
+    pub(crate) async fn under_way(&self, what: &str) {
+        let held = |victim: Victim| victim.fault == Fault::Held;
+        eventually(what, || async {
+            let arrived = self.has_spoilt();
+            let held = self.state.plan.lock().unwrap().victim.is_some_and(held);
+            if arrived && (held || *self.state.done.borrow()) { Ok(()) } else { Err(arrived) }
+        })
+        .await;
     }
 
     /// Returns `true` if the chosen request arrived.
@@ -138,7 +174,7 @@ async fn forward(
     state: Arc<ProxyState>,
     request: http::Request<axum::body::Body>,
 ) -> Result<http::Response<Body>, Infallible> {
-    let fault = state.plan.lock().unwrap().spoils(request.uri().path());
+    let (request, fault) = judged(&state, request).await;
     if fault == Some(Fault::Held) {
         // Reads the whole request, so that etcd receives it after its client has gone.
         let (head, body) = request.into_parts();
@@ -163,12 +199,35 @@ async fn forward(
     if fault.is_some() {
         // The first frame of the response has arrived, so the request was executed.
         let _ = response.body_mut().frame().await;
+        state.done.send_replace(true);
     }
     match fault {
         Some(Fault::Broken) => Ok(broken()),
         Some(_) => std::future::pending().await,
         None => Ok(response),
     }
+}
+
+/// Returns the request, and its fault if it is the chosen one. Reads it only if that depends on its contents.
+async fn judged(
+    state: &ProxyState,
+    request: http::Request<axum::body::Body>,
+) -> (http::Request<axum::body::Body>, Option<Fault>) {
+    let path = request.uri().path().to_owned();
+    let reads = {
+        let mut plan = state.plan.lock().unwrap();
+        if plan.text.is_none() {
+            return (request, plan.spoils(&path, &[]));
+        }
+        plan.concerns(&path)
+    };
+    if !reads {
+        return (request, None);
+    }
+    let (head, body) = request.into_parts();
+    let body = body.collect().await.unwrap().to_bytes();
+    let fault = state.plan.lock().unwrap().spoils(&path, &body);
+    (http::Request::from_parts(head, axum::body::Body::from(body)), fault)
 }
 
 /// Returns the response that a client sees when its connection breaks.
