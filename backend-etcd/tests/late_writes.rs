@@ -683,7 +683,7 @@ async fn a_removal_with_late_answers_reports_in_time() {
 
 /// The creation is not answered, its lease is lost, and then etcd is unreachable, so no other lease is granted.
 #[tokio::test(start_paused = true)]
-async fn a_lost_creation_under_a_lost_lease_repeats_slowly() {
+async fn creations_under_lost_leases_repeat_slowly() {
     let fake = FakeEtcd::start();
     let refusals = Arc::new(AtomicUsize::new(0));
     let left = Arc::clone(&refusals);
