@@ -38,7 +38,7 @@ impl RawValues for Etcd {
     async fn watch_prefix(&self, prefix: &[u8]) -> Result<Box<dyn RawWatcher>, Error> {
         check_prefix(prefix)?;
         let reader = self.session.discovery.range_watches.view(&KeyRange::prefix(prefix))?;
-        Ok(Box::new(EtcdPrefixWatcher { reader, seen: None }))
+        Ok(Box::new(EtcdPrefixWatcher { reader, seen: None, live: true }))
     }
 
     async fn register_value(
@@ -65,26 +65,35 @@ struct EtcdPrefixWatcher {
     reader: Subscriber<Replica>,
     /// The state returned last.
     seen: Option<RawSnapshot>,
+    live: bool,
 }
 
 #[async_trait]
 impl RawWatcher for EtcdPrefixWatcher {
     async fn next(&mut self) -> Result<RawChange, Error> {
-        let Update { value, before, freshness, .. } = self.reader.next().await?;
-        let mut snapshot = match &self.seen {
-            Some(seen) => RawSnapshotBuilder::from(seen.clone()),
-            None => RawSnapshotBuilder::new(value.revision, value.epoch),
-        };
-        for difference in value.differences(before.as_ref()) {
-            match difference {
-                Difference::Present(record) => snapshot.insert(entry(record)),
-                Difference::Gone(key) => snapshot.remove(key),
+        loop {
+            let Update { value, before, freshness, .. } = self.reader.next().await?;
+            let mut snapshot = match &self.seen {
+                Some(seen) => RawSnapshotBuilder::from(seen.clone()),
+                None => RawSnapshotBuilder::new(value.revision, value.epoch),
+            };
+            for difference in value.differences(before.as_ref()) {
+                match difference {
+                    Difference::Present(record) => snapshot.insert(entry(record)),
+                    Difference::Gone(key) => snapshot.remove(key),
+                }
+            }
+            snapshot.advance(value.revision, value.epoch);
+            let snapshot = snapshot.build();
+            let new_history = self.seen.as_ref().is_none_or(|seen| seen.epoch() != snapshot.epoch());
+            let before = self.seen.replace(snapshot.clone());
+            let change = raw_change(before.as_ref(), snapshot, freshness);
+            // A list that shows the same content at a later revision is not reported.
+            if new_history || !change.events.is_empty() || self.live != change.freshness.is_live() {
+                self.live = change.freshness.is_live();
+                return Ok(change);
             }
         }
-        snapshot.advance(value.revision, value.epoch);
-        let snapshot = snapshot.build();
-        let before = self.seen.replace(snapshot.clone());
-        Ok(raw_change(before.as_ref(), snapshot, freshness))
     }
 }
 

@@ -28,14 +28,14 @@ pub(crate) struct Replica {
     /// Number of lists that repaired a difference found by an audit. For keys that disappeared in such a list, the
     /// watch reported no deletion.
     repairs: u64,
-    /// Number of changes of `records`. There is one writer, and readers have clones, so equal numbers mean equal
-    /// records.
+    /// Number of changes of `records`, and of lists at a higher revision. There is one writer, and readers have clones,
+    /// so equal numbers mean equal records.
     changes: u64,
 }
 
 impl PartialEq for Replica {
     fn eq(&self, other: &Self) -> bool {
-        // Readers wait for changes of keys. A higher revision alone does not wake them.
+        // Readers wait for changes of keys, and for lists. A higher revision of a watch alone does not wake them.
         self.epoch == other.epoch && self.changes == other.changes
     }
 }
@@ -137,6 +137,8 @@ impl Replica {
         for key in gone.keys().filter(|_| !DeliberateDefect::ListKeepsTheGone.is_on()) {
             self.remove(key);
         }
+        // A reader may wait for a state that is as new as a write.
+        self.changes += u64::from(revision > self.revision);
         (self.revision, self.epoch) = (revision, epoch);
     }
 
