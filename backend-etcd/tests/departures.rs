@@ -7,7 +7,7 @@ mod support;
 use std::time::Duration;
 
 use enlist::{Change, Endpoint, Instance, InstanceId, RegisterOptions, Registry, Resolver, ServiceRef, Watcher};
-use enlist_etcd::{Etcd, EtcdNaming};
+use enlist_etcd::{Etcd, EtcdBuilder, EtcdNaming};
 use enlist_testkit::{FakeEtcd, soon};
 use support::scripted::{builder, watched};
 use tokio::time::Instant;
@@ -30,8 +30,13 @@ impl Watching {
     /// Returns a watch that has shown instances of a layout without health. Their lease is renewed, but no task
     /// maintains their keys.
     async fn of(names: &[&str]) -> Self {
+        Self::with(names, |builder| builder).await
+    }
+
+    /// As [`of`](Self::of), with other options of the client.
+    async fn with(names: &[&str], options: impl FnOnce(EtcdBuilder) -> EtcdBuilder) -> Self {
         let fake = FakeEtcd::start();
-        let builder = builder(&fake);
+        let builder = options(builder(&fake));
         let (etcd, service) = (builder.layout(EtcdNaming::default()).build().unwrap(), service());
         for (name, port) in names.iter().zip(1..) {
             let instance = Instance::new(id(name), [Endpoint::new("10.0.0.1", port).unwrap()]).unwrap();
@@ -106,6 +111,34 @@ async fn without_an_answer_an_instance_counts_as_dead() {
         assert!((900..1200).contains(&begun.elapsed().as_millis()), "{:?}", begun.elapsed());
         assert_eq!(watching.fake.requests().lease_questions, 1);
     }
+}
+
+/// The watch has reached later probes, while the change that it reported waits for the lease.
+#[tokio::test(start_paused = true)]
+async fn a_change_that_waits_ends_the_former_proof() {
+    let probe = Duration::from_millis(100);
+    let mut watching = Watching::with(&["a"], |builder| builder.probe(Some(probe))).await;
+    watching.fake.put("s/b", r#"{"Op":0,"Addr":"10.0.0.1:2","Metadata":null}"#);
+    watching.next().await;
+    watching.delete("b");
+    let before = watching.next().await.freshness;
+    watching.fake.hold_lease_queries();
+    assert!(tokio::time::timeout(probe * 5, watching.watcher.next()).await.is_err(), "nothing has changed");
+    assert!(before.age() <= probe, "{:?}", before.age());
+    watching.delete("a");
+    let deleted = Instant::now();
+    let waiting = async {
+        loop {
+            match tokio::time::timeout(probe, watching.watcher.next()).await {
+                Ok(change) => return change.unwrap().freshness,
+                Err(_) => assert!(before.age() >= deleted.elapsed(), "{:?}, {:?}", before.age(), deleted.elapsed()),
+            }
+        }
+    };
+    let after = soon("the change", waiting).await;
+    assert!(deleted.elapsed() >= probe * 5, "it waited: {:?}", deleted.elapsed());
+    assert!(before.age() <= deleted.elapsed() + probe, "it was known until the deletion: {:?}", before.age());
+    assert!(after.age() <= probe, "{:?}", after.age());
 }
 
 #[tokio::test(start_paused = true)]

@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use enlist::{
     Change, Entry, Error, Freshness, Health, InstanceId, LeaseId, Namespace, Resolver, Revision, ServiceName,
     ServiceRef, ServicesWatcher, Snapshot, Watcher,
-    backend::{Interner, SnapshotBuilder, Subscriber, Update},
+    backend::{Interner, ProofLimit, SnapshotBuilder, Subscriber, Update},
 };
 use foldhash::fast::RandomState;
 
@@ -49,7 +49,8 @@ impl Resolver for Etcd {
         let reader = self.session.discovery.range_watches.view(&range)?;
         let projection = self.projection(service);
         let client = Arc::clone(&self.session.discovery.client);
-        Ok(Box::new(EtcdWatcher { reader, projection, client, lease_reads: None, seen: None, live: true }))
+        let (lease_reads, seen, limit) = (None, None, ProofLimit::default());
+        Ok(Box::new(EtcdWatcher { reader, projection, client, lease_reads, seen, limit, live: true }))
     }
 
     async fn services(&self, namespace: &Namespace) -> Result<Vec<ServiceName>, Error> {
@@ -127,6 +128,8 @@ struct EtcdWatcher {
     lease_reads: Option<LeaseReads>,
     /// The state returned last.
     seen: Option<Snapshot>,
+    /// Limit of its proofs, set once a later state waits for leases.
+    limit: ProofLimit,
     live: bool,
 }
 
@@ -139,12 +142,13 @@ impl EtcdWatcher {
             self.lease_reads = None;
             return Ok(self.projection.decide(&alive).map(|snapshot| (snapshot, freshness)));
         }
-        let Update { value, before, freshness, .. } = self.reader.next().await?;
+        let Update { value, before, freshness, proven_before, .. } = self.reader.next().await?;
         let snapshot = self.projection.follow(before.as_ref(), &value);
         let leases = self.projection.undecided();
         if leases.is_empty() {
             return Ok(Some((snapshot, freshness)));
         }
+        self.limit.set(proven_before);
         self.lease_reads = Some(LeaseReads::new(&self.client, leases, freshness));
         Ok(None)
     }
@@ -164,8 +168,11 @@ impl Watcher for EtcdWatcher {
             if new_history || !events.is_empty() || self.live != freshness.is_live() {
                 self.live = freshness.is_live();
                 self.seen = Some(snapshot.clone());
+                self.limit = ProofLimit::default();
+                let freshness = self.limit.of(freshness);
                 return Ok(Change { snapshot, events, freshness });
             }
+            self.limit.clear();
         }
     }
 }

@@ -37,7 +37,7 @@ impl ScopeWatcher {
 #[async_trait]
 impl ConfigWatcher for ScopeWatcher {
     async fn next(&mut self) -> Result<ConfigChange, Error> {
-        let Update { value, before, freshness } = self.reader.next().await?;
+        let Update { value, before, freshness, .. } = self.reader.next().await?;
         Ok(config_change(before.as_ref(), value, freshness))
     }
 }

@@ -56,6 +56,8 @@ pub use self::{
     },
 };
 #[doc(inline)]
+pub use crate::discovery::freshness::ProofLimit;
+#[doc(inline)]
 pub use crate::runtime::{
     backoff::jitter,
     clock::{LONGEST, Rounded, rounded, sleep_until_elapsed},

@@ -2,30 +2,60 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 
 use crate::{error::Error, runtime::clock::Moment};
 
 /// Time at which local state was last known to match the store. Clones share it: all of them see a later proof.
 #[derive(Clone)]
-pub struct Proof(Arc<ArcSwap<Moment>>);
+pub struct Proof {
+    latest: Arc<ArcSwap<Moment>>,
+    limit: Option<ProofLimit>,
+}
 
 impl Proof {
     /// A proof that held at `moment`.
     pub(crate) fn new(moment: Moment) -> Self {
-        Self(Arc::new(ArcSwap::from_pointee(moment)))
+        Self { latest: Arc::new(ArcSwap::from_pointee(moment)), limit: None }
     }
 
     /// Time of the latest proof.
     pub fn moment(&self) -> Moment {
-        **self.0.load()
+        let latest = **self.latest.load();
+        let limit = self.limit.as_ref().and_then(|limit| limit.0.load().as_deref().copied());
+        limit.filter(|limit| !latest.since(*limit).is_zero()).unwrap_or(latest)
     }
 
     /// Records a proof that held at `moment`, unless a later one is known. There is one writer.
     pub(crate) fn renew(&self, moment: Moment) {
         if !moment.since(self.moment()).is_zero() {
-            self.0.store(Arc::new(moment));
+            self.latest.store(Arc::new(moment));
         }
+    }
+}
+
+/// Limit of the proofs of a reported state, for a reader that knows a later state and cannot report it yet: later proofs
+/// are about the later state.
+#[derive(Clone, Debug, Default)]
+pub struct ProofLimit(Arc<ArcSwapOption<Moment>>);
+
+impl ProofLimit {
+    /// Returns `freshness` with this limit.
+    pub fn of(&self, freshness: Freshness) -> Freshness {
+        match freshness {
+            Freshness::Live { proof } => Freshness::Live { proof: Proof { limit: Some(self.clone()), ..proof } },
+            stale @ Freshness::Stale { .. } => stale,
+        }
+    }
+
+    /// Ignores proofs after `moment`, the last one of the reported state.
+    pub fn set(&self, moment: Moment) {
+        self.0.store(Some(Arc::new(moment)));
+    }
+
+    /// Ends the limit, because the later state is the reported one.
+    pub fn clear(&self) {
+        self.0.store(None);
     }
 }
 

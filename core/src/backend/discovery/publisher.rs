@@ -5,7 +5,7 @@
 //! reader. Both backends and both kinds of watch (services, leaders) use this type; [`ServiceWatcher`] adds the
 //! difference.
 
-use std::{any::Any, fmt, sync::Arc};
+use std::{any::Any, collections::VecDeque, fmt, sync::Arc};
 
 use async_trait::async_trait;
 use tokio::sync::watch;
@@ -20,6 +20,9 @@ use crate::{
     runtime::clock::Moment,
 };
 
+/// Number of former values whose last proofs are known.
+const MAX_FORMER: usize = 16;
+
 /// Dependency of a reader, kept alive as long as the reader is.
 pub type OwnerHandle = Arc<dyn Any + Send + Sync>;
 
@@ -30,6 +33,33 @@ struct State<T> {
     /// Error that will not pass by itself, while nothing is known yet.
     refused: Option<Error>,
     closed: bool,
+    former: FormerProofs,
+}
+
+/// Last proofs of the values that were replaced.
+#[derive(Clone, Debug, Default)]
+struct FormerProofs {
+    /// Number of replaced values.
+    count: u64,
+    /// Those of the latest ones, oldest first.
+    latest: VecDeque<Moment>,
+}
+
+impl FormerProofs {
+    fn replaced(&mut self, proven: Moment) {
+        self.count += 1;
+        if self.latest.len() == MAX_FORMER {
+            self.latest.pop_front();
+        }
+        self.latest.push_back(proven);
+    }
+
+    /// Returns the last proof of the value after which there have been `count` in total, if it was replaced since, and
+    /// is among the latest ones.
+    fn of(&self, count: u64) -> Option<Moment> {
+        let behind = usize::try_from(self.count - count).ok()?;
+        self.latest.get(self.latest.len().checked_sub(behind)?).copied()
+    }
 }
 
 /// Writing side of a conflating broadcast.
@@ -55,33 +85,42 @@ impl<T: Clone + PartialEq> Publisher<T> {
     /// derived from ([`Subscriber::proof`]).
     pub fn proven_by(proof: Proof) -> Self {
         let freshness = Freshness::Live { proof: proof.clone() };
-        Self { state: watch::Sender::new(State { value: None, freshness, refused: None, closed: false }), proof }
+        let former = FormerProofs::default();
+        Self {
+            state: watch::Sender::new(State { value: None, freshness, refused: None, closed: false, former }),
+            proof,
+        }
     }
 
     /// Publishes `value`, which was right at `proven`. Wakes the readers if it differs from the last one, or if the
     /// state was stale.
     pub fn publish(&self, value: T, proven: Moment) {
+        let before = self.proof.moment();
         self.proof.renew(proven);
-        self.set(value, Freshness::Live { proof: self.proof.clone() });
+        self.set(value, Freshness::Live { proof: self.proof.clone() }, before);
     }
 
     /// Publishes `value`, which is newer than the last one without being proven: an event contains the change, not the
     /// time at which it was sent. Wakes the readers as [`publish`](Self::publish) does.
     pub fn advance(&self, value: T) {
-        self.set(value, Freshness::Live { proof: self.proof.clone() });
+        self.set(value, Freshness::Live { proof: self.proof.clone() }, self.proof.moment());
     }
 
     /// Publishes `value`, which was right at `proven`, though changes do not arrive at present.
     pub fn publish_stale(&self, value: T, proven: Moment, cause: Error) {
-        self.set(value, Freshness::Stale { proven, cause });
+        self.set(value, Freshness::Stale { proven, cause }, self.proof.moment());
     }
 
-    fn set(&self, value: T, freshness: Freshness) {
+    /// Publishes `value`. `before`: the last proof of the value that it replaces.
+    fn set(&self, value: T, freshness: Freshness, before: Moment) {
         self.state.send_if_modified(|state| {
-            let wake = state.value.as_ref() != Some(&value)
-                || state.freshness.is_live() != freshness.is_live()
-                || state.refused.is_some();
-            *state = State { value: Some(value), freshness, refused: None, closed: false };
+            let differs = state.value.as_ref() != Some(&value);
+            let wake = differs || state.freshness.is_live() != freshness.is_live() || state.refused.is_some();
+            let mut former = std::mem::take(&mut state.former);
+            if differs {
+                former.replaced(before);
+            }
+            *state = State { value: Some(value), freshness, refused: None, closed: false, former };
             wake
         });
     }
@@ -133,7 +172,8 @@ impl<T: Clone + PartialEq> Publisher<T> {
     pub fn reader(&self, source: OwnerHandle) -> Subscriber<T> {
         let mut state = self.state.subscribe();
         state.mark_changed();
-        Subscriber { state, seen: None, live: true, proof: self.proof.clone(), _source: source }
+        let last = (0, self.proof.moment());
+        Subscriber { state, seen: None, live: true, last, proof: self.proof.clone(), _source: source }
     }
 
     /// Waits until there is no reader left.
@@ -156,6 +196,8 @@ pub struct Subscriber<T> {
     state: watch::Receiver<State<T>>,
     seen: Option<T>,
     live: bool,
+    /// Number of values that the one seen last had replaced, and its proof then.
+    last: (u64, Moment),
     proof: Proof,
     _source: OwnerHandle,
 }
@@ -174,6 +216,8 @@ pub struct Update<T> {
     pub value: T,
     /// Value that this reader saw before.
     pub before: Option<T>,
+    /// Last known proof of that value: later proofs are about later values.
+    pub proven_before: Moment,
     /// Freshness of the value.
     pub freshness: Freshness,
 }
@@ -209,7 +253,10 @@ impl<T: Clone + PartialEq> Subscriber<T> {
                     }
                     self.live = state.freshness.is_live();
                     let before = self.seen.replace(value.clone());
-                    return Ok(Update { value, before, freshness: state.freshness });
+                    let (count, proven) = self.last;
+                    let proven_before = state.former.of(count).unwrap_or(proven);
+                    self.last = (state.former.count, state.freshness.proven());
+                    return Ok(Update { value, before, proven_before, freshness: state.freshness });
                 }
                 _ if state.closed => {
                     self.state.mark_changed();
@@ -242,7 +289,7 @@ impl ServiceWatcher {
 #[async_trait]
 impl Watcher for ServiceWatcher {
     async fn next(&mut self) -> Result<Change, Error> {
-        let Update { value, before, freshness } = self.reader.next().await?;
+        let Update { value, before, freshness, .. } = self.reader.next().await?;
         let events = match &before {
             None => value.as_added(),
             Some(before) => value.diff(before),
@@ -304,6 +351,35 @@ mod tests {
         // No reader wakes, and both have the proof.
         publisher.prove(Moment::now());
         assert_eq!((update.freshness.age().as_secs(), derived.freshness.age().as_secs()), (0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_learns_the_last_proof_of_the_value_it_saw() {
+        let publisher = Publisher::new();
+        let mut reader = publisher.reader(keep());
+        publisher.publish(0, Moment::now());
+        let mut proven = reader.next().await.unwrap().freshness.proven();
+        for missed in [0, 1, MAX_FORMER - 1] {
+            tokio::time::advance(Duration::from_secs(1)).await;
+            let last = Moment::now();
+            publisher.prove(last);
+            for value in 1..=missed + 1 {
+                tokio::time::advance(Duration::from_secs(1)).await;
+                publisher.publish(value + missed * 100, Moment::now());
+            }
+            let update = reader.next().await.unwrap();
+            assert!(
+                update.proven_before.since(last).is_zero() && last.since(update.proven_before).is_zero(),
+                "{missed}"
+            );
+            proven = update.freshness.proven();
+        }
+        // The proof of so many values before is not known: the one at the time of reading is.
+        tokio::time::advance(Duration::from_secs(1)).await;
+        publisher.prove(Moment::now());
+        (0..=MAX_FORMER).for_each(|value| publisher.advance(value + 9000));
+        let update = reader.next().await.unwrap();
+        assert!(update.proven_before.since(proven).is_zero() && proven.since(update.proven_before).is_zero());
     }
 
     #[tokio::test(start_paused = true)]

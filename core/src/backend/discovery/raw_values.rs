@@ -36,7 +36,7 @@ impl PrefixWatcher {
 #[async_trait]
 impl RawWatcher for PrefixWatcher {
     async fn next(&mut self) -> Result<RawChange, Error> {
-        let Update { value, before, freshness } = self.reader.next().await?;
+        let Update { value, before, freshness, .. } = self.reader.next().await?;
         Ok(raw_change(before.as_ref(), value, freshness))
     }
 }

@@ -92,7 +92,7 @@ where
 {
     async fn next(&mut self) -> Result<ServicesChange, Error> {
         loop {
-            let Update { value, before, freshness } = self.reader.next().await?;
+            let Update { value, before, freshness, .. } = self.reader.next().await?;
             let services = (self.project)(before.as_ref(), &value);
             if let Some(change) = self.reported.change(services, freshness) {
                 return Ok(change);
