@@ -34,8 +34,8 @@ impl Proof {
     }
 }
 
-/// Limit of the proofs of a reported state, for a reader that knows a later state and cannot report it yet: later proofs
-/// are about the later state.
+/// Limit of the proofs of a reported state, for a reader that knows a later state and cannot report it yet. Later
+/// proofs are about the later state.
 #[derive(Clone, Debug, Default)]
 pub struct ProofLimit(Arc<ArcSwapOption<Moment>>);
 
