@@ -701,6 +701,7 @@ impl Outage<'_> {
                 let _held = soon("acquired", other.acquire(&name, options())).await.unwrap();
                 self.interrupts(etcd.acquire(&name, options())).await
             }
+            Call::Acquire => self.interrupts(etcd.acquire(&name, options())).await,
             Call::TryAcquire => self.interrupts(etcd.try_acquire(&name, options())).await,
             Call::Release => {
                 let guard = soon("acquired", etcd.acquire(&name, options())).await.unwrap();
@@ -722,7 +723,7 @@ impl Outage<'_> {
                 let job = async |_: &LockGuard| Ok::<_, Error>(());
                 self.interrupts(once(etcd).run(&name, options(), job)).await
             }
-            _ => self.interrupts(etcd.acquire(&name, options())).await,
+            other => unreachable!("{other:?} is no call of a contender"),
         }
     }
 }
