@@ -5,7 +5,13 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use enlist::{
     Deregistered, LeaseChoice, Lock, LockName, LockOptions, OnDelete, RegisterOptions, Registration, RegistrationState,
@@ -13,7 +19,11 @@ use enlist::{
 };
 use enlist_etcd::{Etcd, SessionRuntime};
 use enlist_testkit::{EtcdDefect, FakeEtcd, Link, Misbehavior, eventually, soon};
-use support::{PREFIX, register, register_with, scripted::builder, service};
+use support::{
+    PREFIX, register, register_with,
+    scripted::{builder, put},
+    service,
+};
 use tokio::time::Instant;
 
 /// Longer than the age at which a key is watched, and than the timeout of a request.
@@ -265,4 +275,42 @@ async fn a_lock_lease_of_lost_history_is_revoked() {
     tokio::time::sleep(WHILE).await;
     fake.release_revocations();
     soon("a guard of the lost history is lost", guard.lost()).await;
+}
+
+/// No write shows that the store went back, because it has no space. There are no audits.
+#[tokio::test(start_paused = true)]
+async fn views_of_a_full_restored_store_are_fresh() {
+    let (fake, full) = (FakeEtcd::start(), Arc::new(AtomicBool::new(false)));
+    let is_full = Arc::clone(&full);
+    let refuse = move |request: tonic::Request<()>| {
+        let method = request.extensions().get().map(tonic::GrpcMethod::method);
+        let writes = matches!(method, Some("LeaseGrant" | "Txn" | "Put"));
+        if writes && is_full.load(Ordering::Relaxed) {
+            return Err(tonic::Status::resource_exhausted("etcdserver: mvcc: database space exceeded"));
+        }
+        Ok(request)
+    };
+    let link = fake.link();
+    let builder = Etcd::from_channel(link.channel()).runtime(SessionRuntime::Caller).audit(None);
+    let etcd = builder.layer(tonic::service::InterceptorLayer::new(refuse)).build().unwrap();
+    put(&fake, "a", 1);
+    let snapshot = fake.snapshot();
+    advance(&fake, 100);
+    let mut watcher = etcd.watch(&service()).await.unwrap();
+    let first = soon("a list", watcher.next()).await.unwrap();
+    full.store(true, Ordering::Relaxed);
+    fake.restore(&snapshot);
+    link.cut();
+    let mut last = first.clone();
+    while last.snapshot.epoch() == first.snapshot.epoch() || !last.freshness.is_live() {
+        last = soon("the restore is noticed", watcher.next()).await.unwrap();
+    }
+    assert!(fake.revision() < 100 && last.snapshot.len() == 1, "{last:?}");
+    tokio::time::sleep(WHILE).await;
+    assert!(last.freshness.age() <= Duration::from_secs(10), "{:?}", last.freshness.age());
+    advance(&fake, 90);
+    put(&fake, "b", 1);
+    last = soon("a change", watcher.next()).await.unwrap();
+    tokio::time::sleep(WHILE).await;
+    assert!(last.freshness.age() <= Duration::from_secs(10), "{:?}", last.freshness.age());
 }

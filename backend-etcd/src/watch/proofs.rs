@@ -26,12 +26,26 @@ pub(crate) enum ProbeVerdict {
 pub(crate) struct Proofs {
     /// In the order of both their sending and their revisions.
     pending: VecDeque<Probe>,
+    /// Store's revision as the client knew it when the range was found to have gone back. Until a write proves the
+    /// restore, the client keeps it, although the store is at a lower one.
+    lost: Option<Seen>,
 }
 
 impl Proofs {
+    /// Starts over with a list.
+    pub(crate) fn start_over(&mut self) {
+        self.pending.clear();
+    }
+
+    /// Records that the range has gone back, when the client knew this revision of the store.
+    pub(crate) fn went_back(&mut self, store: Seen) {
+        self.lost = Some(store);
+    }
+
     /// Takes a probe for a replica at `revision`, whose watch was requested in state `opened`.
     pub(crate) fn take(&mut self, probe: Probe, revision: Revision, opened: Seen) -> ProbeVerdict {
-        if probe.store.excludes(probe.revision) || !probe.store.is_of_same_history(opened) {
+        let lags = probe.store.excludes(probe.revision) && self.lost != Some(probe.store);
+        if lags || !probe.store.is_of_same_history(opened) {
             return ProbeVerdict::Behind;
         }
         if probe.revision <= revision || DeliberateDefect::ProbesProveAtOnce.is_on() {
@@ -100,6 +114,15 @@ mod tests {
         }
         // The replica has advanced since the probe was sent.
         assert!(matches!(proofs.take(probe(10).await, Revision::new(20), NOW), ProbeVerdict::Proven(_)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_range_that_went_back_needs_no_revision_of_the_lost_history() {
+        let mut proofs = Proofs::default();
+        proofs.went_back(NOW);
+        assert!(matches!(proofs.take(probe(5).await, Revision::new(5), NOW), ProbeVerdict::Proven(_)));
+        let later = Probe { store: Seen::new(Revision::new(11), 1), ..probe(10).await };
+        assert!(matches!(proofs.take(later, Revision::new(20), NOW), ProbeVerdict::Behind));
     }
 
     #[tokio::test(start_paused = true)]

@@ -206,6 +206,7 @@ impl WatchTask {
                 tracing::warn!("store went back, listing again");
                 count(&self.counters, Counter::StoreWentBack);
                 self.epoch = self.epoch.next();
+                self.proofs.went_back(self.client.store.seen());
                 self.client.store.suspect();
             }
             WatchEnd::Wrong(keys) => {
@@ -291,7 +292,7 @@ impl WatchTask {
             replica.revision = before;
         }
         self.publisher.publish(replica.clone(), requested);
-        self.proofs = Proofs::default();
+        self.proofs.start_over();
         self.skipped = matches!(reason, Some(Resync::TooLarge | Resync::Silent)).then_some(revision);
         self.audit.start_over(replica.len());
         self.oversized = false;
