@@ -7,10 +7,10 @@ mod support;
 use std::time::Duration;
 
 use enlist::{
-    Endpoint, Error, Instance, InstanceId, OnDelete, RawEvent, RawValues, RegisterOptions, RegistrationState, Registry,
-    Resolver, ServiceRef,
+    Counter, Endpoint, Error, Instance, InstanceId, OnDelete, RawEvent, RawValues, RegisterOptions, RegistrationState,
+    Registry, Resolver, ServiceRef,
 };
-use enlist_etcd::{Etcd, GoKit};
+use enlist_etcd::{Etcd, GoKit, SessionRuntime};
 use enlist_testkit::{EtcdServer, FakeEtcd, eventually, soon};
 use support::{raw, scripted::client};
 
@@ -121,4 +121,29 @@ async fn many_values_are_kept_by_few_watches() {
     let stored = kept[42].set(*b"y");
     soon("stored", stored).await.unwrap();
     assert_eq!(fake.under(b"a/42"), [(b"a/42".to_vec(), b"y".to_vec())]);
+}
+
+/// The history since the list is gone, so the prefix is listed again, and nothing in it has changed.
+#[tokio::test(start_paused = true)]
+async fn a_list_without_changes_is_not_reported() {
+    let fake = FakeEtcd::start();
+    fake.put("cells/a", "x");
+    let link = fake.link();
+    let etcd = Etcd::from_channel(link.channel()).runtime(SessionRuntime::Caller).build().unwrap();
+    let mut watcher = etcd.watch_prefix(b"cells/").await.unwrap();
+    let mut live = soon("the list", watcher.next()).await.unwrap().freshness.is_live();
+    for _ in 0..3 {
+        fake.put("elsewhere", "x");
+        fake.compact();
+        link.cut();
+        while let Ok(change) = tokio::time::timeout(Duration::from_secs(30), watcher.next()).await {
+            let change = change.unwrap();
+            assert!(change.events.is_empty() && change.freshness.is_live() != live, "{change:?}");
+            live = change.freshness.is_live();
+        }
+    }
+    assert_eq!((etcd.counters().get(Counter::WatchRelists), live), (3, true));
+    fake.put("cells/b", "x");
+    let change = soon("a change", watcher.next()).await.unwrap();
+    assert!(matches!(&change.events[..], [RawEvent::Added(_)]), "{change:?}");
 }

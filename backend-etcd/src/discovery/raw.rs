@@ -63,7 +63,7 @@ fn entry(record: &Record) -> RawEntry {
 #[derive(Debug)]
 struct EtcdPrefixWatcher {
     reader: Subscriber<Replica>,
-    /// The state returned last.
+    /// The latest state.
     seen: Option<RawSnapshot>,
     live: bool,
 }

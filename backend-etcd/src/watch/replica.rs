@@ -258,6 +258,18 @@ mod tests {
         replica.records().map(|record| String::from_utf8_lossy(&record.key).into_owned()).collect()
     }
 
+    #[test]
+    fn a_list_at_a_later_revision_wakes_readers() {
+        let before = replica(&["a"], 5);
+        let listed = |revision| {
+            let mut replica = before.clone();
+            replica.relist(vec![record("a", 5)], Revision::new(revision), Epoch::default());
+            replica
+        };
+        assert!(listed(5) == before && listed(6) != before);
+        assert_eq!(listed(6).differences(Some(&before)).len(), 0);
+    }
+
     fn replica(keys: &[&str], revision: u64) -> Replica {
         let mut replica = Replica::new(Revision::default(), Epoch::default());
         replica.relist(

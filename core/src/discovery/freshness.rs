@@ -28,9 +28,15 @@ impl Proof {
 
     /// Records a proof that held at `moment`, unless a later one is known. There is one writer.
     pub(crate) fn renew(&self, moment: Moment) {
-        if !moment.since(self.moment()).is_zero() {
+        if !moment.since(**self.latest.load()).is_zero() {
             self.latest.store(Arc::new(moment));
         }
+    }
+}
+
+impl fmt::Debug for Proof {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.moment().fmt(f)
     }
 }
 
@@ -59,24 +65,20 @@ impl ProofLimit {
     }
 }
 
-impl fmt::Debug for Proof {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.moment().fmt(f)
-    }
-}
-
 /// Freshness of a local copy of the store: whether changes arrive, and the time of its last proof.
 ///
 /// The age counts from the last *proof*: the sending of the newest linearizable request (a list, a probe, an audit)
 /// whose revision the copy has reached. Events and progress notices advance the copy to that revision. They are no
 /// proof themselves, because one that arrives now may be a minute old. In a healthy store the age is ten seconds at
-/// most.
+/// most. The proofs are those of the latest state: a reader that has not taken the changes that have arrived since has
+/// an older one.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Freshness {
     /// Changes arrive as they happen.
     Live {
-        /// Latest proof of the copy; it is renewed continuously.
+        /// Latest proof of the copy; it is renewed continuously, until the watcher knows a later state that it cannot
+        /// report yet.
         proof: Proof,
     },
     /// Changes do not arrive; the copy is the last known one.
