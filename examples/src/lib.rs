@@ -83,7 +83,11 @@ impl Store {
 }
 
 /// Returns the value after `name` on the command line.
-fn option(name: &str) -> Result<Option<String>, String> {
+///
+/// # Errors
+///
+/// If `name` has no value.
+pub fn option(name: &str) -> Result<Option<String>, String> {
     let mut args = env::args().skip_while(|arg| arg != name);
     if args.next().is_none() {
         return Ok(None);
