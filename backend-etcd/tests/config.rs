@@ -77,7 +77,9 @@ fn write_on(etcd: Etcd, stop: &Arc<AtomicBool>) -> BackgroundTask<usize> {
         let mut number = 0;
         while !stop.load(Ordering::Relaxed) {
             number += 1;
-            while write_both(&etcd, number).await.is_err() {}
+            while write_both(&etcd, number).await.is_err() {
+                tokio::time::sleep(PACE).await;
+            }
             tokio::time::sleep(PACE).await;
         }
         number
