@@ -20,8 +20,8 @@ pub struct Plan {
     pub(crate) synced: &'static [usize],
     /// Instances lost in one revision.
     pub(crate) lost: &'static [usize],
-    /// Registrations of one process.
-    pub(crate) registered: usize,
+    /// Registrations of one process. The target is that of the largest number.
+    pub(crate) registered: &'static [usize],
     /// Contending sessions.
     pub(crate) sessions: &'static [usize],
     /// Length of a round with contention.
@@ -65,7 +65,7 @@ impl Plan {
         polled_changes: 3,
         synced: &[1000, 100_000],
         lost: &[10_000, 50_000],
-        registered: 10_000,
+        registered: &[1, 10_000],
         sessions: &[2, 5, 10, 50],
         contention: Duration::from_secs(3),
         acquisitions: 300,
@@ -93,7 +93,7 @@ impl Plan {
         polled_changes: 1,
         synced: &[1000],
         lost: &[1000],
-        registered: 200,
+        registered: &[1, 200],
         sessions: &[2],
         contention: Duration::from_millis(500),
         acquisitions: 30,

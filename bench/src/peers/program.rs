@@ -40,6 +40,8 @@ impl Program {
         };
         let mut command = Command::new(&path);
         command.arg(argument).args(arguments).env("ENLIST_ENDPOINTS", url);
+        // etcd's client in Go logs a line for each request that it repeats.
+        command.env("ETCD_CLIENT_DEBUG", "error");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().map_err(|error| format!("{}: {error}", path.display()))?;
         let (input, output) = (child.stdin.take().ok_or("no input")?, child.stdout.take().ok_or("no output")?);

@@ -1,9 +1,16 @@
 //! Many registrations of one process.
 
+use std::time::Duration;
+
+use enlist::Moment;
 use etcd_client::{Client, GetOptions};
 use futures::StreamExt;
 
-use super::{Plan, in_turns, library::REGISTRARS, program::Program};
+use super::{
+    Plan, in_turns,
+    library::{Library, REGISTRARS},
+    program::Program,
+};
 use crate::{
     measure::Result,
     report::{Bound, Report},
@@ -16,34 +23,72 @@ const AT_ONCE: usize = 64;
 /// Maximum number of attempts to revoke all leases.
 const ROUNDS: usize = 10;
 
+/// Maximum time until all instances are back after their leases were revoked.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// Interval at which the keys are counted meanwhile.
+const COUNT_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Libraries that register again after their leases were revoked.
+const RETURNING: [Library; 2] = [Library::GoZero, Library::Kratos];
+
 pub(super) async fn run(report: &mut Report, plan: &Plan) -> Result {
-    let count = plan.registered;
-    for peer in REGISTRARS {
-        let world = World::start().await;
-        let client = world.raw().await?;
-        let [rate, processor] = in_turns(plan, peer, async |library, round| {
-            let service = format!("registered{round}");
-            let before = keys(&client).await?;
-            let arguments = [&*service, &count.to_string()];
-            let mut program = Program::start(library, "register", &world.url(), &arguments).await?;
-            let time = program.ask("go", "registered").await?;
-            let used = program.processor_time().await?;
-            let stored = keys(&client).await? - before;
-            if stored < i64::try_from(count)? {
-                return Err(format!("{stored} of {count} keys are stored").into());
-            }
-            program.kill().await?;
-            revoke_all(&client).await?;
-            #[expect(clippy::cast_precision_loss, reason = "thousands")]
-            let count = count as f64;
-            Ok([count / (time / 1e6), used / count])
-        })
-        .await?;
-        let case = format!("{count} instances, beside {}", peer.name());
-        report.turns("register", &*case, "per s", &rate, plan.bound(Bound::AtLeast(5.0)));
-        report.turns("register", format!("{case}: processor"), "µs", &processor, None);
+    for (index, count) in plan.registered.iter().enumerate() {
+        let is_largest = index + 1 == plan.registered.len();
+        for peer in REGISTRARS {
+            beside(report, plan, peer, (*count, is_largest)).await?;
+        }
     }
     Ok(())
+}
+
+/// Registers `count` instances by `enlist` and by another library.
+async fn beside(report: &mut Report, plan: &Plan, peer: Library, (count, is_largest): (usize, bool)) -> Result {
+    let world = World::start().await;
+    let client = world.raw().await?;
+    let [rate, processor, back] = in_turns(plan, peer, async |library, round| {
+        let service = format!("registered{round}");
+        let before = keys(&client).await?;
+        let arguments = [&*service, &count.to_string()];
+        let mut program = Program::start(library, "register", &world.url(), &arguments).await?;
+        let time = program.ask("go", "registered").await?;
+        let used = program.processor_time().await?;
+        let stored = keys(&client).await? - before;
+        if stored < i64::try_from(count)? {
+            return Err(format!("{stored} of {count} keys are stored").into());
+        }
+        let back = if RETURNING.contains(&peer) { back_after(&client, before + stored).await? } else { 0.0 };
+        program.kill().await?;
+        revoke_all(&client).await?;
+        #[expect(clippy::cast_precision_loss, reason = "thousands")]
+        let count = count as f64;
+        Ok([count / (time / 1e6), used / count, back])
+    })
+    .await?;
+    let instances = if count == 1 { "instance" } else { "instances" };
+    let case = format!("{count} {instances}, beside {}", peer.name());
+    let bound = is_largest.then_some(Bound::AtLeast(5.0));
+    report.turns("register", &*case, "per s", &rate, plan.bound(bound));
+    report.turns("register", format!("{case}: processor"), "µs", &processor, None);
+    if RETURNING.contains(&peer) {
+        report.turns("register", format!("{case}: all back after their leases were revoked"), "ms", &back, None);
+    }
+    Ok(())
+}
+
+/// Revokes all leases, and returns the time from the first revocation until there are `wanted` keys again, in
+/// milliseconds.
+async fn back_after(client: &Client, wanted: i64) -> Result<f64> {
+    let begun = Moment::now();
+    revoke(client).await?;
+    // The revoked leases have no keys any more, so all of these are new.
+    while keys(client).await? < wanted {
+        if begun.elapsed() > LIMIT {
+            return Err(format!("{} of {wanted} keys are back after {LIMIT:?}", keys(client).await?).into());
+        }
+        tokio::time::sleep(COUNT_INTERVAL).await;
+    }
+    Ok(begun.elapsed().as_secs_f64() * 1e3)
 }
 
 /// Returns the number of all keys.
@@ -55,16 +100,22 @@ async fn keys(client: &Client) -> Result<i64> {
 /// Ends what a killed process has registered. Leases may also expire meanwhile.
 async fn revoke_all(client: &Client) -> Result {
     for _ in 0..ROUNDS {
-        let leases = client.lease_client().leases().await?;
-        let ids: Vec<i64> = leases.leases().iter().map(etcd_client::LeaseStatus::id).collect();
-        if ids.is_empty() {
+        if revoke(client).await? == 0 {
             return Ok(());
         }
-        let revocations = ids.into_iter().map(|id| {
-            let mut client = client.lease_client();
-            async move { client.revoke(id).await }
-        });
-        futures::stream::iter(revocations).buffer_unordered(AT_ONCE).for_each(|_| async {}).await;
     }
     Err("leases remain".into())
+}
+
+/// Revokes the leases that exist now, and returns their number. One may have ended meanwhile, which is no failure.
+async fn revoke(client: &Client) -> Result<usize> {
+    let leases = client.lease_client().leases().await?;
+    let ids: Vec<i64> = leases.leases().iter().map(etcd_client::LeaseStatus::id).collect();
+    let count = ids.len();
+    let revocations = ids.into_iter().map(|id| {
+        let mut client = client.lease_client();
+        async move { client.revoke(id).await }
+    });
+    futures::stream::iter(revocations).buffer_unordered(AT_ONCE).for_each(|_| async {}).await;
+    Ok(count)
 }
