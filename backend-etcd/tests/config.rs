@@ -236,9 +236,11 @@ async fn history_passes_deletions_where_progress_is_in_order() {
     assert_eq!(history(&etcd, 100).await, [value("3", 12)]);
     fake.delete(key.as_bytes());
     assert_eq!(history(&etcd, 100).await, [(None, 13), value("3", 12)]);
-    // Of an older member no deletion is assumed.
+    // Of an older member no deletion is assumed, and none that hides its version from users is older.
     fake.set_version("3.4.23");
     assert_eq!(history(&connect(), 100).await, []);
+    fake.hide_version();
+    assert_eq!(history(&connect(), 100).await, [(None, 13), value("3", 12)]);
 }
 
 #[tokio::test]

@@ -877,6 +877,21 @@ async fn early_progress_of_old_releases_proves_nothing() {
     assert!(freshness.proven().since(before).is_zero(), "the answer came, the change did not");
 }
 
+/// Some releases tell their version to root only. All of them report progress in order, so a view of another user is as
+/// fresh as one of root.
+#[tokio::test(start_paused = true)]
+async fn a_hidden_version_makes_no_view_older() {
+    let fake = FakeEtcd::start();
+    fake.hide_version();
+    put(&fake, "a", 1);
+    let etcd = client(&fake);
+    let mut watcher = etcd.watch(&service()).await.unwrap();
+    let freshness = soon("a list", watcher.next()).await.unwrap().freshness;
+    let elsewhere = oldest(&freshness, |second| fake.put("elsewhere", second.to_string())).await;
+    assert!(elsewhere <= Duration::from_secs(10), "{elsewhere:?}");
+    assert_eq!(fake.requests().versions, 1, "it is asked for once on a connection");
+}
+
 #[tokio::test(start_paused = true)]
 async fn probes_are_sent_while_there_are_views_only() {
     let fake = FakeEtcd::start();

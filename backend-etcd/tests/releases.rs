@@ -9,8 +9,8 @@ mod support;
 use std::time::Duration;
 
 use enlist::{
-    Counter, Error, Lock, LockGuard, LockName, LockOptions, Moment, Namespace, RegisterOptions, Registration,
-    RegistrationState, Registry,
+    Config, ConfigPath, Counter, Error, Expect, Lock, LockGuard, LockName, LockOptions, Moment, Namespace,
+    RegisterOptions, Registration, RegistrationState, Registry,
 };
 use enlist_etcd::{
     Etcd,
@@ -22,7 +22,7 @@ use etcd_client::{
     SortOrder, SortTarget, Txn, TxnOp, WatchStream,
 };
 use futures::{StreamExt, stream};
-use support::{instance, metrics, raw, server_with, service};
+use support::{instance, metrics, raw, release::Release, server_with, service};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -37,21 +37,11 @@ const LONG: Duration = Duration::from_secs(60);
 /// Commands that etcd accepts before the first of them is executed.
 const MAX_GAP: usize = 5000;
 
+/// First releases that answer requests for progress after the events before (#15220).
+const PROGRESS_IN_ORDER: [Release; 2] = [Release(3, 4, 25), Release(3, 5, 8)];
+
 /// Held for writing while a server is kept busy, which needs a processor of its own, and for reading by other tests.
 static BUSY: RwLock<()> = RwLock::const_new(());
-
-/// A release of etcd.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Release(u32, u32, u32);
-
-impl Release {
-    async fn of(server: &EtcdServer) -> Self {
-        let (version, _) = server.versions().await.expect("it states its version");
-        let mut parts = version.split(['.', '-']).map(|part| part.parse().unwrap_or_default());
-        let mut next = || parts.next().unwrap_or_default();
-        Self(next(), next(), next())
-    }
-}
 
 /// Starts a server, with a feature switched on or off if its release has the feature.
 async fn with_feature(release: Release, since: Release, feature: &str) -> EtcdServer {
@@ -332,8 +322,41 @@ async fn is_told_the_status(server: &EtcdServer, user: Option<&str>) -> bool {
     }
 }
 
-/// The status of a member is for everyone, then for `root` only (since 3.4.42, 3.5.28 and 3.6.0), then for every user
-/// (since 3.5.32, 3.6.12 and 3.7.0). A diagnosis as a user works with all of them; it reports a hidden version.
+/// The message of a diagnosis names exactly the releases that this program expects to be for `root` only, and the row
+/// of the docs has the same words.
+#[test]
+fn releases_for_root_are_the_same_everywhere() {
+    let text = Finding::VersionHidden { fixed_in: &[] }.to_string();
+    let (_, text) = text.split_once("; ").unwrap();
+    let named = text.strip_suffix(" tell it to root only").unwrap();
+    let ranges: Vec<_> = named
+        .split([',', ' '])
+        .filter(|word| word.starts_with(char::is_numeric))
+        .map(Release::parse)
+        .collect::<Vec<_>>()
+        .chunks_exact(2)
+        .map(|range| range[0]..=range[1])
+        .collect();
+    for release in (4..=8).flat_map(|line| (0..=45).map(move |patch| Release(3, line, patch))) {
+        let is_named = ranges.iter().any(|range| range.contains(&release));
+        assert_eq!(is_named, Permitted::in_release(release) == Permitted::Root, "{release:?}: {named}");
+    }
+    let docs = include_str!("../../docs/faults.md");
+    assert!(docs.contains(&format!("for `root` only in {named};")), "{named}");
+}
+
+/// Deletes a key of the configuration, and returns `true` if its history contains the deletion: the client knows that
+/// its member reports progress in order.
+async fn reads_deletions(etcd: &Etcd) -> bool {
+    let (namespace, path) = (Namespace::default(), ConfigPath::parse("deleted").unwrap());
+    soon("written", etcd.put(&namespace, &path, b"1".to_vec(), Expect::Any)).await.unwrap();
+    soon("deleted", etcd.delete(&namespace, &path, Expect::Any)).await.unwrap();
+    let history = soon("read", etcd.history(&namespace, &path, 10)).await.unwrap();
+    history.iter().any(|version| version.value.is_none())
+}
+
+/// The status of a member is for everyone, then for `root` only, then for every user. A diagnosis as a user works with
+/// all of them; it reports a hidden version. So do registrations and what depends on the version of the member.
 #[tokio::test]
 async fn the_status_is_for_root_in_some_releases() {
     let _idle = BUSY.read().await;
@@ -352,10 +375,15 @@ async fn the_status_is_for_root_in_some_releases() {
     };
     soon("a diagnosis", builder.clone().diagnose(&Namespace::default(), report)).await.unwrap();
     let version = found.iter().find(|finding| finding.check() == Check::Version).unwrap();
-    assert_eq!(matches!(version, Finding::VersionHidden), permitted == Permitted::Root, "{release:?}: {version:?}");
+    assert_eq!(
+        matches!(version, Finding::VersionHidden { .. }),
+        permitted == Permitted::Root,
+        "{release:?}: {version:?}"
+    );
     assert!(found.iter().all(|finding| finding.status() != Status::Failed), "{found:#?}");
     let etcd = builder.connect().await.unwrap();
     soon("deregistered", register(&etcd, "a").await.deregister()).await.unwrap();
+    assert_eq!(reads_deletions(&etcd).await, release.has(&PROGRESS_IN_ORDER), "{release:?}");
 }
 
 /// Sends an empty request to etcd's JSON gateway, without a user.

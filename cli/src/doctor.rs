@@ -56,8 +56,8 @@ fn advice(finding: &Finding) -> Option<String> {
             _ => "check that the cluster has a leader",
         },
         Finding::DefectiveVersion { fixed_in, .. } => return advice_on_version(fixed_in),
-        Finding::VersionHidden => {
-            "3.5.28 to 3.5.31 and 3.6.9 to 3.6.11 report the version to root only; connect as root, or upgrade etcd"
+        Finding::VersionHidden { fixed_in } => {
+            return advice_on_version(fixed_in).map(|fixed| format!("connect as root, or upgrade etcd: {fixed}"));
         }
         Finding::VersionUnknown { .. } => "run the check again",
         Finding::Refused { check: Check::Lease, .. } => {

@@ -122,7 +122,7 @@ impl StoreClient {
         let (limit, used) = (self.data.limit, Used::default());
         let (version, connection) = self.data.send("version", limit, Repeat::Harmless, &used, ask).await?;
         if let Some(connection) = connection {
-            // Only releases that answer in order require a permission for this: 3.5.28 and later, 3.6.9 and later.
+            // The releases that refuse this to some users answer in order (`STATUS_FOR_ROOT`).
             connection.learn(version.map_or(ProgressReplies::InOrder, |version| progress_replies(&version)));
         }
         Ok(())
@@ -189,6 +189,14 @@ fn progress_replies(version: &str) -> ProgressReplies {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::diagnose::versions::STATUS_FOR_ROOT;
+
+    #[test]
+    fn releases_that_hide_their_version_answer_in_order() {
+        for version in STATUS_FOR_ROOT.as_flattened() {
+            assert_eq!(progress_replies(version), ProgressReplies::InOrder, "{version}");
+        }
+    }
 
     #[test]
     fn releases_that_answer_in_order_are_known_by_their_version() {

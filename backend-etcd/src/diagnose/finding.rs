@@ -2,6 +2,8 @@
 
 use std::{fmt, time::Duration};
 
+use super::versions;
+
 /// Median of reads above which the latency is a warning.
 const SLOW_READ: Duration = Duration::from_millis(100);
 
@@ -202,7 +204,10 @@ pub enum Finding {
         fixed_in: &'static [&'static str],
     },
     /// The version is shown to root only.
-    VersionHidden,
+    VersionHidden {
+        /// Newest releases with all fixes, which show it to every user.
+        fixed_in: &'static [&'static str],
+    },
     /// The version could not be asked for.
     VersionUnknown {
         /// Text of the failure.
@@ -262,7 +267,7 @@ impl Finding {
             Self::RequestsAccepted | Self::UserAccepted | Self::NotAccepted { .. } => Check::Auth,
             Self::Version { .. }
             | Self::DefectiveVersion { .. }
-            | Self::VersionHidden
+            | Self::VersionHidden { .. }
             | Self::VersionUnknown { .. } => Check::Version,
             Self::NoAlarm | Self::OutOfSpace | Self::Alarm | Self::AlarmsUnknown { .. } => Check::Space,
             Self::Latency { .. } | Self::ReadsUnanswered => Check::Latency,
@@ -288,7 +293,7 @@ impl Finding {
                 }
             }
             Self::DefectiveVersion { .. }
-            | Self::VersionHidden
+            | Self::VersionHidden { .. }
             | Self::VersionUnknown { .. }
             | Self::AlarmsUnknown { .. } => Status::Warning,
             Self::EndpointFails { .. }
@@ -323,7 +328,9 @@ impl fmt::Display for Finding {
             Self::NotAccepted { cause, .. } | Self::VersionUnknown { cause } => f.write_str(cause),
             Self::Version { version } => write!(f, "etcd {version}"),
             Self::DefectiveVersion { version, defects, .. } => write!(f, "etcd {version} {defects}"),
-            Self::VersionHidden => f.write_str("etcd does not tell it to this user"),
+            Self::VersionHidden { .. } => {
+                write!(f, "etcd does not tell it to this user; {} tell it to root only", versions::status_for_root())
+            }
             Self::Permitted { prefix, .. } => write!(f, "below {}", prefix.escape_ascii()),
             Self::Refused { prefix, cause, .. } => write!(f, "below {}: {cause}", prefix.escape_ascii()),
             Self::NoAlarm => f.write_str("no alarms"),
@@ -385,7 +392,12 @@ mod tests {
                 Status::Failed,
                 "etcd wants a user",
             ),
-            (Finding::VersionHidden, Check::Version, Status::Warning, "does not tell"),
+            (
+                Finding::VersionHidden { fixed_in: versions::ALL_FIXED },
+                Check::Version,
+                Status::Warning,
+                "3.4.42 to 3.4.45, 3.5.28 to 3.5.31 and 3.6.0 to 3.6.11 tell it to root only",
+            ),
             (
                 Finding::Permitted { check: Check::Read, prefix: prefix.clone() },
                 Check::Read,

@@ -22,7 +22,7 @@ mod endpoints;
 pub(crate) mod finding;
 mod reply;
 mod tls_options;
-mod versions;
+pub(crate) mod versions;
 
 use std::time::Duration;
 
@@ -211,7 +211,9 @@ impl Examination {
                     Some((defects, fixed_in)) => Finding::DefectiveVersion { version, defects, fixed_in },
                 }
             }
-            Reply::Failure(error) if answer(&error) == Answer::Denied => Finding::VersionHidden,
+            Reply::Failure(error) if answer(&error) == Answer::Denied => {
+                Finding::VersionHidden { fixed_in: versions::ALL_FIXED }
+            }
             failed => Finding::VersionUnknown { cause: failed.verdict().err().unwrap_or_default() },
         }
     }

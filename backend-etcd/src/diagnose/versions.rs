@@ -8,6 +8,16 @@
 /// First minor version of [`DEFECTS`].
 const OLDEST: u32 = 4;
 
+/// Releases that tell their status, and with it their version, to root only where authentication is on: the first and
+/// the last one of each line.
+///
+/// CVE-2026-33413 (3.4.42, 3.5.28) and pull request #14663 (3.6.0, after 3.6.0-alpha.0) began it. #21815 (3.5.32),
+/// #21811 (3.6.12) and #21666 (3.7.0) ended it. 3.4 had ended before, with 3.4.45.
+pub(crate) const STATUS_FOR_ROOT: [[&str; 2]; 3] = [["3.4.42", "3.4.45"], ["3.5.28", "3.5.31"], ["3.6.0", "3.6.11"]];
+
+/// Releases without a known defect, of the lines that get fixes. They tell their status to every user.
+pub(super) const ALL_FIXED: &[&str] = &["3.5.33", "3.6.14", "3.7.1"];
+
 /// A defect and the releases that have it.
 struct KnownDefect {
     does: &'static str,
@@ -88,6 +98,12 @@ impl KnownDefect {
     }
 }
 
+/// Returns [`STATUS_FOR_ROOT`] as text.
+pub(super) fn status_for_root() -> String {
+    let [of_3_4, of_3_5, of_3_6] = STATUS_FOR_ROOT.map(|[first, last]| format!("{first} to {last}"));
+    format!("{of_3_4}, {of_3_5} and {of_3_6}")
+}
+
 /// Returns the known defects of a version of etcd, and the releases with all fixes; `None` if none is known.
 pub(super) fn defects(version: &str) -> Option<(String, &'static [&'static str])> {
     let mut numbers = version.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
@@ -99,7 +115,7 @@ pub(super) fn defects(version: &str) -> Option<(String, &'static [&'static str])
         5 => &["3.5.33"],
         6 => &["3.6.14"],
         7 => &["3.7.1"],
-        _ => &["3.5.33", "3.6.14", "3.7.1"],
+        _ => ALL_FIXED,
     };
     let Some(line) = minor.checked_sub(OLDEST) else {
         return Some(("is older than what enlist is tested with".to_owned(), fixed_in));

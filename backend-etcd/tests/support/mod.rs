@@ -5,6 +5,7 @@
 pub(crate) mod between;
 pub(crate) mod logged;
 pub(crate) mod recorder;
+pub(crate) mod release;
 pub(crate) mod scripted;
 
 use std::{future::Future, time::Duration};

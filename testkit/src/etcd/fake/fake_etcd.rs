@@ -287,6 +287,11 @@ impl FakeEtcd {
         self.shared.store().denies = false;
     }
 
+    /// Refuses `Status` from now on, as some releases of etcd do to every user but root.
+    pub fn hide_version(&self) {
+        self.shared.store().hides_version = true;
+    }
+
     /// Serves watches that start in the past 100 ms late, as etcd does. By default they are served at once.
     pub fn delay_unsynced_watches(&self) {
         self.shared.store().unsynced = UNSYNCED;

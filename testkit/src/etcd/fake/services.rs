@@ -211,6 +211,9 @@ impl PbMaintenanceService for Service {
         self.shared.awake().await;
         let mut store = self.shared.store();
         store.requests.versions += 1;
+        if store.hides_version {
+            return Err(Status::permission_denied("etcdserver: permission denied"));
+        }
         let (header, version) = (store.header(), store.version.clone());
         Ok(Response::new(PbStatusResponse { header, version, ..PbStatusResponse::default() }))
     }

@@ -59,6 +59,8 @@ pub(super) struct Store {
     pub(super) unsynced: Duration,
     /// Reads and transactions are refused.
     pub(super) denies: bool,
+    /// `Status` is refused.
+    pub(super) hides_version: bool,
     pub(super) defects: Defects,
     pub(super) lagging: Lagging,
 }
