@@ -85,8 +85,7 @@ async fn auth_is_switched_on_under_running_clients() {
     root.user_grant_role("root", "root").await.unwrap();
     root.auth_enable().await.unwrap();
     assert!(raw(&server).await.get("x", None).await.is_err(), "it is switched on");
-    let renewal = renew_without_permission(&mut raw(&server).await, lease).await;
-    println!("renewals without a user: {renewal:?}");
+    let renewal = renew_without_permission(&server, &mut raw(&server).await, lease).await;
 
     works(&a, &mut watchers[0], 2).await;
     shows(&mut watchers[1], "a", 2).await;

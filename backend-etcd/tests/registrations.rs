@@ -128,8 +128,7 @@ async fn a_lost_permission_is_retried_slowly() {
     root.user_revoke_role("u", "r").await.unwrap();
     let as_user = Some(etcd_client::ConnectOptions::new().with_user("u", "p"));
     let mut user = etcd_client::Client::connect([server.url()], as_user).await.unwrap();
-    let renewal = renew_without_permission(&mut user, lease).await;
-    println!("renewals without permission: {renewal:?}");
+    let renewal = renew_without_permission(&server, &mut user, lease).await;
     let refused = soon("refused", etcd.register(&support::service(), instance("new"), options())).await.unwrap_err();
     assert!(matches!(refused, Error::PermissionDenied { .. }), "{refused:?}");
     let background = options().start(Start::Background);

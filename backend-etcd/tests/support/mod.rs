@@ -16,6 +16,7 @@ use enlist::{
 };
 use enlist_etcd::Etcd;
 use enlist_testkit::{EtcdServer, Provider, ServerOptions, eventually, soon};
+use release::Release;
 
 pub(crate) const TTL: Duration = Duration::from_secs(5);
 
@@ -91,22 +92,37 @@ pub(crate) async fn enable_authentication(raw: &mut etcd_client::Client, ranges:
 /// Outcome of a renewal by a client without write permission for the keys of the lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Renewal {
-    /// Any client may renew any lease, as in etcd 3.4.23 and 3.5.1.
+    /// Any client may renew any lease.
     Unchecked,
-    /// A renewal requires write permission for the lease's keys, as in etcd 3.5.30, 3.6.10 and later.
+    /// A renewal requires write permission for the lease's keys.
     Refused,
 }
 
-/// Renews a lease with keys that the client may not write.
-pub(crate) async fn renew_without_permission(client: &mut etcd_client::Client, lease: i64) -> Renewal {
-    match client.lease_keep_alive(lease).await {
+impl Renewal {
+    /// Returns the outcome in a release; CVE-2026-33413 made it a refusal.
+    fn in_release(release: Release) -> Self {
+        let refused = release.has(&[Release(3, 4, 42), Release(3, 5, 28), Release(3, 6, 9)]);
+        if refused { Self::Refused } else { Self::Unchecked }
+    }
+}
+
+/// Renews a lease with keys that the client may not write, and checks that its outcome is the one of the release.
+pub(crate) async fn renew_without_permission(
+    server: &EtcdServer,
+    client: &mut etcd_client::Client,
+    lease: i64,
+) -> Renewal {
+    let renewal = match client.lease_keep_alive(lease).await {
         Ok(_) => Renewal::Unchecked,
         Err(refused) => {
             let text = refused.to_string();
             assert!(text.contains("permission denied") || text.contains("user name is empty"), "{text}");
             Renewal::Refused
         }
-    }
+    };
+    let release = Release::of(server).await;
+    assert_eq!(renewal, Renewal::in_release(release), "{release:?}");
+    renewal
 }
 
 /// Returns etcd's metrics, as text.
