@@ -2,10 +2,10 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use enlist::{Deregistered, Directory, Moment, Resolver, ServiceRef, ServiceView};
+use enlist::{Deregistered, Directory, Entry, Moment, Presence, ServiceRef, ServiceView};
 use enlist_etcd::{Etcd, EtcdBuilder};
 use enlist_grpc::{Channel, WaitForReady};
-use enlist_testkit::{EtcdServer, LIMIT, eventually, soon};
+use enlist_testkit::{EtcdServer, LIMIT, Proxy, eventually, soon};
 use tonic::Request;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
@@ -47,7 +47,11 @@ pub(super) struct Framework {
 
 impl Framework {
     pub(super) async fn connect(&self, server: &EtcdServer) -> Etcd {
-        (self.layout)(Etcd::builder([server.url()])).connect().await.unwrap()
+        self.connect_to(server.url()).await
+    }
+
+    pub(super) async fn connect_to(&self, url: String) -> Etcd {
+        (self.layout)(Etcd::builder([url])).connect().await.unwrap()
     }
 
     pub(super) fn service(&self) -> ServiceRef {
@@ -67,10 +71,25 @@ impl Framework {
         (go, address)
     }
 
-    /// Revokes the leases of all instances of the service.
+    /// Revokes the lease of the only instance of the service.
     pub(super) async fn revoke(&self, server: &EtcdServer) {
-        let line = Go::start(server, "etcd", &["revoke", self.prefix]).line().await;
-        assert!(line.starts_with("revoked ") && line != "revoked 0", "{line}");
+        assert_eq!(Go::start(server, "etcd", &["revoke", self.prefix]).line().await, "revoked 1");
+    }
+
+    /// Returns the leases of the instances of the service.
+    pub(super) async fn leases(&self, server: &EtcdServer) -> Vec<i64> {
+        recorded::leases(server, self.prefix).await
+    }
+
+    /// Revokes the lease of the only instance of the service, and waits until it has another one.
+    pub(super) async fn replace_lease(&self, server: &EtcdServer) {
+        let before = self.leases(server).await;
+        self.revoke(server).await;
+        eventually("it is registered again", || async {
+            let now = self.leases(server).await;
+            if now.len() == 1 && now != before { Ok(()) } else { Err((before.clone(), now)) }
+        })
+        .await;
     }
 }
 
@@ -127,7 +146,8 @@ impl Follower {
 /// restart of etcd and a crash of our process.
 pub(super) async fn ours_is_found(framework: &Framework) {
     let mut server = own_etcd().await;
-    let (etcd, service, scheme) = (framework.connect(&server).await, framework.service(), framework.scheme);
+    let proxy = Proxy::start(server.address()).await.unwrap();
+    let (etcd, service, scheme) = (framework.connect_to(proxy.url()).await, framework.service(), framework.scheme);
     let first = Server::start();
     let registration = first.register(&etcd, &service, scheme).await;
     let first_address = first.address.to_string();
@@ -144,12 +164,12 @@ pub(super) async fn ours_is_found(framework: &Framework) {
     theirs.sees(&[&second_address]).await;
     theirs.calls().await;
 
+    framework.replace_lease(&server).await;
+    // Ours cannot register again before theirs has seen the removal.
+    proxy.cut();
     framework.revoke(&server).await;
-    eventually("it is registered again", || async {
-        let found = etcd.resolve(&service).await.map(|found| found.len());
-        if matches!(found, Ok(1)) { Ok(()) } else { Err(found) }
-    })
-    .await;
+    theirs.sees(&[]).await;
+    proxy.heal();
     theirs.sees(&[&second_address]).await;
     theirs.calls().await;
 
@@ -194,6 +214,24 @@ pub(super) async fn shows_within(limit: Duration, view: &ServiceView, wanted: &[
     assert!(in_time, "not within {limit:?}: ours shows {wanted:?}; it shows {last:?}");
 }
 
+/// Returns the entry with this address.
+fn entry_at(view: &ServiceView, address: &str) -> Option<Arc<Entry>> {
+    let snapshot = view.snapshot()?;
+    snapshot.entries().find(|entry| entry.instance().endpoints()[0].to_string().ends_with(address)).cloned()
+}
+
+/// Waits until the view has the instance of `before` as one that was registered again. It holds the last one of a
+/// service meanwhile, so that it is never empty.
+async fn shows_again(view: &ServiceView, address: &str, before: &Entry) {
+    eventually("ours shows that it was registered again", || async {
+        let now = entry_at(view, address);
+        let again =
+            now.as_ref().is_some_and(|now| now.presence() == Presence::Live && now.created() > before.created());
+        if again { Ok(()) } else { Err(now) }
+    })
+    .await;
+}
+
 /// Waits for an answered call. The channel may follow its view with a short delay.
 pub(super) async fn answered(client: &mut HealthClient<Channel>) {
     let mut request = Request::new(HealthCheckRequest::default());
@@ -227,12 +265,17 @@ pub(super) async fn theirs_is_found(framework: &Framework) {
     drop(first);
     calls().await;
 
+    let before = entry_at(&view, &second_address).unwrap();
     framework.revoke(&server).await;
     let second_address = match framework.lost_lease {
-        LostLease::ComesBack => second_address,
+        LostLease::ComesBack => {
+            shows_again(&view, &second_address, &before).await;
+            second_address
+        }
         LostLease::StaysAway => {
             // The view holds the last instance for a while after its death.
             shows(&view, &[]).await;
+            assert!(framework.leases(&server).await.is_empty(), "it stays away");
             let (next, address) = framework.serve(&server).await;
             second = next;
             address

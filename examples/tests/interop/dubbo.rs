@@ -4,10 +4,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use enlist::{Directory, Endpoint, Instance, InstanceId, RegisterOptions, Registry, Resolver};
+use enlist::{Directory, Endpoint, Instance, InstanceId, RegisterOptions, Registry};
 use enlist_etcd::Dubbo;
 use enlist_grpc::Channel;
-use enlist_testkit::{eventually, soon};
+use enlist_testkit::{Proxy, soon};
 use tonic_health::pb::health_client::HealthClient;
 
 use super::{
@@ -35,6 +35,7 @@ const CRASHED: Duration = Duration::from_secs(75);
 #[ignore = "needs Go: `cargo xtask interop` runs it"]
 async fn ours_is_found() {
     let mut server = own_etcd().await;
+    let proxy = Proxy::start(server.address()).await.unwrap();
     let (etcd, service) = (FRAMEWORK.connect(&server).await, FRAMEWORK.service());
     let (first, second) = (Server::start(), Server::start());
     let (one, two) = (first.address.to_string(), second.address.to_string());
@@ -42,18 +43,18 @@ async fn ours_is_found() {
     let mut theirs = FRAMEWORK.follow(&server);
     theirs.sees(&[&one]).await;
     theirs.calls().await;
-    let crashing = second.register(&FRAMEWORK.connect(&server).await, &service, FRAMEWORK.scheme).await;
+    let crashing = second.register(&FRAMEWORK.connect_to(proxy.url()).await, &service, FRAMEWORK.scheme).await;
     theirs.sees(&[&one, &two]).await;
     soon("deregistered", registration.deregister()).await.unwrap();
     theirs.sees(&[&two]).await;
     theirs.calls().await;
 
+    FRAMEWORK.replace_lease(&server).await;
+    // Ours cannot register again before theirs has seen the removal.
+    proxy.cut();
     FRAMEWORK.revoke(&server).await;
-    eventually("it is registered again", || async {
-        let found = etcd.resolve(&service).await.map(|found| found.len());
-        if matches!(found, Ok(1)) { Ok(()) } else { Err(found) }
-    })
-    .await;
+    theirs.sees(&[]).await;
+    proxy.heal();
     theirs.sees(&[&two]).await;
     theirs.calls().await;
 
@@ -89,6 +90,7 @@ async fn theirs_is_found() {
     // It is not registered again, and its end is that of the last instance, which the view holds for a while.
     FRAMEWORK.revoke(&server).await;
     both::shows(&view, &[]).await;
+    assert!(FRAMEWORK.leases(&server).await.is_empty(), "it stays away");
     drop(second);
     let (third, three) = FRAMEWORK.serve(&server).await;
     both::shows(&view, &[&three]).await;

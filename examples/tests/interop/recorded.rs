@@ -16,10 +16,23 @@ struct Stored {
 
 /// Returns all keys.
 async fn stored(raw: &mut etcd_client::Client) -> Vec<Stored> {
-    let answer = raw.get("", Some(etcd_client::GetOptions::new().with_all_keys())).await.unwrap();
+    below(raw, "").await
+}
+
+/// Returns the keys with this prefix; an empty one has all of them.
+async fn below(raw: &mut etcd_client::Client, prefix: &str) -> Vec<Stored> {
+    let options = etcd_client::GetOptions::new();
+    let options = if prefix.is_empty() { options.with_all_keys() } else { options.with_prefix() };
+    let answer = raw.get(prefix, Some(options)).await.unwrap();
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     let pairs = answer.kvs().iter();
     pairs.map(|pair| Stored { key: text(pair.key()), value: text(pair.value()), lease: pair.lease() }).collect()
+}
+
+/// Returns the leases of the keys with this prefix.
+pub(super) async fn leases(server: &EtcdServer, prefix: &str) -> Vec<i64> {
+    let mut raw = etcd_client::Client::connect([server.url()], None).await.unwrap();
+    below(&mut raw, prefix).await.into_iter().map(|stored| stored.lease).collect()
 }
 
 /// Lets the library write the instance of each recorded case, and compares the key and the value with the recording.
