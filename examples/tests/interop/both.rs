@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use enlist::{Deregistered, Directory, Entry, Moment, Presence, ServiceRef, ServiceView};
+use enlist::{
+    Deregistered, Directory, Endpoint, Entry, Instance, InstanceUpdate, Moment, Presence, ServiceRef, ServiceView,
+};
 use enlist_etcd::{Etcd, EtcdBuilder};
 use enlist_grpc::{Channel, WaitForReady};
 use enlist_testkit::{EtcdServer, LIMIT, Proxy, eventually, soon};
@@ -32,6 +34,36 @@ pub(super) enum Stored {
     WithMethods,
 }
 
+/// Part of an instance that is changed in place.
+pub(super) enum Change {
+    /// Its address, because the layout carries nothing else.
+    Address,
+    /// Parts that the layout carries beside the address.
+    Parts {
+        /// The change that ours makes.
+        ours: fn(&mut InstanceUpdate),
+        /// The text after the address in the view of theirs, once it has seen that change.
+        theirs_sees: &'static str,
+        /// Returns `true` if an instance has what the program changes at theirs.
+        ours_sees: fn(&Instance) -> bool,
+    },
+}
+
+impl Change {
+    /// The entry `team` of the metadata.
+    pub(super) const fn team(theirs_sees: &'static str) -> Self {
+        let ours = |update: &mut InstanceUpdate| {
+            update.metadata("team", "green");
+        };
+        Self::Parts { ours, theirs_sees, ours_sees: is_green }
+    }
+}
+
+/// Returns `true` if the metadata has the entry of [`Change::team`].
+pub(super) fn is_green(instance: &Instance) -> bool {
+    instance.metadata().get("team").is_some_and(|team| team == "green")
+}
+
 /// A framework, with the formats of its program and of our layout.
 pub(super) struct Framework {
     pub(super) program: &'static str,
@@ -43,6 +75,7 @@ pub(super) struct Framework {
     pub(super) scheme: &'static str,
     pub(super) lost_lease: LostLease,
     pub(super) stored: Stored,
+    pub(super) change: Change,
 }
 
 impl Framework {
@@ -66,8 +99,7 @@ impl Framework {
     /// Starts a server that is registered.
     pub(super) async fn serve(&self, server: &EtcdServer) -> (Go, String) {
         let mut go = Go::start(server, self.program, &["server", self.service]);
-        let line = go.line().await;
-        let address = line.strip_prefix("serves ").unwrap_or_else(|| panic!("{line}")).to_owned();
+        let address = served(&mut go).await;
         (go, address)
     }
 
@@ -91,6 +123,12 @@ impl Framework {
         })
         .await;
     }
+}
+
+/// Returns the address at which a program serves.
+async fn served(go: &mut Go) -> String {
+    let line = go.line().await;
+    line.strip_prefix("serves ").unwrap_or_else(|| panic!("{line}")).to_owned()
 }
 
 /// A client of a framework, and its last view.
@@ -188,6 +226,61 @@ pub(super) async fn ours_is_found(framework: &Framework) {
     theirs.calls().await;
     soon("deregistered", remaining.deregister()).await.unwrap();
     theirs.sees(&[]).await;
+}
+
+/// An instance of ours is changed in place, under its key and its lease. Theirs sees the change, and calls it.
+pub(super) async fn a_change_of_ours_is_seen(framework: &Framework) {
+    let server = own_etcd().await;
+    let etcd = framework.connect(&server).await;
+    let (first, moved) = (Server::start(), Server::start());
+    let registration = first.register(&etcd, &framework.service(), framework.scheme).await;
+    let (address, moved_address) = (first.address.to_string(), moved.address.to_string());
+    let mut theirs = framework.follow(&server);
+    theirs.sees(&[&address]).await;
+    theirs.calls().await;
+    let leases = framework.leases(&server).await;
+    match framework.change {
+        Change::Address => {
+            let endpoint = Endpoint::parse(format!("{}{moved_address}", framework.scheme)).unwrap();
+            let update = registration.update(|update| {
+                update.endpoints([endpoint.clone()]);
+            });
+            soon("stored", update).await.unwrap();
+            theirs.sees(&[&moved_address]).await;
+            drop(first);
+        }
+        Change::Parts { ours, theirs_sees, .. } => {
+            soon("stored", registration.update(ours)).await.unwrap();
+            theirs.sees(&[&format!("{address}{theirs_sees}")]).await;
+        }
+    }
+    theirs.calls().await;
+    assert_eq!(framework.leases(&server).await, leases, "it was not registered again");
+}
+
+/// A server of theirs registers once more under its key, with other content. Ours sees the change, and calls it.
+pub(super) async fn a_change_of_theirs_is_seen(framework: &Framework) {
+    let server = own_etcd().await;
+    let view = Directory::new(Arc::new(framework.connect(&server).await)).view(&framework.service());
+    soon("the view is ready", view.ready()).await.unwrap();
+    let mut theirs = Go::start(&server, framework.program, &["changing", framework.service]);
+    let before_address = served(&mut theirs).await;
+    shows(&view, &[&before_address]).await;
+    let before = entry_at(&view, &before_address).unwrap();
+    theirs.go_on();
+    let address = served(&mut theirs).await;
+    let is_changed = |entry: &Entry| match framework.change {
+        Change::Address => address != before_address,
+        Change::Parts { ours_sees, .. } => ours_sees(entry.instance()),
+    };
+    assert!(matches!(framework.change, Change::Address) || !is_changed(&before));
+    let after = eventually("ours shows the change", || async {
+        entry_at(&view, &address).filter(|entry| is_changed(entry)).ok_or_else(|| view.snapshot())
+    })
+    .await;
+    assert_eq!(after.created(), before.created(), "it was changed in place");
+    shows(&view, &[&address]).await;
+    answered(&mut HealthClient::new(Channel::new(&view).unwrap())).await;
 }
 
 /// Waits until the view has these addresses and no others.

@@ -12,7 +12,7 @@ use tonic_health::pb::health_client::HealthClient;
 
 use super::{
     Go, Server,
-    both::{self, Framework, LostLease, Stored},
+    both::{self, Change, Framework, LostLease, Stored},
     own_etcd, recorded,
 };
 
@@ -25,6 +25,13 @@ const FRAMEWORK: Framework = Framework {
     lost_lease: LostLease::StaysAway,
     // Among them are the metadata of its service.
     stored: Stored::WithMethods,
+    change: Change::Parts {
+        ours: |update| {
+            update.weight(3).metadata("team", "green");
+        },
+        theirs_sees: ",weight=3,team=green",
+        ours_sees: |instance| instance.weight() == 3 && both::is_green(instance),
+    },
 };
 
 /// Maximum time until an instance of a killed program is gone: its lease, whose TTL of 30 s is fixed, and the time for
@@ -107,6 +114,18 @@ async fn theirs_is_found() {
     fourth.go_on();
     assert_eq!(fourth.line().await, "left");
     both::shows(&view, &[]).await;
+}
+
+#[tokio::test]
+#[ignore = "needs Go: `cargo xtask interop` runs it"]
+async fn a_change_of_ours_is_seen() {
+    both::a_change_of_ours_is_seen(&FRAMEWORK).await;
+}
+
+#[tokio::test]
+#[ignore = "needs Go: `cargo xtask interop` runs it"]
+async fn a_change_of_theirs_is_seen() {
+    both::a_change_of_theirs_is_seen(&FRAMEWORK).await;
 }
 
 /// A consumer of dubbo finds the application of an interface, and the methods of its instances, in the metadata report,

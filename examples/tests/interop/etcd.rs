@@ -14,7 +14,7 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use super::{
     Go,
-    both::{self, Framework, LostLease, Stored},
+    both::{self, Change, Framework, LostLease, Stored},
     own_etcd, recorded,
     settings::{self, Settings},
     short,
@@ -30,6 +30,7 @@ const NAMING: Framework = Framework {
     // The program renews its lease itself, and does not react to its end.
     lost_lease: LostLease::StaysAway,
     stored: Stored::AsByOurs,
+    change: Change::team(",team=green"),
 };
 
 const GOBASE_JOB: &str = "/locks/nightly";
@@ -44,6 +45,18 @@ async fn ours_is_found() {
 #[ignore = "needs Go: `cargo xtask interop` runs it"]
 async fn theirs_is_found() {
     both::theirs_is_found(&NAMING).await;
+}
+
+#[tokio::test]
+#[ignore = "needs Go: `cargo xtask interop` runs it"]
+async fn a_change_of_ours_is_seen() {
+    both::a_change_of_ours_is_seen(&NAMING).await;
+}
+
+#[tokio::test]
+#[ignore = "needs Go: `cargo xtask interop` runs it"]
+async fn a_change_of_theirs_is_seen() {
+    both::a_change_of_theirs_is_seen(&NAMING).await;
 }
 
 /// The name of the service has a `/`.

@@ -5,7 +5,7 @@ use enlist_etcd::GoMicro;
 use enlist_testkit::soon;
 
 use super::{
-    both::{self, Framework, LostLease, Stored},
+    both::{self, Change, Framework, LostLease, Stored},
     own_etcd, recorded,
 };
 
@@ -17,6 +17,7 @@ const FRAMEWORK: Framework = Framework {
     scheme: "",
     lost_lease: LostLease::ComesBack,
     stored: Stored::WithMethods,
+    change: Change::team(",,team=green"),
 };
 
 #[tokio::test]
@@ -29,6 +30,18 @@ async fn ours_is_found() {
 #[ignore = "needs Go: `cargo xtask interop` runs it"]
 async fn theirs_is_found() {
     both::theirs_is_found(&FRAMEWORK).await;
+}
+
+#[tokio::test]
+#[ignore = "needs Go: `cargo xtask interop` runs it"]
+async fn a_change_of_ours_is_seen() {
+    both::a_change_of_ours_is_seen(&FRAMEWORK).await;
+}
+
+#[tokio::test]
+#[ignore = "needs Go: `cargo xtask interop` runs it"]
+async fn a_change_of_theirs_is_seen() {
+    both::a_change_of_theirs_is_seen(&FRAMEWORK).await;
 }
 
 /// The version and the metadata are carried in both directions, and theirs sees a change of them.

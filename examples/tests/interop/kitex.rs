@@ -6,7 +6,7 @@ use enlist_testkit::soon;
 
 use super::{
     Go,
-    both::{self, Framework, LostLease, Stored},
+    both::{self, Change, Framework, LostLease, Stored},
     own_etcd, recorded,
 };
 
@@ -18,6 +18,13 @@ const FRAMEWORK: Framework = Framework {
     scheme: "",
     lost_lease: LostLease::ComesBack,
     stored: Stored::AsByOurs,
+    change: Change::Parts {
+        ours: |update| {
+            update.weight(3);
+        },
+        theirs_sees: ",weight=3,team=",
+        ours_sees: |instance| instance.weight() == 3,
+    },
 };
 
 #[tokio::test]
@@ -30,6 +37,18 @@ async fn ours_is_found() {
 #[ignore = "needs Go: `cargo xtask interop` runs it"]
 async fn theirs_is_found() {
     both::theirs_is_found(&FRAMEWORK).await;
+}
+
+#[tokio::test]
+#[ignore = "needs Go: `cargo xtask interop` runs it"]
+async fn a_change_of_ours_is_seen() {
+    both::a_change_of_ours_is_seen(&FRAMEWORK).await;
+}
+
+#[tokio::test]
+#[ignore = "needs Go: `cargo xtask interop` runs it"]
+async fn a_change_of_theirs_is_seen() {
+    both::a_change_of_theirs_is_seen(&FRAMEWORK).await;
 }
 
 /// Theirs reads the weight and the tags of ours, and sees a change of them. A server of theirs has kitex's default

@@ -7,7 +7,7 @@ use enlist_testkit::soon;
 
 use super::{
     Go,
-    both::{self, Framework, LostLease, Stored},
+    both::{self, Change, Framework, LostLease, Stored},
     own_etcd, recorded, settings,
 };
 
@@ -19,6 +19,7 @@ const FRAMEWORK: Framework = Framework {
     scheme: "grpc://",
     lost_lease: LostLease::ComesBack,
     stored: Stored::AsByOurs,
+    change: Change::team(",,team=green"),
 };
 
 #[tokio::test]
@@ -31,6 +32,18 @@ async fn ours_is_found() {
 #[ignore = "needs Go: `cargo xtask interop` runs it"]
 async fn theirs_is_found() {
     both::theirs_is_found(&FRAMEWORK).await;
+}
+
+#[tokio::test]
+#[ignore = "needs Go: `cargo xtask interop` runs it"]
+async fn a_change_of_ours_is_seen() {
+    both::a_change_of_ours_is_seen(&FRAMEWORK).await;
+}
+
+#[tokio::test]
+#[ignore = "needs Go: `cargo xtask interop` runs it"]
+async fn a_change_of_theirs_is_seen() {
+    both::a_change_of_theirs_is_seen(&FRAMEWORK).await;
 }
 
 /// The version, the weight and the metadata are carried in both directions, and theirs sees a change of them.

@@ -101,7 +101,7 @@ func CallAt(address string) {
 const pollInterval = 100 * time.Millisecond
 
 // Poll prints what a library without gRPC finds, each time that it has changed, and makes a health check at the first
-// address after each line. The last addresses stay if nothing could be found out.
+// address after each line. An address ends at a comma. The last ones stay if nothing could be found out.
 func Poll(find func() (addresses []string, known bool)) {
 	var lock sync.Mutex
 	var last []string
@@ -120,7 +120,8 @@ func Poll(find func() (addresses []string, known bool)) {
 		addresses := last
 		lock.Unlock()
 		if len(addresses) > 0 {
-			CallAt(addresses[0])
+			address, _, _ := strings.Cut(addresses[0], ",")
+			CallAt(address)
 		} else {
 			Say("refused", "no instance")
 		}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"slices"
 	"strconv"
@@ -107,12 +108,32 @@ func serve(arguments []string) {
 	Leave(func() { extension.GetProtocol(constant.RegistryProtocol).Destroy() })
 }
 
+// An instance that is updated with another weight and other metadata at a line.
+func changing(arguments []string) {
+	address := Serve().(*net.TCPAddr)
+	own := instance(arguments[0], address.IP.String(), address.Port,
+		[]registry.Endpoint{{Port: address.Port, Protocol: "tri"}})
+	opened := open()
+	Check(opened.Register(own))
+	Say("serves", address)
+	Line()
+	own.Weight, own.Metadata["team"] = 3, "green"
+	Check(opened.Update(own))
+	Say("serves", address)
+	Line()
+}
+
+// An instance as text: the address, the weight, and an entry of its metadata.
+func text(instance registry.ServiceInstance) string {
+	return fmt.Sprintf("%s,weight=%d,team=%s", instance.GetAddress(), instance.GetWeight(), instance.GetMetadata()["team"])
+}
+
 func follow(arguments []string) {
 	found := open()
 	Poll(func() ([]string, bool) {
 		var addresses []string
 		for _, instance := range found.GetInstances(arguments[0]) {
-			addresses = append(addresses, instance.GetAddress())
+			addresses = append(addresses, text(instance))
 		}
 		return addresses, true
 	})
@@ -166,5 +187,7 @@ func write(arguments []string) {
 
 func main() {
 	logger.SetLoggerLevel("error")
-	Run(map[string]func([]string){"server": serve, "client": follow, "call": call, "write": write})
+	Run(map[string]func([]string){
+		"server": serve, "changing": changing, "client": follow, "call": call, "write": write,
+	})
 }

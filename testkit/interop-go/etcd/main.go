@@ -51,6 +51,27 @@ func server(arguments []string) {
 	Leave(func() { Check(manager.DeleteEndpoint(context.Background(), key)) })
 }
 
+// A server whose endpoint is overwritten with other metadata at each line.
+func changing(arguments []string) {
+	target, etcd, address := arguments[0], client(), Serve().String()
+	lease := kept(etcd)
+	manager, err := endpoints.NewManager(etcd, target)
+	Check(err)
+	for _, team := range []string{"blue", "green"} {
+		endpoint := endpoints.Endpoint{Addr: address, Metadata: map[string]string{"team": team}}
+		Check(manager.AddEndpoint(context.Background(), target+"/"+address, endpoint, clientv3.WithLease(lease)))
+		Say("serves", address)
+		Line()
+	}
+}
+
+// An endpoint as text: the address, and an entry of its metadata.
+func text(endpoint endpoints.Endpoint) string {
+	metadata, _ := endpoint.Metadata.(map[string]any)
+	team, _ := metadata["team"].(string)
+	return endpoint.Addr + ",team=" + team
+}
+
 // The metadata of an instance as Go's users store it. With the option, names that end in `.json` have JSON; the name
 // `.json` has the whole metadata.
 func metadata(given Given) any {
@@ -102,7 +123,7 @@ func follow(arguments []string) {
 				if update.Op == endpoints.Delete {
 					delete(found, update.Key)
 				} else {
-					found[update.Key] = update.Endpoint.Addr
+					found[update.Key] = text(update.Endpoint)
 				}
 			}
 			var addresses []string
@@ -248,7 +269,8 @@ func keys(arguments []string) {
 
 func main() {
 	Run(map[string]func([]string){
-		"server": server, "client": follow, "lock": lock, "elect": elect, "leader": leader, "gobase-lock": gobase,
-		"kitex-deregister": kitexDeregister, "revoke": revoke, "write": write, "put": put, "delete": remove, "keys": keys,
+		"server": server, "changing": changing, "client": follow, "lock": lock, "elect": elect, "leader": leader,
+		"gobase-lock": gobase, "kitex-deregister": kitexDeregister, "revoke": revoke, "write": write, "put": put,
+		"delete": remove, "keys": keys,
 	})
 }

@@ -50,6 +50,19 @@ func server(arguments []string) {
 	Leave(registrar.Deregister)
 }
 
+// A registration that is overwritten with another address at each line.
+func changing(arguments []string) {
+	first, etcd := FreeAddress(), client()
+	for _, address := range []string{first, Serve().String()} {
+		service := etcdv3.Service{
+			Key: prefix(arguments[0]) + first, Value: address, TTL: etcdv3.NewTTLOption(time.Second, 5*time.Second),
+		}
+		etcdv3.NewRegistrar(etcd, service, log.NewNopLogger()).Register()
+		Say("serves", address)
+		Line()
+	}
+}
+
 // A server of the fleet: leaves, and finishes its calls, when it is terminated.
 func member(arguments []string) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -148,5 +161,7 @@ func call(arguments []string) {
 }
 
 func main() {
-	Run(map[string]func([]string){"server": server, "client": follow, "member": member, "call": call, "write": write})
+	Run(map[string]func([]string){
+		"server": server, "changing": changing, "client": follow, "member": member, "call": call, "write": write,
+	})
 }

@@ -21,6 +21,8 @@ const (
 	ttl = 5 * time.Second
 	// Interval at which a server registers again; a server of go-micro does so every 30 s.
 	interval = time.Second
+	// Time that a node is registered which no server registers again.
+	unrenewed = time.Minute
 )
 
 func open() registry.Registry { return etcd.NewRegistry(registry.Addrs(Endpoints()...)) }
@@ -67,6 +69,18 @@ func serve(arguments []string) {
 	})
 }
 
+// A node that is overwritten with other metadata at each line. A server of go-micro could not be changed: it registers
+// the node of its start again and again.
+func changing(arguments []string) {
+	opened, address := open(), Serve().String()
+	for _, team := range []string{"blue", "green"} {
+		node := &registry.Node{Id: address, Address: address, Metadata: map[string]string{"team": team}}
+		Check(opened.Register(service(arguments[0], "", node), registry.RegisterTTL(unrenewed)))
+		Say("serves", address)
+		Line()
+	}
+}
+
 // A client of go-micro. What it finds is printed as its registry returns it.
 func follow(arguments []string) {
 	found := open()
@@ -99,5 +113,5 @@ func write(arguments []string) {
 }
 
 func main() {
-	Run(map[string]func([]string){"server": serve, "client": follow, "write": write})
+	Run(map[string]func([]string){"server": serve, "changing": changing, "client": follow, "write": write})
 }

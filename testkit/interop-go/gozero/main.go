@@ -36,6 +36,15 @@ func server(arguments []string) {
 	Leave(proc.WrapUp)
 }
 
+// A publication with an id of its own, which is overwritten with another address at each line.
+func changing(arguments []string) {
+	for _, address := range []string{FreeAddress(), Serve().String()} {
+		Check(discov.NewPublisher(Endpoints(), arguments[0], address, discov.WithId(7)).KeepAlive())
+		Say("serves", address)
+		Line()
+	}
+}
+
 // A server of the fleet. The library handles SIGTERM.
 func member(arguments []string) {
 	address := FreeAddress()
@@ -110,6 +119,7 @@ func configure(arguments []string) {
 func main() {
 	logx.Disable()
 	Run(map[string]func([]string){
-		"server": server, "client": follow, "member": member, "call": call, "write": write, "config": configure,
+		"server": server, "changing": changing, "client": follow, "member": member, "call": call, "write": write,
+		"config": configure,
 	})
 }

@@ -75,6 +75,16 @@ func serve(arguments []string) {
 	Leave(func() { Check(registered.Deregister(info)) })
 }
 
+// A registration that is overwritten with another weight at each line.
+func changing(arguments []string) {
+	opened, address := open(), Serve()
+	for _, weight := range []int{10, 3} {
+		Check(opened.Register(&registry.Info{ServiceName: arguments[0], Addr: address, Weight: weight}))
+		Say("serves", address)
+		Line()
+	}
+}
+
 // A client of kitex, with its protocol for gRPC. What it finds is printed as its resolver returns it.
 func follow(arguments []string) {
 	resolver, err := etcd.NewEtcdResolver(Endpoints())
@@ -139,5 +149,7 @@ func unbracketed(arguments []string) {
 
 func main() {
 	klog.SetLevel(klog.LevelFatal)
-	Run(map[string]func([]string){"server": serve, "client": follow, "write": write, "ipv6": unbracketed})
+	Run(map[string]func([]string){
+		"server": serve, "changing": changing, "client": follow, "write": write, "ipv6": unbracketed,
+	})
 }

@@ -68,6 +68,19 @@ func server(arguments []string) {
 	Leave(func() { Check(app.Stop()) })
 }
 
+// A registration that is overwritten with other metadata at each line.
+func changing(arguments []string) {
+	registrar, address := open(etcd.RegisterTTL(ttl)), Serve().String()
+	for _, team := range []string{"blue", "green"} {
+		Check(registrar.Register(context.Background(), &registry.ServiceInstance{
+			ID: address, Name: arguments[0], Metadata: map[string]string{"team": team},
+			Endpoints: []string{"grpc://" + address},
+		}))
+		Say("serves", address)
+		Line()
+	}
+}
+
 // A server of the fleet. The library handles SIGTERM.
 func member(arguments []string) {
 	server := kgrpc.NewServer(kgrpc.Address("127.0.0.1:0"))
@@ -156,6 +169,7 @@ func call(arguments []string) { KeepCalling(HelloOver(connect(open(), arguments[
 func main() {
 	log.SetLogger(log.NewFilter(log.DefaultLogger, log.FilterLevel(log.LevelError)))
 	Run(map[string]func([]string){
-		"server": server, "client": follow, "member": member, "call": call, "write": write, "config": configure,
+		"server": server, "changing": changing, "client": follow, "member": member, "call": call, "write": write,
+		"config": configure,
 	})
 }
