@@ -1,6 +1,8 @@
 //! etcd's own client 3.7.3: naming endpoints with grpc-go's resolver, its concurrency package, and gobase's lock, which
 //! is made with it.
 
+mod concurrency;
+
 use std::{sync::Arc, time::Duration};
 
 use enlist::{

@@ -3,6 +3,7 @@
 use enlist::{LeaseId, ServiceRef};
 use enlist_etcd::layout::{Layout, Writing};
 use enlist_testkit::EtcdServer;
+use etcd_client::{SortOrder, SortTarget};
 use serde_json::Value;
 
 use super::{Go, own_etcd};
@@ -21,7 +22,7 @@ async fn stored(raw: &mut etcd_client::Client) -> Vec<Stored> {
 
 /// Returns the keys with this prefix; an empty one has all of them.
 async fn below(raw: &mut etcd_client::Client, prefix: &str) -> Vec<Stored> {
-    let options = etcd_client::GetOptions::new();
+    let options = etcd_client::GetOptions::new().with_sort(SortTarget::Create, SortOrder::Ascend);
     let options = if prefix.is_empty() { options.with_all_keys() } else { options.with_prefix() };
     let answer = raw.get(prefix, Some(options)).await.unwrap();
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
@@ -29,7 +30,7 @@ async fn below(raw: &mut etcd_client::Client, prefix: &str) -> Vec<Stored> {
     pairs.map(|pair| Stored { key: text(pair.key()), value: text(pair.value()), lease: pair.lease() }).collect()
 }
 
-/// Returns the leases of the keys with this prefix.
+/// Returns the leases of the keys with this prefix, in the order of their creation.
 pub(super) async fn leases(server: &EtcdServer, prefix: &str) -> Vec<i64> {
     let mut raw = etcd_client::Client::connect([server.url()], None).await.unwrap();
     below(&mut raw, prefix).await.into_iter().map(|stored| stored.lease).collect()

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -145,11 +146,26 @@ func follow(arguments []string) {
 	}
 }
 
+// A session that tells when it is over, with the TTL in seconds that is given, or 5.
+func session(given []string) *concurrency.Session {
+	ttl := 5
+	if len(given) > 0 {
+		seconds, err := strconv.Atoi(given[0])
+		Check(err)
+		ttl = seconds
+	}
+	opened, err := concurrency.NewSession(client(), concurrency.WithTTL(ttl))
+	Check(err)
+	go func() {
+		<-opened.Done()
+		Say("lost")
+	}()
+	return opened
+}
+
 // Queues for a lock, holds it until a line comes, releases it, and queues again at the next line.
 func lock(arguments []string) {
-	session, err := concurrency.NewSession(client(), concurrency.WithTTL(5))
-	Check(err)
-	mutex := concurrency.NewMutex(session, arguments[0])
+	mutex := concurrency.NewMutex(session(arguments[1:]), arguments[0])
 	for {
 		Check(mutex.Lock(context.Background()))
 		Say("locked", mutex.Key())
@@ -160,24 +176,22 @@ func lock(arguments []string) {
 	}
 }
 
-// Campaigns, leads until a line comes, and resigns.
+// Campaigns, leads until a line comes, resigns, and campaigns again at the next line.
 func elect(arguments []string) {
-	session, err := concurrency.NewSession(client(), concurrency.WithTTL(5))
-	Check(err)
-	election := concurrency.NewElection(session, arguments[0])
-	Check(election.Campaign(context.Background(), arguments[1]))
-	Say("leads", arguments[1])
-	Line()
-	Check(election.Resign(context.Background()))
-	Say("resigned")
-	Line()
+	election := concurrency.NewElection(session(arguments[2:]), arguments[0])
+	for {
+		Check(election.Campaign(context.Background(), arguments[1]))
+		Say("leads", arguments[1])
+		Line()
+		Check(election.Resign(context.Background()))
+		Say("resigned")
+		Line()
+	}
 }
 
 // Prints the value of the leader.
 func leader(arguments []string) {
-	session, err := concurrency.NewSession(client(), concurrency.WithTTL(5))
-	Check(err)
-	response, err := concurrency.NewElection(session, arguments[0]).Leader(context.Background())
+	response, err := concurrency.NewElection(session(nil), arguments[0]).Leader(context.Background())
 	Check(err)
 	Say("leader", string(response.Kvs[0].Value))
 }

@@ -1,0 +1,219 @@
+//! Locks and elections of etcd's `concurrency` package beside ours, across crashes of their holders, revocations of
+//! their leases, and a restart of etcd.
+
+use std::{ops::Deref, time::Duration};
+
+use enlist::{Election, Leadership, Lock, LockGuard, LockName, LockOptions, Loss, Released};
+use enlist_etcd::{Etcd, EtcdConcurrency};
+use enlist_testkit::{BackgroundTask, EtcdServer, Proxy, eventually, soon};
+
+use crate::{Go, own_etcd, recorded};
+
+/// TTL in the tests of ends by expiry, and of those that survive a restart of etcd, in seconds.
+const SHORT: u64 = 5;
+const LONG: u64 = 30;
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Lock,
+    Office,
+}
+
+/// A lock or an office of ours.
+enum Held {
+    Lock(LockGuard),
+    Office(Leadership),
+}
+
+impl Deref for Held {
+    type Target = LockGuard;
+
+    fn deref(&self) -> &LockGuard {
+        match self {
+            Self::Lock(guard) => guard,
+            Self::Office(leadership) => leadership,
+        }
+    }
+}
+
+impl Held {
+    async fn release(self) {
+        let released = match self {
+            Self::Lock(guard) => guard.release().await,
+            Self::Office(leadership) => leadership.resign().await,
+        };
+        assert_eq!(released.unwrap(), Released::Released);
+    }
+}
+
+impl Kind {
+    fn name(self) -> LockName {
+        LockName::parse(match self {
+            Self::Lock => "nightly",
+            Self::Office => "office",
+        })
+        .unwrap()
+    }
+
+    /// Lets ours wait for it.
+    fn ours(self, etcd: &Etcd, ttl: u64) -> BackgroundTask<Held> {
+        let (etcd, options) = (etcd.clone(), LockOptions::new().ttl(Duration::from_secs(ttl)));
+        BackgroundTask::run(async move {
+            match self {
+                Self::Lock => Held::Lock(etcd.acquire(&self.name(), options).await.unwrap()),
+                Self::Office => Held::Office(etcd.campaign(&self.name(), "rust", options).await.unwrap()),
+            }
+        })
+    }
+
+    /// Lets theirs wait for it.
+    fn theirs(self, server: &EtcdServer, ttl: u64) -> Go {
+        let ttl = ttl.to_string();
+        match self {
+            Self::Lock => Go::start(server, "etcd", &["lock", "nightly", &ttl]),
+            Self::Office => Go::start(server, "etcd", &["elect", "office", "go", &ttl]),
+        }
+    }
+
+    /// Waits until theirs has it.
+    async fn granted(self, theirs: &mut Go) {
+        let line = theirs.line().await;
+        let granted = match self {
+            Self::Lock => line.starts_with("locked nightly/"),
+            Self::Office => line == "leads go",
+        };
+        assert!(granted, "{self:?}: {line}");
+    }
+
+    /// Returns the leases of those that queue for it, the holder first.
+    async fn queue(self, server: &EtcdServer) -> Vec<i64> {
+        recorded::leases(server, &format!("{}/", self.name().name())).await
+    }
+
+    /// Waits until so many queue for it.
+    async fn queued(self, server: &EtcdServer, number: usize) -> Vec<i64> {
+        eventually("all queue for it", || async {
+            let queue = self.queue(server).await;
+            if queue.len() == number { Ok(queue) } else { Err(queue) }
+        })
+        .await
+    }
+}
+
+async fn connect(url: String) -> Etcd {
+    Etcd::builder([url]).lock_layout(EtcdConcurrency).connect().await.unwrap()
+}
+
+async fn revoke(server: &EtcdServer, lease: i64) {
+    let mut raw = etcd_client::Client::connect([server.url()], None).await.unwrap();
+    raw.lease_revoke(lease).await.unwrap();
+}
+
+async fn their_crash(kind: Kind) {
+    let server = own_etcd().await;
+    let etcd = connect(server.url()).await;
+    let mut theirs = kind.theirs(&server, SHORT);
+    kind.granted(&mut theirs).await;
+    let mut ours = kind.ours(&etcd, SHORT);
+    let queue = kind.queued(&server, 2).await;
+    ours.assert_running();
+    drop(theirs);
+    let held = ours.done("our turn").await;
+    assert!(held.is_held());
+    assert_eq!(kind.queue(&server).await, queue[1..], "{kind:?}: only ours is left");
+}
+
+/// The lease of a process that has crashed expires.
+#[tokio::test]
+#[ignore = "needs Go: `cargo xtask interop` runs it"]
+async fn ours_follows_their_crashed_holder() {
+    tokio::join!(their_crash(Kind::Lock), their_crash(Kind::Office));
+}
+
+async fn our_crash(kind: Kind) {
+    let server = own_etcd().await;
+    let proxy = Proxy::start(server.address()).await.unwrap();
+    let held = kind.ours(&connect(proxy.url()).await, SHORT).done("the first turn").await;
+    let mut theirs = kind.theirs(&server, SHORT);
+    let queue = kind.queued(&server, 2).await;
+    assert!(theirs.is_silent(), "{kind:?}: ours holds it");
+    // Nothing that ours sends arrives from now on, also not its release.
+    proxy.cut();
+    assert_eq!(soon("the loss", held.lost()).await, Loss::Expired);
+    assert_eq!(kind.queue(&server).await, queue, "{kind:?}: ours gives it up before etcd grants it to theirs");
+    assert!(theirs.is_silent(), "{kind:?}: there is one holder");
+    drop(held);
+    kind.granted(&mut theirs).await;
+    assert_eq!(kind.queue(&server).await, queue[1..], "{kind:?}: only theirs is left");
+}
+
+/// Ours knows the end of its lease before etcd does, although it is cut off.
+#[tokio::test]
+#[ignore = "needs Go: `cargo xtask interop` runs it"]
+async fn theirs_follows_our_crashed_holder() {
+    tokio::join!(our_crash(Kind::Lock), our_crash(Kind::Office));
+}
+
+async fn revocations(kind: Kind) {
+    let server = own_etcd().await;
+    let etcd = connect(server.url()).await;
+    let mut theirs = kind.theirs(&server, SHORT);
+    kind.granted(&mut theirs).await;
+    let mut ours = kind.ours(&etcd, SHORT);
+    let queue = kind.queued(&server, 2).await;
+    ours.assert_running();
+    revoke(&server, queue[0]).await;
+    let held = ours.done("our turn").await;
+    assert_eq!(theirs.line().await, "lost", "{kind:?}: theirs notices at its next renewal");
+    assert!(held.is_held());
+    assert_eq!(kind.queue(&server).await, queue[1..], "{kind:?}: ours is the only holder");
+
+    let mut theirs = kind.theirs(&server, SHORT);
+    let queue = kind.queued(&server, 2).await;
+    assert!(theirs.is_silent() && held.is_held(), "{kind:?}: ours holds it");
+    revoke(&server, queue[0]).await;
+    soon("the loss", held.lost()).await;
+    kind.granted(&mut theirs).await;
+    assert!(!held.is_held());
+    assert_eq!(kind.queue(&server).await, queue[1..], "{kind:?}: theirs is the only holder");
+}
+
+/// The holder of a revoked lease learns of it afterwards; etcd has one holder at any time.
+#[tokio::test]
+#[ignore = "needs Go: `cargo xtask interop` runs it"]
+async fn a_revoked_holder_is_followed() {
+    tokio::join!(revocations(Kind::Lock), revocations(Kind::Office));
+}
+
+async fn restarts(kind: Kind) {
+    let mut server = own_etcd().await;
+    let etcd = connect(server.url()).await;
+    let mut theirs = kind.theirs(&server, LONG);
+    kind.granted(&mut theirs).await;
+    let mut ours = kind.ours(&etcd, LONG);
+    let queue = kind.queued(&server, 2).await;
+    server.kill().await;
+    server.restart().await;
+    assert_eq!(kind.queue(&server).await, queue, "{kind:?}: both are as before");
+    ours.assert_running();
+    assert!(theirs.is_silent(), "{kind:?}: theirs holds it");
+    theirs.go_on();
+    assert!(["unlocked", "resigned"].contains(&theirs.line().await.as_str()));
+    let held = ours.done("our turn").await;
+
+    theirs.go_on();
+    let queue = kind.queued(&server, 2).await;
+    server.kill().await;
+    server.restart().await;
+    assert_eq!(kind.queue(&server).await, queue, "{kind:?}: both are as before");
+    assert!(held.is_held() && theirs.is_silent(), "{kind:?}: ours holds it");
+    soon("released", held.release()).await;
+    kind.granted(&mut theirs).await;
+}
+
+/// A restart of etcd takes nothing away, and those that wait get their turn after it.
+#[tokio::test]
+#[ignore = "needs Go: `cargo xtask interop` runs it"]
+async fn holders_outlive_a_restart_of_etcd() {
+    tokio::join!(restarts(Kind::Lock), restarts(Kind::Office));
+}
