@@ -75,11 +75,15 @@ func serve(arguments []string) {
 	Leave(func() { Check(registered.Deregister(info)) })
 }
 
-// A registration that is overwritten with another weight at each line.
+// A registration that is overwritten with another weight and other tags at a line.
 func changing(arguments []string) {
 	opened, address := open(), Serve()
-	for _, weight := range []int{10, 3} {
-		Check(opened.Register(&registry.Info{ServiceName: arguments[0], Addr: address, Weight: weight}))
+	for _, info := range []registry.Info{
+		{Weight: 10, Tags: map[string]string{"team": "blue"}},
+		{Weight: 3, Tags: map[string]string{"team": "green"}},
+	} {
+		info.ServiceName, info.Addr = arguments[0], address
+		Check(opened.Register(&info))
 		Say("serves", address)
 		Line()
 	}
