@@ -36,14 +36,14 @@ pub(super) async fn run(report: &mut Report, plan: &Plan) -> Result {
     for (index, count) in plan.registered.iter().enumerate() {
         let is_largest = index + 1 == plan.registered.len();
         for peer in REGISTRARS {
-            beside(report, plan, peer, (*count, is_largest)).await?;
+            in_turns_with(report, plan, peer, (*count, is_largest)).await?;
         }
     }
     Ok(())
 }
 
 /// Registers `count` instances by `enlist` and by another library.
-async fn beside(report: &mut Report, plan: &Plan, peer: Library, (count, is_largest): (usize, bool)) -> Result {
+async fn in_turns_with(report: &mut Report, plan: &Plan, peer: Library, (count, is_largest): (usize, bool)) -> Result {
     let world = World::start().await;
     let client = world.raw().await?;
     let [rate, processor, back] = in_turns(plan, peer, async |library, round| {
