@@ -34,16 +34,21 @@ const RETURNING: [Library; 2] = [Library::GoZero, Library::Kratos];
 
 pub(super) async fn run(report: &mut Report, plan: &Plan) -> Result {
     for (index, count) in plan.registered.iter().enumerate() {
-        let is_largest = index + 1 == plan.registered.len();
+        let bound = (index + 1 == plan.registered.len()).then_some(Bound::AtLeast(5.0));
         for peer in REGISTRARS {
-            in_turns_with(report, plan, peer, (*count, is_largest)).await?;
+            in_turns_with(report, plan, peer, (*count, plan.bound(bound))).await?;
         }
     }
     Ok(())
 }
 
 /// Registers `count` instances by `enlist` and by another library.
-async fn in_turns_with(report: &mut Report, plan: &Plan, peer: Library, (count, is_largest): (usize, bool)) -> Result {
+async fn in_turns_with(
+    report: &mut Report,
+    plan: &Plan,
+    peer: Library,
+    (count, bound): (usize, Option<Bound>),
+) -> Result {
     let world = World::start().await;
     let client = world.raw().await?;
     let [rate, processor, back] = in_turns(plan, peer, async |library, round| {
@@ -67,8 +72,7 @@ async fn in_turns_with(report: &mut Report, plan: &Plan, peer: Library, (count, 
     .await?;
     let instances = if count == 1 { "instance" } else { "instances" };
     let case = format!("{count} {instances}, beside {}", peer.name());
-    let bound = is_largest.then_some(Bound::AtLeast(5.0));
-    report.turns("register", &*case, "per s", &rate, plan.bound(bound));
+    report.turns("register", &*case, "per s", &rate, bound);
     report.turns("register", format!("{case}: processor"), "µs", &processor, None);
     if RETURNING.contains(&peer) {
         report.turns("register", format!("{case}: all back after their leases were revoked"), "ms", &back, None);
