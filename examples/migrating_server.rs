@@ -4,12 +4,13 @@
 //! cargo run --example migrating_server --features etcd -- --etcd 127.0.0.1:2379 --layout kitex --deployment 1
 //! ```
 //!
-//! It prints the number of instances that it sees, also those of the deployments before and after it, and serves until
-//! Ctrl-C or SIGTERM. `docs/guides/moving-a-go-fleet.md` describes the deployments.
+//! It prints when it is registered on all sides that it writes, and the number of instances that it sees, also those of
+//! the deployments before and after it. It serves until Ctrl-C or SIGTERM. `docs/guides/moving-a-go-fleet.md` describes the
+//! deployments. The memory backend has no layouts, so this needs an etcd.
 
-use std::{error::Error, sync::Arc};
+use std::{error::Error, sync::Arc, time::Duration};
 
-use enlist::{Directory, Migration, RegisterOptions, ServiceRef, ServiceView, Side};
+use enlist::{Directory, Graceful, Migration, RegisterOptions, ServiceRef, ServiceView, Side};
 use enlist_etcd::{Etcd, Native};
 use enlist_examples::{Store, endpoint_protocol, greeter, option};
 
@@ -24,10 +25,15 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
         Some("3") => Migration::new(side(&native)).and(side(&old).read_only()),
         _ => return Err("--deployment is 1, 2 or 3".into()),
     };
-    let view = Directory::new(Arc::new(migration.clone())).view(&ServiceRef::parse("greeter")?);
-    let bound = greeter::bind(None, endpoint_protocol()?).await?;
+    let service = ServiceRef::parse("greeter")?;
+    let view = Directory::new(Arc::new(migration.clone())).view(&service);
+    let (listener, instance) = greeter::bind(None, endpoint_protocol()?).await?;
+    let server = enlist_grpc::serve(listener, greeter::router(instance.id().as_str(), Duration::ZERO))
+        .services(["greeter.Greeter"])
+        .graceful(Graceful::new().propagation(Duration::from_millis(300)))
+        .on_registered(|_| println!("registered"));
     tokio::select! {
-        report = greeter::serve(&migration, bound, RegisterOptions::new(), None) => {
+        report = server.register_and_run(&migration, &service, instance, RegisterOptions::new()) => {
             println!("deregistered: {:?}", report?.deregistered?);
             Ok(())
         }

@@ -2,7 +2,7 @@
 
 use std::{error::Error, future::Future, pin::Pin, time::Duration};
 
-use enlist::{Graceful, Instance, InstanceId, RegisterOptions, Registry, ServiceRef, Shutdown, advertise};
+use enlist::{Graceful, Instance, InstanceId, RegisterOptions, ServiceRef, Shutdown, advertise};
 use tokio::net::TcpListener;
 use tonic::{Request, Response, Status};
 
@@ -11,6 +11,7 @@ pub use self::protocol::{
     greeter_client::GreeterClient,
     greeter_server::{Greeter, GreeterServer},
 };
+use crate::Backend;
 
 mod protocol {
     #![allow(
@@ -87,7 +88,7 @@ pub async fn bind(
 ///
 /// Dropping the future drops the server and withdraws the registration in the background.
 pub async fn serve(
-    registry: &dyn Registry,
+    backend: &dyn Backend,
     (listener, instance): (TcpListener, Instance),
     options: RegisterOptions,
     stop: Option<Stop>,
@@ -98,5 +99,5 @@ pub async fn serve(
     if let Some(stop) = stop {
         server = server.until(stop);
     }
-    Ok(server.register_and_run(registry, &ServiceRef::parse("greeter")?, instance, options).await?)
+    Ok(server.register_and_run(backend, &ServiceRef::parse("greeter")?, instance, options).await?)
 }

@@ -1,4 +1,4 @@
-//! The commands of the guide on moving a fleet, run as printed.
+//! The commands of the guide on moving a fleet, run as printed, but for those that build the programs.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -24,7 +24,10 @@ fn blocks(language: &str) -> Vec<&'static str> {
     GUIDE.split(&fence).skip(1).map(|rest| rest.split("```").next().unwrap()).collect()
 }
 
-/// A shell that runs a script, with the processes that it started. Dropping it kills them all.
+/// Kills all processes of the script when its standard input is closed, which happens when the test ends.
+const GUARD: &str = "{ cat >/dev/null; kill -9 0; } <&0 >/dev/null &\n";
+
+/// A shell that runs a script. Dropping it kills the shell and the processes that it started.
 struct Shell {
     child: Child,
     lines: mpsc::UnboundedReceiver<String>,
@@ -33,10 +36,10 @@ struct Shell {
 impl Shell {
     fn start(script: &str, server: &EtcdServer, folder: &Path) -> Self {
         let mut command = Command::new("bash");
-        command.args(["-e", "-u", "-o", "pipefail", "-c", script]).current_dir(folder).process_group(0);
-        command.env("ENLIST_ENDPOINTS", server.url()).env("ETCDCTL_ENDPOINTS", server.url());
-        command.env("ETCDCTL_API", "3").env("ENLIST_ADVERTISE", "127.0.0.1").env("PATH", programs());
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        command.args(["-e", "-u", "-o", "pipefail", "-c", &format!("{GUARD}{script}")]);
+        command.current_dir(folder).process_group(0).env_remove("ENLIST_ADVERTISE");
+        command.env("ENLIST_ENDPOINTS", server.url()).env("ETCDCTL_ENDPOINTS", server.url()).env("PATH", programs());
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let output = BufReader::new(child.stdout.take().unwrap());
         let (send, lines) = mpsc::unbounded_channel();
         std::thread::spawn(move || output.lines().map_while(Result::ok).try_for_each(|line| send.send(line)));
@@ -46,21 +49,12 @@ impl Shell {
     /// Returns what the script prints until all its processes have ended.
     async fn output(mut self) -> Vec<String> {
         let mut printed = Vec::new();
-        while let Some(line) = soon(&format!("the line after {:?}", printed.last()), self.lines.recv()).await {
+        while let Some(line) = soon(&format!("the line after {printed:#?}"), self.lines.recv()).await {
             printed.push(line);
         }
         let status = self.child.wait().unwrap();
         assert!(status.success(), "{status}: {printed:#?}");
         printed
-    }
-}
-
-impl Drop for Shell {
-    fn drop(&mut self) {
-        // An error means that all of them have ended.
-        let _ =
-            Command::new("kill").args(["-KILL", "--", &format!("-{}", self.child.id())]).stderr(Stdio::null()).status();
-        let _ = self.child.wait();
     }
 }
 
@@ -99,8 +93,8 @@ fn without_numbers(line: &str) -> String {
 #[tokio::test]
 async fn the_guide_on_moving_a_fleet_works() {
     let server = EtcdServer::start_with(Provider::own(), ServerOptions::new()).await;
-    let folder = env::temp_dir().join(format!("enlist-guide-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).unwrap();
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guide");
+    std::fs::create_dir_all(folder.join("target")).unwrap();
     let commands = blocks("sh");
     let [build, commands @ ..] = &commands[..] else { panic!("the guide has commands") };
     assert!(build.contains("cargo build "), "{build}");
@@ -114,5 +108,6 @@ async fn the_guide_on_moving_a_fleet_works() {
         let wanted = without_numbers(line);
         assert!(printed_after.any(|line| line == wanted), "{wanted:?} is missing, or in another order: {printed:#?}");
     }
-    std::fs::remove_dir_all(&folder).unwrap();
+    let keys = printed.iter().filter(|line| line.contains("greeter/")).count();
+    assert_eq!(keys, 4, "a server leaves nothing behind: {printed:#?}");
 }
