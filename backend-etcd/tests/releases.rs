@@ -662,18 +662,21 @@ async fn requested_progress_can_precede_events_of_old_releases() {
         assert!(next(&mut watch).await.created());
         let (mut requests, mut messages) = watch.split();
         let mut received = 0;
-        let answer = loop {
-            // A request may be dropped while the watch catches up.
-            requests.request_progress().await.unwrap();
-            let Ok(message) = tokio::time::timeout(Duration::from_millis(100), messages.message()).await else {
-                continue;
-            };
-            let message = message.unwrap().unwrap();
-            if message.events().is_empty() {
-                break message;
+        let answer = soon("an answer", async {
+            loop {
+                // A request may be dropped while the watch catches up.
+                requests.request_progress().await.unwrap();
+                let Ok(message) = tokio::time::timeout(Duration::from_millis(100), messages.message()).await else {
+                    continue;
+                };
+                let message = message.unwrap().unwrap();
+                if message.events().is_empty() {
+                    return message;
+                }
+                received += message.events().len();
             }
-            received += message.events().len();
-        };
+        })
+        .await;
         assert_eq!(answer.watch_id(), -1, "{answer:?}");
         assert!(revision(&answer) >= last, "{answer:?}");
         early += usize::from(received < 100 * WRITES);

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use enlist::Moment;
 use etcd_client::{Client, GetOptions};
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
+use tonic::Code;
 
 use super::{
     Plan, in_turns,
@@ -118,8 +119,13 @@ async fn revoke(client: &Client) -> Result<usize> {
     let count = ids.len();
     let revocations = ids.into_iter().map(|id| {
         let mut client = client.lease_client();
-        async move { client.revoke(id).await }
+        async move {
+            match client.revoke(id).await {
+                Err(etcd_client::Error::GRpcStatus(status)) if status.code() == Code::NotFound => Ok(()),
+                revoked => revoked.map(drop),
+            }
+        }
     });
-    futures::stream::iter(revocations).buffer_unordered(AT_ONCE).for_each(|_| async {}).await;
+    futures::stream::iter(revocations).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
     Ok(count)
 }
