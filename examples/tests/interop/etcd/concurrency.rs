@@ -9,20 +9,25 @@ use enlist_testkit::{BackgroundTask, EtcdServer, Proxy, eventually, soon};
 
 use crate::{Go, own_etcd, recorded};
 
-/// TTL in the tests of ends by expiry, and of those that survive a restart of etcd, in seconds.
-const SHORT: u64 = 5;
-const LONG: u64 = 30;
+/// TTL of those that are waited for.
+const SHORT: Duration = Duration::from_secs(5);
+
+/// TTL of ours in the test of its expiry. Ours gives up a tenth before the end of the lease.
+const EXPIRING: Duration = Duration::from_secs(20);
+
+/// TTL of those that stay through a restart of etcd, or that notice a revocation before they renew.
+const LONG: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     Lock,
-    Office,
+    Election,
 }
 
-/// A lock or an office of ours.
+/// A lock or a leadership of ours.
 enum Held {
     Lock(LockGuard),
-    Office(Leadership),
+    Election(Leadership),
 }
 
 impl Deref for Held {
@@ -31,7 +36,7 @@ impl Deref for Held {
     fn deref(&self) -> &LockGuard {
         match self {
             Self::Lock(guard) => guard,
-            Self::Office(leadership) => leadership,
+            Self::Election(leadership) => leadership,
         }
     }
 }
@@ -40,7 +45,7 @@ impl Held {
     async fn release(self) {
         let released = match self {
             Self::Lock(guard) => guard.release().await,
-            Self::Office(leadership) => leadership.resign().await,
+            Self::Election(leadership) => leadership.resign().await,
         };
         assert_eq!(released.unwrap(), Released::Released);
     }
@@ -50,28 +55,28 @@ impl Kind {
     fn name(self) -> LockName {
         LockName::parse(match self {
             Self::Lock => "nightly",
-            Self::Office => "office",
+            Self::Election => "office",
         })
         .unwrap()
     }
 
     /// Lets ours wait for it.
-    fn ours(self, etcd: &Etcd, ttl: u64) -> BackgroundTask<Held> {
-        let (etcd, options) = (etcd.clone(), LockOptions::new().ttl(Duration::from_secs(ttl)));
+    fn ours(self, etcd: &Etcd, ttl: Duration) -> BackgroundTask<Held> {
+        let (etcd, options) = (etcd.clone(), LockOptions::new().ttl(ttl));
         BackgroundTask::run(async move {
             match self {
                 Self::Lock => Held::Lock(etcd.acquire(&self.name(), options).await.unwrap()),
-                Self::Office => Held::Office(etcd.campaign(&self.name(), "rust", options).await.unwrap()),
+                Self::Election => Held::Election(etcd.campaign(&self.name(), "rust", options).await.unwrap()),
             }
         })
     }
 
     /// Lets theirs wait for it.
-    fn theirs(self, server: &EtcdServer, ttl: u64) -> Go {
-        let ttl = ttl.to_string();
+    fn theirs(self, server: &EtcdServer, ttl: Duration) -> Go {
+        let ttl = ttl.as_secs().to_string();
         match self {
             Self::Lock => Go::start(server, "etcd", &["lock", "nightly", &ttl]),
-            Self::Office => Go::start(server, "etcd", &["elect", "office", "go", &ttl]),
+            Self::Election => Go::start(server, "etcd", &["elect", "office", "go", &ttl]),
         }
     }
 
@@ -80,7 +85,7 @@ impl Kind {
         let line = theirs.line().await;
         let granted = match self {
             Self::Lock => line.starts_with("locked nightly/"),
-            Self::Office => line == "leads go",
+            Self::Election => line == "leads go",
         };
         assert!(granted, "{self:?}: {line}");
     }
@@ -127,13 +132,13 @@ async fn their_crash(kind: Kind) {
 #[tokio::test]
 #[ignore = "needs Go: `cargo xtask interop` runs it"]
 async fn ours_follows_their_crashed_holder() {
-    tokio::join!(their_crash(Kind::Lock), their_crash(Kind::Office));
+    tokio::join!(their_crash(Kind::Lock), their_crash(Kind::Election));
 }
 
 async fn our_crash(kind: Kind) {
     let server = own_etcd().await;
     let proxy = Proxy::start(server.address()).await.unwrap();
-    let held = kind.ours(&connect(proxy.url()).await, SHORT).done("the first turn").await;
+    let held = kind.ours(&connect(proxy.url()).await, EXPIRING).done("the first turn").await;
     let mut theirs = kind.theirs(&server, SHORT);
     let queue = kind.queued(&server, 2).await;
     assert!(theirs.is_silent(), "{kind:?}: ours holds it");
@@ -142,8 +147,8 @@ async fn our_crash(kind: Kind) {
     assert_eq!(soon("the loss", held.lost()).await, Loss::Expired);
     assert_eq!(kind.queue(&server).await, queue, "{kind:?}: ours gives it up before etcd grants it to theirs");
     assert!(theirs.is_silent(), "{kind:?}: there is one holder");
-    drop(held);
     kind.granted(&mut theirs).await;
+    assert!(!held.is_held());
     assert_eq!(kind.queue(&server).await, queue[1..], "{kind:?}: only theirs is left");
 }
 
@@ -151,7 +156,7 @@ async fn our_crash(kind: Kind) {
 #[tokio::test]
 #[ignore = "needs Go: `cargo xtask interop` runs it"]
 async fn theirs_follows_our_crashed_holder() {
-    tokio::join!(our_crash(Kind::Lock), our_crash(Kind::Office));
+    tokio::join!(our_crash(Kind::Lock), our_crash(Kind::Election));
 }
 
 async fn revocations(kind: Kind) {
@@ -159,7 +164,7 @@ async fn revocations(kind: Kind) {
     let etcd = connect(server.url()).await;
     let mut theirs = kind.theirs(&server, SHORT);
     kind.granted(&mut theirs).await;
-    let mut ours = kind.ours(&etcd, SHORT);
+    let mut ours = kind.ours(&etcd, LONG);
     let queue = kind.queued(&server, 2).await;
     ours.assert_running();
     revoke(&server, queue[0]).await;
@@ -172,7 +177,7 @@ async fn revocations(kind: Kind) {
     let queue = kind.queued(&server, 2).await;
     assert!(theirs.is_silent() && held.is_held(), "{kind:?}: ours holds it");
     revoke(&server, queue[0]).await;
-    soon("the loss", held.lost()).await;
+    assert_eq!(soon("the loss", held.lost()).await, Loss::KeyGone, "{kind:?}: by its watch");
     kind.granted(&mut theirs).await;
     assert!(!held.is_held());
     assert_eq!(kind.queue(&server).await, queue[1..], "{kind:?}: theirs is the only holder");
@@ -182,7 +187,7 @@ async fn revocations(kind: Kind) {
 #[tokio::test]
 #[ignore = "needs Go: `cargo xtask interop` runs it"]
 async fn a_revoked_holder_is_followed() {
-    tokio::join!(revocations(Kind::Lock), revocations(Kind::Office));
+    tokio::join!(revocations(Kind::Lock), revocations(Kind::Election));
 }
 
 async fn restarts(kind: Kind) {
@@ -215,5 +220,5 @@ async fn restarts(kind: Kind) {
 #[tokio::test]
 #[ignore = "needs Go: `cargo xtask interop` runs it"]
 async fn holders_outlive_a_restart_of_etcd() {
-    tokio::join!(restarts(Kind::Lock), restarts(Kind::Office));
+    tokio::join!(restarts(Kind::Lock), restarts(Kind::Election));
 }
