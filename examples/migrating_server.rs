@@ -5,8 +5,8 @@
 //! ```
 //!
 //! It prints when it is registered on all sides that it writes, and the number of instances that it sees, also those of
-//! the deployments before and after it. It serves until Ctrl-C or SIGTERM. `docs/guides/moving-a-go-fleet.md` describes the
-//! deployments. The memory backend has no layouts, so this needs an etcd.
+//! the deployments before and after it. It serves until Ctrl-C or SIGTERM. `docs/guides/moving-a-go-fleet.md` describes
+//! the deployments. The memory backend has no layouts, so this needs an etcd.
 
 use std::{error::Error, sync::Arc, time::Duration};
 

@@ -586,9 +586,9 @@ async fn a_watch_on_a_future_revision_waits() {
     user.works().await;
 }
 
-/// Starts a server that reports the progress of quiet watches this often. The option is experimental before 3.6, and its
-/// environment variable has another name then, too. The name is chosen by the release, because etcd refuses options that
-/// it does not know. No other test uses an experimental option.
+/// Starts a server that reports the progress of quiet watches this often. The option is experimental before 3.6, and
+/// its environment variable has another name then, too. The name is chosen by the release, because etcd refuses options
+/// that it does not know. No other test uses an experimental option.
 async fn reporting(release: Release, interval: &str) -> EtcdServer {
     let prefix = if release.has(&[Release(3, 6, 0)]) { "--" } else { "--experimental-" };
     server_with(&[&format!("{prefix}watch-progress-notify-interval={interval}")]).await
