@@ -64,6 +64,24 @@ pub(super) fn is_green(instance: &Instance) -> bool {
     instance.metadata().get("team").is_some_and(|team| team == "green")
 }
 
+/// Tests of a change of one instance of a [`Framework`].
+macro_rules! tests_of_changes {
+    ($framework:expr) => {
+        #[tokio::test]
+        #[ignore = "needs Go: `cargo xtask interop` runs it"]
+        async fn a_change_of_ours_is_seen() {
+            crate::both::a_change_of_ours_is_seen(&$framework).await;
+        }
+
+        #[tokio::test]
+        #[ignore = "needs Go: `cargo xtask interop` runs it"]
+        async fn a_change_of_theirs_is_seen() {
+            crate::both::a_change_of_theirs_is_seen(&$framework).await;
+        }
+    };
+}
+pub(crate) use tests_of_changes;
+
 /// A framework, with the formats of its program and of our layout.
 pub(super) struct Framework {
     pub(super) program: &'static str,

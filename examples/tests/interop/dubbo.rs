@@ -116,17 +116,7 @@ async fn theirs_is_found() {
     both::shows(&view, &[]).await;
 }
 
-#[tokio::test]
-#[ignore = "needs Go: `cargo xtask interop` runs it"]
-async fn a_change_of_ours_is_seen() {
-    both::a_change_of_ours_is_seen(&FRAMEWORK).await;
-}
-
-#[tokio::test]
-#[ignore = "needs Go: `cargo xtask interop` runs it"]
-async fn a_change_of_theirs_is_seen() {
-    both::a_change_of_theirs_is_seen(&FRAMEWORK).await;
-}
+both::tests_of_changes!(FRAMEWORK);
 
 /// A consumer of dubbo finds the application of an interface, and the methods of its instances, in the metadata report,
 /// which servers of dubbo write. For ours another program has to. Up to 3.3.1 there is no `/` between `/dubbo` and the

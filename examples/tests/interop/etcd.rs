@@ -49,17 +49,7 @@ async fn theirs_is_found() {
     both::theirs_is_found(&NAMING).await;
 }
 
-#[tokio::test]
-#[ignore = "needs Go: `cargo xtask interop` runs it"]
-async fn a_change_of_ours_is_seen() {
-    both::a_change_of_ours_is_seen(&NAMING).await;
-}
-
-#[tokio::test]
-#[ignore = "needs Go: `cargo xtask interop` runs it"]
-async fn a_change_of_theirs_is_seen() {
-    both::a_change_of_theirs_is_seen(&NAMING).await;
-}
+both::tests_of_changes!(NAMING);
 
 /// The name of the service has a `/`.
 #[tokio::test]

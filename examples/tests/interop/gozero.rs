@@ -34,17 +34,7 @@ async fn theirs_is_found() {
     both::theirs_is_found(&FRAMEWORK).await;
 }
 
-#[tokio::test]
-#[ignore = "needs Go: `cargo xtask interop` runs it"]
-async fn a_change_of_ours_is_seen() {
-    both::a_change_of_ours_is_seen(&FRAMEWORK).await;
-}
-
-#[tokio::test]
-#[ignore = "needs Go: `cargo xtask interop` runs it"]
-async fn a_change_of_theirs_is_seen() {
-    both::a_change_of_theirs_is_seen(&FRAMEWORK).await;
-}
+both::tests_of_changes!(FRAMEWORK);
 
 #[tokio::test]
 #[ignore = "needs Go: `cargo xtask interop` runs it"]
