@@ -309,7 +309,7 @@ async fn guarded() -> EtcdServer {
     server
 }
 
-async fn is_told_the_status(server: &EtcdServer, user: Option<&str>) -> bool {
+async fn is_shown_the_status(server: &EtcdServer, user: Option<&str>) -> bool {
     let options = user.map(|user| ConnectOptions::new().with_user(user, PASSWORD));
     let mut client = Client::connect([server.url()], options).await.unwrap();
     match soon("an answer", client.status()).await {
@@ -328,7 +328,7 @@ async fn is_told_the_status(server: &EtcdServer, user: Option<&str>) -> bool {
 fn releases_for_root_are_the_same_everywhere() {
     let text = Finding::VersionHidden { fixed_in: &[] }.to_string();
     let (_, text) = text.split_once("; ").unwrap();
-    let named = text.strip_suffix(" tell it to root only").unwrap();
+    let named = text.strip_suffix(" show it to root only").unwrap();
     let ranges: Vec<_> = named
         .split([',', ' '])
         .filter(|word| word.starts_with(char::is_numeric))
@@ -363,9 +363,9 @@ async fn the_status_is_for_root_in_some_releases() {
     let server = guarded().await;
     let release = Release::of(&server).await;
     let permitted = Permitted::in_release(release);
-    assert_eq!(is_told_the_status(&server, None).await, permitted == Permitted::Everyone, "{release:?}");
-    assert_eq!(is_told_the_status(&server, Some("user")).await, permitted < Permitted::Root, "{release:?}");
-    assert!(is_told_the_status(&server, Some("root")).await);
+    assert_eq!(is_shown_the_status(&server, None).await, permitted == Permitted::Everyone, "{release:?}");
+    assert_eq!(is_shown_the_status(&server, Some("user")).await, permitted < Permitted::Root, "{release:?}");
+    assert!(is_shown_the_status(&server, Some("root")).await);
 
     let builder = Etcd::builder([server.url()]).user("user", PASSWORD.to_owned());
     let mut found = Vec::new();

@@ -4,6 +4,7 @@
 
 use std::{
     env,
+    ffi::OsString,
     io::{BufRead, BufReader},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
@@ -18,14 +19,14 @@ const GUIDE: &str = include_str!("../../docs/guides/moving-a-go-fleet.md");
 /// The etcd of the guide.
 const DOCUMENTED: &str = "http://127.0.0.1:2379";
 
+/// Kills all processes of the script when its standard input is closed, which happens when the test ends.
+const GUARD: &str = "{ cat >/dev/null; kill -9 0; } <&0 >/dev/null &\n";
+
 /// Returns the blocks of a language.
 fn blocks(language: &str) -> Vec<&'static str> {
     let fence = format!("```{language}\n");
     GUIDE.split(&fence).skip(1).map(|rest| rest.split("```").next().unwrap()).collect()
 }
-
-/// Kills all processes of the script when its standard input is closed, which happens when the test ends.
-const GUARD: &str = "{ cat >/dev/null; kill -9 0; } <&0 >/dev/null &\n";
 
 /// A shell that runs a script. Dropping it kills the shell and the processes that it started.
 struct Shell {
@@ -59,7 +60,7 @@ impl Shell {
 }
 
 /// Returns a search path with the programs of this workspace, and with the `etcdctl` of the etcd of the tests.
-fn programs() -> std::ffi::OsString {
+fn programs() -> OsString {
     let test = env::current_exe().unwrap();
     let folder = test.parent().unwrap().parent().unwrap();
     let examples = folder.join("examples");

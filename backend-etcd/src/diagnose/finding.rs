@@ -329,7 +329,7 @@ impl fmt::Display for Finding {
             Self::Version { version } => write!(f, "etcd {version}"),
             Self::DefectiveVersion { version, defects, .. } => write!(f, "etcd {version} {defects}"),
             Self::VersionHidden { .. } => {
-                write!(f, "etcd does not tell it to this user; {} tell it to root only", versions::status_for_root())
+                write!(f, "it is not shown to this user; {} show it to root only", versions::status_for_root())
             }
             Self::Permitted { prefix, .. } => write!(f, "below {}", prefix.escape_ascii()),
             Self::Refused { prefix, cause, .. } => write!(f, "below {}: {cause}", prefix.escape_ascii()),
@@ -396,7 +396,7 @@ mod tests {
                 Finding::VersionHidden { fixed_in: versions::ALL_FIXED },
                 Check::Version,
                 Status::Warning,
-                "3.4.42 to 3.4.45, 3.5.28 to 3.5.31 and 3.6.0 to 3.6.11 tell it to root only",
+                "3.4.42 to 3.4.45, 3.5.28 to 3.5.31 and 3.6.0 to 3.6.11 show it to root only",
             ),
             (
                 Finding::Permitted { check: Check::Read, prefix: prefix.clone() },

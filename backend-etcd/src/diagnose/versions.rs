@@ -8,14 +8,14 @@
 /// First minor version of [`DEFECTS`].
 const OLDEST: u32 = 4;
 
-/// Releases that tell their status, and with it their version, to root only where authentication is on: the first and
+/// Releases in which the status, and with it the version, is for root only where authentication is on: the first and
 /// the last one of each line.
 ///
 /// CVE-2026-33413 (3.4.42, 3.5.28) and pull request #14663 (3.6.0, after 3.6.0-alpha.0) began it. #21815 (3.5.32),
 /// #21811 (3.6.12) and #21666 (3.7.0) ended it. 3.4 had ended before, with 3.4.45.
 pub(crate) const STATUS_FOR_ROOT: [[&str; 2]; 3] = [["3.4.42", "3.4.45"], ["3.5.28", "3.5.31"], ["3.6.0", "3.6.11"]];
 
-/// Releases without a known defect, of the lines that get fixes. They tell their status to every user.
+/// Releases without a known defect, of the lines that get fixes. The status is for every user there.
 pub(super) const ALL_FIXED: &[&str] = &["3.5.33", "3.6.14", "3.7.1"];
 
 /// A defect and the releases that have it.
@@ -112,9 +112,9 @@ pub(super) fn defects(version: &str) -> Option<(String, &'static [&'static str])
         return None;
     }
     let fixed_in: &[&str] = match minor {
-        5 => &["3.5.33"],
-        6 => &["3.6.14"],
-        7 => &["3.7.1"],
+        5 => &ALL_FIXED[..1],
+        6 => &ALL_FIXED[1..2],
+        7 => &ALL_FIXED[2..],
         _ => ALL_FIXED,
     };
     let Some(line) = minor.checked_sub(OLDEST) else {
