@@ -172,13 +172,13 @@ async fn a_removed_instance_finishes_its_calls() {
     let world = World::of(&servers).await;
     let channel = world.channel(Channel::builder(), 2).await;
     let mut slow = Vec::new();
-    // Instances are picked at random, so any number of calls may go to one of them.
+    // Instances are picked at random, so all of them may go to one instance.
     eventually("both are busy", || {
         let calls = servers.each_ref().map(Server::calls);
         let are_sent = calls.iter().sum::<usize>() == slow.len();
         let are_busy = are_sent && calls.iter().all(|calls| *calls > 0);
         if are_sent && !are_busy {
-            slow.push(begun(say(&channel, "sleep 700".to_owned())));
+            slow.extend((0..8).map(|_| begun(say(&channel, "sleep 700".to_owned()))));
         }
         async move { if are_busy { Ok(()) } else { Err(calls) } }
     })
