@@ -111,12 +111,9 @@ pub(super) fn defects(version: &str) -> Option<(String, &'static [&'static str])
     if major != 3 {
         return None;
     }
-    let fixed_in: &[&str] = match minor {
-        5 => &ALL_FIXED[..1],
-        6 => &ALL_FIXED[1..2],
-        7 => &ALL_FIXED[2..],
-        _ => ALL_FIXED,
-    };
+    let prefix = format!("3.{minor}.");
+    let of_line = ALL_FIXED.iter().position(|release| release.starts_with(&prefix));
+    let fixed_in = of_line.map_or(ALL_FIXED, |at| &ALL_FIXED[at..=at]);
     let Some(line) = minor.checked_sub(OLDEST) else {
         return Some(("is older than what enlist is tested with".to_owned(), fixed_in));
     };
@@ -141,6 +138,16 @@ mod tests {
             assert!(!has(fixed), "{fixed} {does}");
         }
         assert!(!has("3.8.0") && !has("3.6.14") && !has("3.7.1"), "the newest release of each line");
+    }
+
+    #[test]
+    fn the_fix_is_in_the_own_line_where_it_has_one() {
+        for (version, fixed) in
+            [("3.4.45", ALL_FIXED), ("3.5.1", &["3.5.33"]), ("3.6.0", &["3.6.14"]), ("3.7.0", &["3.7.1"])]
+        {
+            assert_eq!(defects(version).expect("it has defects").1, fixed, "{version}");
+        }
+        assert!(ALL_FIXED.iter().all(|version| defects(version).is_none()));
     }
 
     #[test]
