@@ -30,7 +30,7 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let (listener, instance) = greeter::bind(None, endpoint_protocol()?).await?;
     let server = enlist_grpc::serve(listener, greeter::router(instance.id().as_str(), Duration::ZERO))
         .services(["greeter.Greeter"])
-        .graceful(Graceful::new().propagation(Duration::from_millis(300)))
+        .graceful(Graceful::new().propagation(Duration::from_millis(300)).deadline(Duration::from_secs(10)))
         .on_registered(|_| println!("registered"));
     tokio::select! {
         report = server.register_and_run(&migration, &service, instance, RegisterOptions::new()) => {

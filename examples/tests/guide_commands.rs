@@ -28,7 +28,7 @@ fn blocks(language: &str) -> Vec<&'static str> {
     GUIDE.split(&fence).skip(1).map(|rest| rest.split("```").next().unwrap()).collect()
 }
 
-/// A shell that runs a script. Dropping it kills the shell and the processes that it started.
+/// A shell that runs a script. Dropping it closes the standard input, so that [`GUARD`] ends all of it.
 struct Shell {
     child: Child,
     lines: mpsc::UnboundedReceiver<String>,
@@ -110,5 +110,5 @@ async fn the_guide_on_moving_a_fleet_works() {
         assert!(printed_after.any(|line| line == wanted), "{wanted:?} is missing, or in another order: {printed:#?}");
     }
     let keys = printed.iter().filter(|line| line.contains("greeter/")).count();
-    assert_eq!(keys, 4, "a server leaves nothing behind: {printed:#?}");
+    assert_eq!(keys, 4, "no server leaves a key to those after it: {printed:#?}");
 }
