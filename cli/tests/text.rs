@@ -87,6 +87,8 @@ async fn the_help_of_each_command_has_an_example() {
         let own = help.stdout.split("Global options:").next().unwrap();
         all = format!("{all}\n=== enlist {name} ===\n{own}Example{example}");
     }
+    // One command exists with a feature only. It has tests of its own.
+    let all: String = all.split_inclusive('\n').filter(|line| !line.starts_with("  agent ")).collect();
     assert_snapshot("help.txt", &all);
 }
 
