@@ -7,7 +7,7 @@ use enlist_etcd::{
     Etcd, Native,
     layout::{Layout, Writing},
 };
-use enlist_testkit::{EtcdServer, Provider, ServerOptions};
+use enlist_testkit::{EtcdServer, Provider, Proxy, ServerOptions};
 use etcd_client::{Client, PutOptions, Txn, TxnOp};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
@@ -22,6 +22,9 @@ pub const MAX_OPS: usize = 128;
 
 /// Storage quota for many revisions of a hundred thousand keys.
 const QUOTA: &str = "--quota-backend-bytes=8589934592";
+
+/// Begin of the metrics of received messages.
+const RECEIVED: &str = "grpc_server_msg_received_total{";
 
 /// An etcd and its clients.
 #[derive(Debug)]
@@ -38,6 +41,15 @@ impl World {
     /// Returns its address.
     pub fn url(&self) -> String {
         self.server.url()
+    }
+
+    /// Starts a proxy to it.
+    ///
+    /// # Errors
+    ///
+    /// If no port is free.
+    pub async fn proxy(&self) -> Result<Proxy> {
+        Ok(Proxy::start(self.server.address()).await?)
     }
 
     /// Returns a connected client of `enlist`.
@@ -82,11 +94,33 @@ impl World {
     ///
     /// If etcd does not answer.
     pub async fn requests(&self) -> Result<f64> {
+        self.sum(|metric| metric.starts_with(RECEIVED) && !metric.contains("LeaseKeepAlive")).await
+    }
+
+    /// Returns the number of messages that etcd has received, renewals included.
+    ///
+    /// # Errors
+    ///
+    /// If etcd does not answer.
+    pub async fn messages(&self) -> Result<f64> {
+        self.sum(|metric| metric.starts_with(RECEIVED)).await
+    }
+
+    /// Returns the processor time that etcd has used, in microseconds. It is counted in steps of 10 ms.
+    ///
+    /// # Errors
+    ///
+    /// If etcd does not answer.
+    pub async fn processor_time(&self) -> Result<f64> {
+        Ok(self.sum(|metric| metric.starts_with("process_cpu_seconds_total ")).await? * 1e6)
+    }
+
+    /// Returns the sum of the selected metrics of etcd.
+    async fn sum(&self, is_selected: impl Fn(&str) -> bool) -> Result<f64> {
         let metrics = get(self.server.address(), "/metrics").await?;
-        let received = metrics.lines().filter(|line| line.starts_with("grpc_server_msg_received_total{"));
-        let received = received.filter(|line| !line.contains("LeaseKeepAlive"));
-        let numbers = received.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok());
-        Ok(numbers.sum())
+        let selected = metrics.lines().filter(|line| is_selected(line));
+        let numbers: Vec<f64> = selected.filter_map(|line| line.rsplit_once(' ')?.1.parse().ok()).collect();
+        if numbers.is_empty() { Err("no such metric".into()) } else { Ok(numbers.iter().sum()) }
     }
 
     /// Returns the version of etcd.

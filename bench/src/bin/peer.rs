@@ -4,6 +4,7 @@
 //! peer follow SERVICE COUNT
 //! peer pick SERVICE COUNT THREADS PICKS
 //! peer register SERVICE COUNT
+//! peer steady PREFIX SERVICES COUNT
 //! peer contend LOCK SESSIONS
 //! peer lock LOCK COUNT
 //! peer campaign ELECTION VALUE TTL
@@ -52,6 +53,7 @@ async fn main() {
                 pick(input, service, count.parse()?, threads.parse()?, picks.parse()?).await
             }
             ["register", service, count] => register(input, service, count.parse()?).await,
+            ["steady", prefix, services, count] => steady(input, prefix, services.parse()?, count.parse()?).await,
             ["contend", name, sessions] => contend(input, name, sessions.parse()?).await,
             ["lock", name, count] => lock(input, name, count.parse()?).await,
             ["call", service, count, size, callers, calls] => {
@@ -168,6 +170,31 @@ async fn register(mut input: Input, service: &str, count: usize) -> Result {
     input.answer().await?;
     drop(kept);
     Ok(())
+}
+
+/// Registers as many instances of each service, and follows all services.
+async fn steady(mut input: Input, prefix: &str, services: usize, count: usize) -> Result {
+    let etcd = connect().await?;
+    let named = |number| ServiceRef::parse(format!("{prefix}-{number:04}"));
+    let services: Vec<ServiceRef> = (0..services).map(named).collect::<std::result::Result<_, _>>()?;
+    input.go().await?;
+    let (before, begun) = (resident("self")?, Moment::now());
+    let register = |number: usize| {
+        let (etcd, service) = (&etcd, &services[number % services.len()]);
+        async move { Result::Ok(etcd.register(service, instance(number)?, RegisterOptions::new()).await?) }
+    };
+    let all = futures::stream::iter((0..count).map(register)).buffer_unordered(count);
+    let _registrations: Vec<Registration> = all.try_collect().await?;
+    let directory = Directory::new(Arc::new(etcd.clone()));
+    let views: Vec<ServiceView> = services.iter().map(|service| directory.view(service)).collect();
+    for view in &views {
+        let mut changes = view.changes();
+        while changes.next().await?.snapshot.len() < count / services.len() {}
+    }
+    println!("ready {:.0}", micros(begun.elapsed()));
+    loop {
+        answer(&input.line().await?, before)?;
+    }
 }
 
 async fn contend(mut input: Input, name: &str, sessions: usize) -> Result {

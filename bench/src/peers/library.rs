@@ -45,6 +45,9 @@ pub(crate) const VIEWS: [Library; 6] =
 /// Libraries of which a process can register many instances.
 pub(crate) const REGISTRARS: [Library; 4] = [Library::Raw, Library::Naming, Library::GoZero, Library::Kratos];
 
+/// Commands that etcd's own client and its package `naming` have each.
+const DISCOVERY: [&str; 3] = ["follow", "register", "steady"];
+
 impl Library {
     /// Name in the report.
     pub(crate) fn name(self) -> &'static str {
@@ -68,8 +71,8 @@ impl Library {
             Self::Ours if verb == "xds" => ("agent", verb.to_owned()),
             Self::Ours => ("peer", verb.to_owned()),
             Self::Tonic => ("peer", format!("{verb}-tonic")),
-            Self::Raw if ["follow", "register"].contains(&verb) => ("bench-etcd", format!("{verb}-raw")),
-            Self::Naming if ["follow", "register"].contains(&verb) => ("bench-etcd", format!("{verb}-naming")),
+            Self::Raw if DISCOVERY.contains(&verb) => ("bench-etcd", format!("{verb}-raw")),
+            Self::Naming if DISCOVERY.contains(&verb) => ("bench-etcd", format!("{verb}-naming")),
             Self::Raw | Self::Naming | Self::GrpcGo => ("bench-etcd", verb.to_owned()),
             Self::GoKit => ("bench-gokit", verb.to_owned()),
             Self::GoZero => ("bench-gozero", verb.to_owned()),

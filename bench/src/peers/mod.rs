@@ -7,6 +7,7 @@ mod locks;
 mod plan;
 mod program;
 mod registrations;
+mod steady;
 mod views;
 mod xds;
 
@@ -58,6 +59,11 @@ pub const ALL: &[Scenario] = &[
         name: "register",
         about: "many instances from one process",
         run: |report, plan| Box::pin(registrations::run(report, plan)),
+    },
+    Scenario {
+        name: "steady",
+        about: "many registrations and views of one process at rest: processor time, memory, requests",
+        run: |report, plan| Box::pin(steady::run(report, plan)),
     },
     Scenario {
         name: "contended",

@@ -22,6 +22,8 @@ pub struct Plan {
     pub(crate) lost: &'static [usize],
     /// Registrations of one process. The target is that of the largest number.
     pub(crate) registered: &'static [usize],
+    /// A process at rest.
+    pub(crate) rest: Rest,
     /// Contending sessions.
     pub(crate) sessions: &'static [usize],
     /// Length of a round with contention.
@@ -37,6 +39,18 @@ pub struct Plan {
     /// Load of a server for xDS and of events.
     pub(crate) load: Load,
     judged: bool,
+}
+
+/// A process at rest.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rest {
+    /// Registered instances, and services that they are of. Each service is watched.
+    pub(crate) instances: usize,
+    pub(crate) services: usize,
+    /// Length of a round.
+    pub(crate) length: Duration,
+    /// Rounds. None warms up.
+    pub(crate) rounds: usize,
 }
 
 /// Load of a server for xDS and of events.
@@ -60,12 +74,13 @@ impl Plan {
     pub const FULL: Self = Self {
         rounds: 5,
         warm_ups: 1,
-        changing: &[100, 1000, 10_000],
+        changing: &[100, 1000, 10_000, 100_000],
         changes: 20,
         polled_changes: 3,
         synced: &[1000, 100_000],
         lost: &[10_000, 50_000],
         registered: &[1, 10_000],
+        rest: Rest { instances: 10_000, services: 1000, length: Duration::from_secs(30), rounds: 3 },
         sessions: &[2, 5, 10, 50],
         contention: Duration::from_secs(3),
         acquisitions: 300,
@@ -94,6 +109,7 @@ impl Plan {
         synced: &[1000],
         lost: &[1000],
         registered: &[1, 200],
+        rest: Rest { instances: 200, services: 20, length: Duration::from_secs(2), rounds: 1 },
         sessions: &[2],
         contention: Duration::from_millis(500),
         acquisitions: 30,
@@ -103,6 +119,11 @@ impl Plan {
         load: Load { services: 10, instances: 50, clients: 20, subscriptions: 5, readers: 45, mute: 5, changes: 200 },
         judged: false,
     };
+
+    /// Returns the plan with the rounds of a process at rest.
+    pub(crate) fn at_rest(&self) -> Self {
+        Self { rounds: self.rest.rounds, warm_ups: 0, ..*self }
+    }
 
     /// Returns the bound, if this run is judged.
     pub(crate) fn bound(&self, bound: impl Into<Option<Bound>>) -> Option<Bound> {

@@ -103,7 +103,7 @@ async fn keys(client: &Client) -> Result<i64> {
 }
 
 /// Ends what a killed process has registered. Leases may also expire meanwhile.
-async fn revoke_all(client: &Client) -> Result {
+pub(super) async fn revoke_all(client: &Client) -> Result {
     for _ in 0..ROUNDS {
         if revoke(client).await? == 0 {
             return Ok(());

@@ -141,9 +141,16 @@ func Mark(value string) string {
 
 // Register registers that many instances with several workers, and prints the duration.
 func Register(count string, register func(worker, number int)) {
-	instances, numbers := Number(count), make(chan int)
+	instances := Number(count)
 	Go()
 	begun := time.Now()
+	registerAll(instances, register)
+	Say("registered", time.Since(begun).Microseconds())
+	new(Shown).Answer(nil)
+}
+
+func registerAll(instances int, register func(worker, number int)) {
+	numbers := make(chan int)
 	var workers sync.WaitGroup
 	for worker := range AtOnce {
 		workers.Go(func() {
@@ -157,8 +164,31 @@ func Register(count string, register func(worker, number int)) {
 	}
 	close(numbers)
 	workers.Wait()
-	Say("registered", time.Since(begun).Microseconds())
-	new(Shown).Answer(nil)
+}
+
+// Steady registers instances, as many of each service, follows all services, and prints the duration until every view
+// is complete. The arguments are the prefix of the names of the services, and the numbers of services and instances.
+func Steady(arguments []string, register func(service string, worker, number int),
+	follow func(service string, show func(count int))) {
+	services, instances := Number(arguments[1]), Number(arguments[2])
+	name := func(number int) string { return fmt.Sprintf("%s-%04d", arguments[0], number%services) }
+	Go()
+	view := &Shown{before: resident()}
+	begun := time.Now()
+	registerAll(instances, func(worker, number int) { register(name(number), worker, number) })
+	var incomplete sync.WaitGroup
+	for number := range services {
+		incomplete.Add(1)
+		complete := sync.OnceFunc(incomplete.Done)
+		follow(name(number), func(count int) {
+			if count >= instances/services {
+				complete()
+			}
+		})
+	}
+	incomplete.Wait()
+	Say("ready", time.Since(begun).Microseconds())
+	view.Answer(nil)
 }
 
 // Address of an instance.

@@ -27,6 +27,8 @@ const (
 	page = 1000
 	// Keys of a lease.
 	keysPerLease = 1000
+	// TTL in seconds: of many registrations, and of a process at rest, which is the default of `enlist`.
+	longTTL, usualTTL = 60, 15
 	// Calls until all instances are connected to.
 	warmUp = 300
 )
@@ -43,76 +45,79 @@ func client() *clientv3.Client {
 }
 
 // A map of keys and values, by a list in pages and a watch from the next revision on.
+func watchRaw(etcd *clientv3.Client, prefix string, show func(count int, mark string)) {
+	found, mark := map[string]string{}, ""
+	put := func(key, value string) {
+		found[key] = value
+		if strings.HasSuffix(key, changing) {
+			mark = bench.Mark(value)
+		}
+	}
+	var revision int64
+	end := clientv3.GetPrefixRangeEnd(prefix)
+	for from, more := prefix, true; more; {
+		answer, err := etcd.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(page), clientv3.WithRev(revision))
+		Check(err)
+		for _, pair := range answer.Kvs {
+			put(string(pair.Key), string(pair.Value))
+			from = string(pair.Key) + "\x00"
+		}
+		revision, more = answer.Header.Revision, answer.More
+	}
+	show(len(found), mark)
+	for answer := range etcd.Watch(ctx, prefix, clientv3.WithPrefix(), clientv3.WithRev(revision+1)) {
+		Check(answer.Err())
+		for _, event := range answer.Events {
+			if event.Type == clientv3.EventTypeDelete {
+				delete(found, string(event.Kv.Key))
+			} else {
+				put(string(event.Kv.Key), string(event.Kv.Value))
+			}
+		}
+		show(len(found), mark)
+	}
+}
+
 func followRaw(arguments []string) {
-	etcd, prefix := client(), arguments[0]
+	etcd := client()
 	view := bench.Follow(arguments[1])
-	go func() {
-		found, mark := map[string]string{}, ""
-		put := func(key, value string) {
-			found[key] = value
-			if strings.HasSuffix(key, changing) {
-				mark = bench.Mark(value)
-			}
-		}
-		var revision int64
-		end := clientv3.GetPrefixRangeEnd(prefix)
-		for from, more := prefix, true; more; {
-			answer, err := etcd.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(page), clientv3.WithRev(revision))
-			Check(err)
-			for _, pair := range answer.Kvs {
-				put(string(pair.Key), string(pair.Value))
-				from = string(pair.Key) + "\x00"
-			}
-			revision, more = answer.Header.Revision, answer.More
-		}
-		view.Show(len(found), mark)
-		for answer := range etcd.Watch(ctx, prefix, clientv3.WithPrefix(), clientv3.WithRev(revision+1)) {
-			Check(answer.Err())
-			for _, event := range answer.Events {
-				if event.Type == clientv3.EventTypeDelete {
-					delete(found, string(event.Kv.Key))
-				} else {
-					put(string(event.Kv.Key), string(event.Kv.Value))
-				}
-			}
-			view.Show(len(found), mark)
-		}
-	}()
+	go watchRaw(etcd, arguments[0], view.Show)
 	view.Answer(nil)
 }
 
 // A map of the endpoints, as their users keep it.
+func watchNaming(manager endpoints.Manager, show func(count int, mark string)) {
+	updates, err := manager.NewWatchChannel(ctx)
+	Check(err)
+	found, mark := map[string]endpoints.Endpoint{}, ""
+	for batch := range updates {
+		for _, update := range batch {
+			if update.Op == endpoints.Delete {
+				delete(found, update.Key)
+				continue
+			}
+			found[update.Key] = update.Endpoint
+			if strings.HasSuffix(update.Key, changing) {
+				mark = update.Endpoint.Addr
+			}
+		}
+		show(len(found), mark)
+	}
+}
+
 func followNaming(arguments []string) {
-	etcd := client()
-	manager, err := endpoints.NewManager(etcd, arguments[0])
+	manager, err := endpoints.NewManager(client(), arguments[0])
 	Check(err)
 	view := bench.Follow(arguments[1])
-	go func() {
-		updates, err := manager.NewWatchChannel(ctx)
-		Check(err)
-		found, mark := map[string]endpoints.Endpoint{}, ""
-		for batch := range updates {
-			for _, update := range batch {
-				if update.Op == endpoints.Delete {
-					delete(found, update.Key)
-					continue
-				}
-				found[update.Key] = update.Endpoint
-				if strings.HasSuffix(update.Key, changing) {
-					mark = update.Endpoint.Addr
-				}
-			}
-			view.Show(len(found), mark)
-		}
-	}()
+	go watchNaming(manager, view.Show)
 	view.Answer(nil)
 }
 
 // Leases for that many keys.
-func leases(etcd *clientv3.Client, count int) []clientv3.LeaseID {
+func leases(etcd *clientv3.Client, count int, ttl int64) []clientv3.LeaseID {
 	var granted []clientv3.LeaseID
 	for range (count + keysPerLease - 1) / keysPerLease {
-		lease, err := etcd.Grant(ctx, 60)
+		lease, err := etcd.Grant(ctx, ttl)
 		Check(err)
 		alive, err := etcd.KeepAlive(ctx, lease.ID)
 		Check(err)
@@ -126,28 +131,61 @@ func leases(etcd *clientv3.Client, count int) []clientv3.LeaseID {
 }
 
 // Puts of typical values.
+func putRaw(etcd *clientv3.Client, service string, number int, lease clientv3.LeaseID) {
+	value := fmt.Sprintf(`{"endpoints":["grpc://%s"],"version":"1.4","zone":"eu-1","metadata":{"team":"blue"}}`,
+		bench.Address(number))
+	key := fmt.Sprintf("/services/%s/i-%06d", service, number)
+	_, err := etcd.Put(ctx, key, value, clientv3.WithLease(lease))
+	Check(err)
+}
+
 func registerRaw(arguments []string) {
 	etcd := client()
-	given := leases(etcd, bench.Number(arguments[1]))
+	given := leases(etcd, bench.Number(arguments[1]), longTTL)
 	bench.Register(arguments[1], func(_, number int) {
-		value := fmt.Sprintf(`{"endpoints":["grpc://%s"],"version":"1.4","zone":"eu-1","metadata":{"team":"blue"}}`,
-			bench.Address(number))
-		key := fmt.Sprintf("/services/%s/i-%06d", arguments[0], number)
-		_, err := etcd.Put(ctx, key, value, clientv3.WithLease(given[number/keysPerLease]))
-		Check(err)
+		putRaw(etcd, arguments[0], number, given[number/keysPerLease])
 	})
+}
+
+func steadyRaw(arguments []string) {
+	etcd := client()
+	given := leases(etcd, bench.Number(arguments[2]), usualTTL)
+	bench.Steady(arguments, func(service string, _, number int) {
+		putRaw(etcd, service, number, given[number/keysPerLease])
+	}, func(service string, show func(count int)) {
+		go watchRaw(etcd, "/services/"+service+"/", func(count int, _ string) { show(count) })
+	})
+}
+
+func addNaming(manager endpoints.Manager, service string, number int, lease clientv3.LeaseID) {
+	metadata := map[string]string{"version": "1.4", "zone": "eu-1", "team": "blue"}
+	endpoint := endpoints.Endpoint{Addr: bench.Address(number), Metadata: metadata}
+	key := fmt.Sprintf("%s/i-%06d", service, number)
+	Check(manager.AddEndpoint(ctx, key, endpoint, clientv3.WithLease(lease)))
 }
 
 func registerNaming(arguments []string) {
 	etcd := client()
-	given := leases(etcd, bench.Number(arguments[1]))
+	given := leases(etcd, bench.Number(arguments[1]), longTTL)
 	manager, err := endpoints.NewManager(etcd, arguments[0])
 	Check(err)
-	metadata := map[string]string{"version": "1.4", "zone": "eu-1", "team": "blue"}
 	bench.Register(arguments[1], func(_, number int) {
-		endpoint := endpoints.Endpoint{Addr: bench.Address(number), Metadata: metadata}
-		key := fmt.Sprintf("%s/i-%06d", arguments[0], number)
-		Check(manager.AddEndpoint(ctx, key, endpoint, clientv3.WithLease(given[number/keysPerLease])))
+		addNaming(manager, arguments[0], number, given[number/keysPerLease])
+	})
+}
+
+func steadyNaming(arguments []string) {
+	etcd := client()
+	given := leases(etcd, bench.Number(arguments[2]), usualTTL)
+	manager := func(service string) endpoints.Manager {
+		manager, err := endpoints.NewManager(etcd, service)
+		Check(err)
+		return manager
+	}
+	bench.Steady(arguments, func(service string, _, number int) {
+		addNaming(manager(service), service, number, given[number/keysPerLease])
+	}, func(service string, show func(count int)) {
+		go watchNaming(manager(service), func(count int, _ string) { show(count) })
 	})
 }
 
@@ -233,6 +271,6 @@ func call(arguments []string) {
 func main() {
 	bench.Measure(map[string]func([]string){
 		"follow-raw": followRaw, "follow-naming": followNaming, "register-raw": registerRaw,
-		"register-naming": registerNaming, "contend": contend, "lock": lock, "campaign": campaign, "call": call,
+		"register-naming": registerNaming, "steady-raw": steadyRaw, "steady-naming": steadyNaming, "contend": contend, "lock": lock, "campaign": campaign, "call": call,
 	})
 }

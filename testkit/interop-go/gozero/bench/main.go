@@ -35,7 +35,21 @@ func register(arguments []string) {
 	})
 }
 
+// Publishers and subscribers share a client, too.
+func steady(arguments []string) {
+	Check(discov.NewPublisher(Endpoints(), "connected?", "").KeepAlive())
+	bench.Steady(arguments, func(service string, _, number int) {
+		Check(discov.NewPublisher(Endpoints(), service, bench.Address(number)).KeepAlive())
+	}, func(service string, show func(count int)) {
+		found, err := discov.NewSubscriber(Endpoints(), service)
+		Check(err)
+		listener := func() { show(len(found.Values())) }
+		found.AddListener(listener)
+		listener()
+	})
+}
+
 func main() {
 	logx.Disable()
-	bench.Measure(map[string]func([]string){"follow": follow, "register": register})
+	bench.Measure(map[string]func([]string){"follow": follow, "register": register, "steady": steady})
 }

@@ -46,21 +46,41 @@ func follow(arguments []string) {
 }
 
 // A registrar keeps the lease of its last registration apart, so each worker has one. They share a client.
-func register(arguments []string) {
-	shared := client()
-	var registrars [bench.AtOnce]*etcd.Registry
-	for worker := range registrars {
-		registrars[worker] = etcd.New(shared)
+func registrars(shared *clientv3.Client) func(service string, worker, number int) {
+	var each [bench.AtOnce]*etcd.Registry
+	for worker := range each {
+		each[worker] = etcd.New(shared)
 	}
 	metadata := map[string]string{"zone": "eu-1", "team": "blue"}
-	bench.Register(arguments[1], func(worker, number int) {
-		Check(registrars[worker].Register(ctx, &registry.ServiceInstance{
-			ID: fmt.Sprintf("i-%06d", number), Name: arguments[0], Version: "1.4", Metadata: metadata,
+	return func(service string, worker, number int) {
+		Check(each[worker].Register(ctx, &registry.ServiceInstance{
+			ID: fmt.Sprintf("i-%06d", number), Name: service, Version: "1.4", Metadata: metadata,
 			Endpoints: []string{"grpc://" + bench.Address(number)},
 		}))
+	}
+}
+
+func register(arguments []string) {
+	register := registrars(client())
+	bench.Register(arguments[1], func(worker, number int) { register(arguments[0], worker, number) })
+}
+
+func steady(arguments []string) {
+	shared := client()
+	found := etcd.New(shared)
+	bench.Steady(arguments, registrars(shared), func(service string, show func(count int)) {
+		watcher, err := found.Watch(ctx, service)
+		Check(err)
+		go func() {
+			for {
+				instances, err := watcher.Next()
+				Check(err)
+				show(len(instances))
+			}
+		}()
 	})
 }
 
 func main() {
-	bench.Measure(map[string]func([]string){"follow": follow, "register": register})
+	bench.Measure(map[string]func([]string){"follow": follow, "register": register, "steady": steady})
 }
