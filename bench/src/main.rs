@@ -6,7 +6,7 @@ use enlist_bench::{
     measure::Result,
     peers::{self, Plan},
     report::{Format, Report},
-    scenarios::{self, ALL},
+    scenarios::{self, ALL, ONLY_WHEN_NAMED},
     world::{World, sync_time},
 };
 use tokio::runtime::Runtime;
@@ -44,7 +44,7 @@ fn beside_references(arguments: &[String]) -> Option<Result> {
         }
     }
     if wanted.is_empty() {
-        wanted.extend(ALL.iter().filter(|scenario| !["growth", "instructions"].contains(&scenario.name)));
+        wanted.extend(ALL.iter().filter(|scenario| !ONLY_WHEN_NAMED.contains(&scenario.name)));
     }
     Some(measure(format, |runtime, report| {
         for scenario in wanted {

@@ -1,5 +1,6 @@
 //! The scenarios, one file per part of the library.
 
+mod bulk;
 mod change;
 mod cold;
 mod growth;
@@ -10,6 +11,7 @@ mod memory;
 pub mod pick;
 mod register;
 mod sync;
+mod watchers;
 mod wide;
 
 use std::{fmt::Display, future::Future, pin::Pin, process::Output};
@@ -100,11 +102,29 @@ pub const ALL: &[Scenario] = &[
         run: |report| Box::pin(growth::run(report)),
     },
     Scenario {
+        name: "watchers",
+        about: "etcd's cost of changes that 64 processes watch among 100,000 instances (6 GB; only when named)",
+        run: |report| Box::pin(watchers::run(report)),
+    },
+    Scenario {
+        name: "catch-up",
+        about: "a view that missed 1,000 revisions of 1 MiB (4 GB; only when named)",
+        run: |report| Box::pin(bulk::catch_up(report)),
+    },
+    Scenario {
+        name: "million",
+        about: "a million instances lost in one revision (4 GB; only when named)",
+        run: |report| Box::pin(bulk::million(report)),
+    },
+    Scenario {
         name: "instructions",
         about: "instructions of what is too quick to be timed well (needs valgrind; only when named)",
         run: |report| Box::pin(instructions::run(report)),
     },
 ];
+
+/// Scenarios that take long or much memory, and are left out unless they are named.
+pub const ONLY_WHEN_NAMED: &[&str] = &["growth", "watchers", "catch-up", "million", "instructions"];
 
 /// Runs a program of this package, and returns its output.
 async fn helper(name: &str, arguments: &[&str]) -> Result<String> {

@@ -34,7 +34,7 @@ pub(crate) async fn run(report: &mut Report) -> Result {
         },
         || async {
             let begun = Moment::now();
-            let read = read_all(raw.clone(), &service).await?;
+            let read = read_all(raw.clone(), &service, PAGE).await?;
             let time = begun.elapsed();
             if read != INSTANCES {
                 return Err(format!("{read} keys of {INSTANCES}").into());
@@ -56,11 +56,11 @@ pub(crate) async fn run(report: &mut Report) -> Result {
 }
 
 /// Reads a range by pages at one revision. Returns the number of keys.
-pub(crate) async fn read_all(mut client: Client, service: &ServiceRef) -> Result<usize> {
+pub(crate) async fn read_all(mut client: Client, service: &ServiceRef, page: i64) -> Result<usize> {
     let (mut from, end) = range(service)?;
     let (mut read, mut revision) = (0, 0);
     loop {
-        let options = GetOptions::new().with_range(end.clone()).with_limit(PAGE).with_revision(revision);
+        let options = GetOptions::new().with_range(end.clone()).with_limit(page).with_revision(revision);
         let page = client.get(from, Some(options)).await?;
         revision = page.header().map_or(0, etcd_client::ResponseHeader::revision);
         read += page.kvs().len();

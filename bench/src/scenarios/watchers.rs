@@ -1,0 +1,202 @@
+//! etcd's cost of a change that many processes watch. Each process is a session with a connection of its own.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use enlist::{Directory, Moment, ServiceRef, ServiceView, TaskOwner, ViewChanges, backend::MutexExt as _};
+use enlist_etcd::Etcd;
+use etcd_client::{Client, Txn};
+use tokio::{sync::watch, time::MissedTickBehavior};
+
+use crate::{
+    measure::{Result, Spread, processor_time, quantile},
+    report::Report,
+    world::{World, instance, micros, put},
+};
+
+/// Instances of the watched service.
+const INSTANCES: usize = 100_000;
+
+/// Numbers of sessions at the first rate.
+const SESSIONS: [u32; 3] = [1, 8, 64];
+
+/// Changes per second, all with the largest number of sessions but the first.
+const RATES: [u32; 5] = [10, 50, 100, 200, 400];
+
+/// Length of a measurement.
+const LENGTH: Duration = Duration::from_secs(10);
+
+/// Time after which watches are open and buffers are freed.
+const REST: Duration = Duration::from_secs(2);
+
+/// Maximum time until all have seen the last change of a measurement.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Weight of the changing instance before its first change. Each change adds one.
+const FIRST_WEIGHT: u32 = 1000;
+
+/// Times at which the changes were sent.
+type Sent = Arc<Mutex<Vec<Moment>>>;
+
+pub(crate) async fn run(report: &mut Report) -> Result {
+    let (world, service) = (World::start().await, ServiceRef::parse("watched")?);
+    world.fill(&service, INSTANCES).await?;
+    let mut writer = Writer { client: world.raw().await?, service: service.clone(), sent: Sent::default() };
+    let (mut sessions, mut costs) = (Vec::new(), Vec::new());
+    for count in SESSIONS {
+        for _ in sessions.len()..usize::try_from(count)? {
+            sessions.push(Session::start(&world, &service, &writer.sent).await?);
+        }
+        tokio::time::sleep(REST).await;
+        let (load, idle) = (writer.load(&world, &mut sessions, RATES[0]).await?, idle(&world).await?);
+        let each = (load.server - idle) * LENGTH.as_secs_f64() / f64::from(load.changes);
+        costs.push(each);
+        let case = format!("etcd's processor time of a change, {count} sessions, {} changes per second", RATES[0]);
+        report.number("watchers", case, "µs", Spread::exactly(each), None);
+    }
+    if let (Some(one), Some(all), [few, .., many]) = (costs.first(), costs.last(), SESSIONS) {
+        let each = (all - one) / f64::from(many - few);
+        report.number("watchers", "the same for each further session", "µs", Spread::exactly(each), None);
+    }
+    knee(report, &world, &mut writer, &mut sessions).await
+}
+
+/// Raises the rate, and reports the last one before the latency doubles.
+async fn knee(report: &mut Report, world: &World, writer: &mut Writer, sessions: &mut [Session]) -> Result {
+    let (mut usual, mut knee) = (f64::INFINITY, 0.0);
+    for rate in RATES {
+        let load = writer.load(world, sessions, rate).await?;
+        let (late, reached) = (quantile(&load.latencies, 0.99), load.rate);
+        if rate == RATES[0] {
+            usual = late;
+        }
+        if late <= 2.0 * usual {
+            knee = reached;
+        }
+        let case = format!("{} sessions, {rate} changes per second", sessions.len());
+        let mut add = |what: &str, unit, number| {
+            report.number("watchers", format!("{case}: {what}"), unit, Spread::exactly(number), None);
+        };
+        add("written", "per s", reached);
+        add("median until a view has it", "ms", quantile(&load.latencies, 0.5));
+        add("99 %", "ms", late);
+        add("etcd's processor, of one core", "%", load.server / 1e4);
+        add("processor of the sessions and the writer, of one core", "%", load.own / 1e4);
+    }
+    let case = format!("{} sessions: changes per second before 99 % doubles", sessions.len());
+    report.number("watchers", case, "per s", Spread::exactly(knee), None);
+    Ok(())
+}
+
+/// Returns etcd's processor time per second without changes, in microseconds.
+async fn idle(world: &World) -> Result<f64> {
+    let (begun, used) = (Moment::now(), world.processor_time().await?);
+    tokio::time::sleep(LENGTH).await;
+    Ok((world.processor_time().await? - used) / begun.elapsed().as_secs_f64())
+}
+
+/// Writes changes at a rate.
+struct Writer {
+    client: Client,
+    service: ServiceRef,
+    sent: Sent,
+}
+
+/// Result of a measurement.
+struct Load {
+    changes: u32,
+    /// Changes per second that were reached.
+    rate: f64,
+    /// Sorted times from a change to its publication by a view, in milliseconds.
+    latencies: Vec<f64>,
+    /// Processor time of etcd and of this process per second, in microseconds.
+    server: f64,
+    own: f64,
+}
+
+impl Writer {
+    async fn load(&mut self, world: &World, sessions: &mut [Session], rate: u32) -> Result<Load> {
+        for session in &*sessions {
+            session.latencies.locked().clear();
+        }
+        let mut due = tokio::time::interval(Duration::from_secs(1) / rate);
+        due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (begun, server, own) = (Moment::now(), world.processor_time().await?, processor_time());
+        let mut changes = 0;
+        while begun.elapsed() < LENGTH {
+            due.tick().await;
+            self.change().await?;
+            changes += 1;
+        }
+        let time = begun.elapsed().as_secs_f64();
+        let (server, own) = ((world.processor_time().await? - server) / time, (processor_time() - own) / time);
+        let last = self.sent.locked().len();
+        for session in &mut *sessions {
+            let complete = session.seen.wait_for(|seen| *seen == last);
+            tokio::time::timeout(LIMIT, complete).await.map_err(|_| "a session does not see the last change")??;
+        }
+        let mut latencies: Vec<f64> =
+            sessions.iter().flat_map(|session| std::mem::take(&mut *session.latencies.locked())).collect();
+        latencies.sort_unstable_by(f64::total_cmp);
+        Ok(Load { changes, rate: f64::from(changes) / time, latencies, server, own })
+    }
+
+    async fn change(&mut self) -> Result {
+        let number = {
+            let mut sent = self.sent.locked();
+            sent.push(Moment::now());
+            u32::try_from(sent.len())?
+        };
+        let change = put(&self.service, 0, FIRST_WEIGHT + number, None)?;
+        self.client.txn(Txn::new().and_then([change])).await?;
+        Ok(())
+    }
+}
+
+/// A session that watches the service.
+struct Session {
+    _etcd: Etcd,
+    _view: ServiceView,
+    /// Number of the changes that the view has shown.
+    seen: watch::Receiver<usize>,
+    latencies: Arc<Mutex<Vec<f64>>>,
+    _task: TaskOwner,
+}
+
+impl Session {
+    async fn start(world: &World, service: &ServiceRef, sent: &Sent) -> Result<Self> {
+        let etcd = world.ours().await?;
+        let view = Directory::new(Arc::new(etcd.clone())).view(service);
+        view.ready().await?;
+        let (latencies, task) = (Arc::<Mutex<Vec<f64>>>::default(), TaskOwner::new());
+        let (shown, seen) = watch::channel(sent.locked().len());
+        let following = follow(view.changes(), Arc::clone(sent), shown, Arc::clone(&latencies));
+        task.spawn_until_stopped("session", async move {
+            // Its end is seen by the receiver of `seen`.
+            let _ = following.await;
+        })?;
+        Ok(Self { _etcd: etcd, _view: view, seen, latencies, _task: task })
+    }
+}
+
+/// Records the time of each change until a view has shown it, or a later one.
+async fn follow(
+    mut changes: ViewChanges,
+    sent: Sent,
+    shown: watch::Sender<usize>,
+    latencies: Arc<Mutex<Vec<f64>>>,
+) -> Result {
+    let changing = instance(0)?.id().clone();
+    loop {
+        let snapshot = changes.next().await?.snapshot;
+        let weight = snapshot.get(&changing).map_or(0, |entry| entry.instance().weight());
+        let (before, now) = (*shown.borrow(), usize::try_from(weight.saturating_sub(FIRST_WEIGHT))?);
+        if now > before {
+            let times: Vec<f64> = sent.locked()[before..now].iter().map(|sent| micros(sent.elapsed()) / 1e3).collect();
+            latencies.locked().extend(times);
+            shown.send_replace(now);
+        }
+    }
+}
