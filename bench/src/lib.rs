@@ -5,6 +5,7 @@
 pub mod driven;
 pub mod measure;
 pub mod peers;
+pub mod plots;
 pub mod report;
 pub mod scenarios;
 pub mod world;

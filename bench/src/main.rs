@@ -1,20 +1,25 @@
 //! Measures `enlist` next to its references. See `bench/README.md`.
 
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode};
 
 use enlist_bench::{
     measure::Result,
     peers::{self, Plan},
+    plots,
     report::{Format, Report},
     scenarios::{self, ALL, ONLY_WHEN_NAMED},
     world::{World, sync_time},
 };
 use tokio::runtime::Runtime;
 
+/// Folder of the plots, from that of the workspace.
+const PLOTS: &str = "bench/plots";
+
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let outcome = match arguments.split_first() {
         Some((first, rest)) if first == "peers" => beside_peers(rest),
+        Some((first, runs)) if first == "plots" && !runs.is_empty() => Some(draw(runs)),
         _ => beside_references(&arguments),
     };
     match outcome {
@@ -35,7 +40,9 @@ fn beside_references(arguments: &[String]) -> Option<Result> {
             ("--json", _) => format = Format::Json,
             (_, Some(scenario)) => wanted.push(*scenario),
             _ => {
-                eprintln!("bench [SCENARIO …] [--json]\nbench peers [SCENARIO …] [--quick] [--json]\n");
+                eprintln!(
+                    "bench [SCENARIO …] [--json]\nbench peers [SCENARIO …] [--quick] [--json]\nbench plots FILE…\n"
+                );
                 for scenarios::Scenario { name, about, .. } in ALL {
                     eprintln!("  {name:<10} {about}");
                 }
@@ -80,6 +87,13 @@ fn beside_peers(arguments: &[String]) -> Option<Result> {
         }
         Ok(())
     }))
+}
+
+/// Draws the results of runs beside Go libraries, a file of JSON lines each.
+fn draw(runs: &[String]) -> Result {
+    let read = |path: &String| std::fs::read_to_string(path).map_err(|error| format!("{path}: {error}"));
+    let texts: std::result::Result<Vec<_>, _> = runs.iter().map(read).collect();
+    plots::draw(&texts?, Path::new(PLOTS))
 }
 
 fn measure(format: Format, run: impl FnOnce(&Runtime, &mut Report) -> Result) -> Result {

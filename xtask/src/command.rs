@@ -47,6 +47,8 @@ cargo xtask <command>
   bench peers [SCENARIO …] [--quick] [--json]
           build programs on Go libraries, and measure beside them, each in a process of its own; --quick shows within
           three minutes that everything works, and judges nothing
+  bench plots FILE…
+          draw the output of `bench peers --json`, a file for each run, in bench/plots
   env     print the exports for a plain shell: eval \"$(cargo xtask env)\"
   rules   [--bless]
           check that no crate depends on what it must not know, that each one builds alone, `enlist-etcd` also without

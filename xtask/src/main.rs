@@ -189,6 +189,10 @@ fn bench(arguments: impl Iterator<Item = String>) -> Result {
     if arguments == ["build"] {
         return build_cost::measure();
     }
+    if arguments.first().is_some_and(|first| first == "plots") {
+        let draw = ["run", "--quiet", "--package", "enlist-bench", "--bin", "bench", "--"];
+        return run(cargo()?.args(draw).args(arguments));
+    }
     let beside_peers = arguments.first().is_some_and(|first| first == "peers");
     let programs = if beside_peers { Some(interop::build_measured()?) } else { None };
     let etcd = etcd::find()?;
