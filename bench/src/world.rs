@@ -1,7 +1,8 @@
 //! An etcd of the scenario's own, filled with instances, and a count of its requests.
 
-use std::{net::SocketAddr, time::Duration};
+use std::time::Duration;
 
+use crate::measure::Result;
 use enlist::{Endpoint, Instance, InstanceId, Moment, ServiceRef};
 use enlist_etcd::{
     Etcd, Native,
@@ -10,12 +11,6 @@ use enlist_etcd::{
 use enlist_testkit::{EtcdServer, Provider, Proxy, ServerOptions};
 use etcd_client::{Client, PutOptions, Txn, TxnOp};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-};
-
-use crate::measure::Result;
 
 /// Maximum number of operations in a transaction.
 pub const MAX_OPS: usize = 128;
@@ -23,8 +18,8 @@ pub const MAX_OPS: usize = 128;
 /// Storage quota for many revisions of a hundred thousand keys.
 const QUOTA: &str = "--quota-backend-bytes=8589934592";
 
-/// Begin of the metrics of received messages.
-const RECEIVED: &str = "grpc_server_msg_received_total{";
+/// Metric of received messages.
+const RECEIVED: &str = "grpc_server_msg_received_total";
 
 /// An etcd and its clients.
 #[derive(Debug)]
@@ -94,7 +89,7 @@ impl World {
     ///
     /// If etcd does not answer.
     pub async fn requests(&self) -> Result<f64> {
-        self.sum(|metric| metric.starts_with(RECEIVED) && !metric.contains("LeaseKeepAlive")).await
+        self.metric(RECEIVED, |labels| !labels.contains("LeaseKeepAlive")).await
     }
 
     /// Returns the number of messages that etcd has received, renewals included.
@@ -103,7 +98,7 @@ impl World {
     ///
     /// If etcd does not answer.
     pub async fn messages(&self) -> Result<f64> {
-        self.sum(|metric| metric.starts_with(RECEIVED)).await
+        self.metric(RECEIVED, |_| true).await
     }
 
     /// Returns the processor time that etcd has used, in microseconds. It is counted in steps of 10 ms.
@@ -112,15 +107,11 @@ impl World {
     ///
     /// If etcd does not answer.
     pub async fn processor_time(&self) -> Result<f64> {
-        Ok(self.sum(|metric| metric.starts_with("process_cpu_seconds_total ")).await? * 1e6)
+        Ok(self.metric("process_cpu_seconds_total", |_| true).await? * 1e6)
     }
 
-    /// Returns the sum of the selected metrics of etcd.
-    async fn sum(&self, is_selected: impl Fn(&str) -> bool) -> Result<f64> {
-        let metrics = get(self.server.address(), "/metrics").await?;
-        let selected = metrics.lines().filter(|line| is_selected(line));
-        let numbers: Vec<f64> = selected.filter_map(|line| line.rsplit_once(' ')?.1.parse().ok()).collect();
-        if numbers.is_empty() { Err("no such metric".into()) } else { Ok(numbers.iter().sum()) }
+    async fn metric(&self, name: &str, is_counted: impl Fn(&str) -> bool) -> Result<f64> {
+        Ok(self.server.metric(name, is_counted).await.ok_or("no metrics")?)
     }
 
     /// Returns the version of etcd.
@@ -129,19 +120,8 @@ impl World {
     ///
     /// If etcd does not say.
     pub async fn version(&self) -> Result<String> {
-        let answer: serde_json::Value = serde_json::from_str(&get(self.server.address(), "/version").await?)?;
-        Ok(answer["etcdserver"].as_str().unwrap_or("?").to_owned())
+        Ok(self.server.versions().await.ok_or("no version")?.0)
     }
-}
-
-async fn get(address: SocketAddr, path: &str) -> Result<String> {
-    let mut stream = TcpStream::connect(address).await?;
-    let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n");
-    stream.write_all(request.as_bytes()).await?;
-    let mut answer = String::new();
-    tokio::time::timeout(Duration::from_secs(10), stream.read_to_string(&mut answer)).await??;
-    let (_, body) = answer.split_once("\r\n\r\n").ok_or("no answer")?;
-    Ok(body.to_owned())
 }
 
 /// Returns a typical instance: its value is about 150 bytes of JSON.
