@@ -33,7 +33,7 @@ cargo xtask <command>
           --trace show the events of seed N; --teeth looks for the deliberate defects instead, each in up to M runs
           (default: 10000), by the invariants that are about it, and runs the same seeds without a defect; --defect
           switches one on, and limits --teeth to it
-  mutants [--part core|pool|etcd|layouts|grpc …] [--file FILE …] [--rest] [--resume]
+  mutants [--part core|pool|etcd|layouts|other-layouts|grpc …] [--file FILE …] [--rest] [--resume]
           mutants of `cargo-mutants` in the code that makes decisions, in all of it, or in the parts or files named:
           each has to fail a test, or have a reason in xtask/survivors.txt; --rest measures the rest of core; --resume
           leaves out those that a former run noticed

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    env, fs,
+    env, fmt, fs,
     path::Path,
     process::Command,
 };
@@ -131,11 +131,16 @@ const PARTS: &[Part] = &[
     Part {
         name: "layouts",
         package: "enlist-etcd",
-        files: &["backend-etcd/src/layout/**/*.rs"],
-        first: &["--lib", "--test", "wire"],
-        tested_by: &["enlist-etcd"],
-        options: &["--lib", "--test", "layouts", "--test", "wire"],
+        files: &[
+            "backend-etcd/src/layout/guarded.rs",
+            "backend-etcd/src/layout/mod.rs",
+            "backend-etcd/src/layout/native.rs",
+            "backend-etcd/src/layout/native/**/*.rs",
+        ],
+        ..LAYOUTS
     },
+    // All but those of the part before. Together they take longer than a job may.
+    Part { name: "other-layouts", files: &["backend-etcd/src/layout/**/*.rs"], ..LAYOUTS },
     Part {
         name: "grpc",
         package: "enlist-grpc",
@@ -154,6 +159,16 @@ const PARTS: &[Part] = &[
         options: &["--lib", "--tests"],
     },
 ];
+
+/// What the parts with layouts have in common.
+const LAYOUTS: Part = Part {
+    name: "",
+    package: "enlist-etcd",
+    files: &[],
+    first: &["--lib", "--test", "wire"],
+    tested_by: &["enlist-etcd"],
+    options: &["--lib", "--test", "layouts", "--test", "wire"],
+};
 
 /// Use of the results of a former run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -213,23 +228,25 @@ pub(crate) fn run(args: impl Iterator<Item = String>) -> Result {
         return measure_rest(choice.former);
     }
     let reasons = reasons(&fs::read_to_string(SURVIVORS)?)?;
-    let (mut tried, mut timeouts, mut unexplained, mut killed) = (0, 0, Vec::new(), Vec::new());
-    for part in PARTS {
+    let (mut all, mut unexplained, mut killed) = (Found::default(), Vec::new(), Vec::new());
+    for (number, part) in PARTS.iter().enumerate() {
         let files = choice.files(part);
         if files.is_empty() {
             continue;
         }
-        let found = mutate(part.name, part, &Sources { files: &files, excluded: &[] }, choice.former)?;
-        tried += found.tried();
-        timeouts += found.timeouts;
+        // A pattern also matches files of other parts.
+        let excluded: Vec<_> = PARTS[..number].iter().flat_map(|part| part.files).copied().collect();
+        let found = mutate(part.name, part, &Sources { files: &files, excluded: &excluded }, choice.former)?;
         unexplained.extend(without_reason(&found.missed, &reasons));
         let of_part = reasons.keys().filter(|known| files.iter().any(|file| known.starts_with(&format!("{file}:"))));
         killed.extend(of_part.filter(|known| !found.missed.contains(*known)).cloned());
+        all.add(found);
     }
-    if tried == 0 {
+    if all.tried() == 0 {
         return Err("no mutant was tried: the files are not in the list of files that make decisions".into());
     }
-    println!("\n{tried} mutants, {} without a reason survived, tests of {timeouts} timed out", unexplained.len());
+    println!("\n{all}; {} of them without a reason", unexplained.len());
+    all.timed_out.iter().for_each(|name| println!("timed out, which counts as noticed: {name}"));
     for known in killed {
         println!("no longer a survivor, its reason can be removed: {known}");
     }
@@ -253,7 +270,7 @@ fn without_reason(survivors: &[String], reasons: &BTreeMap<String, String>) -> V
 fn measure_rest(former: FormerRun) -> Result {
     let excluded: Vec<_> = PARTS.iter().flat_map(|part| part.files).copied().collect();
     let found = mutate("rest", &PARTS[0], &Sources { files: &["core/src/**/*.rs"], excluded: &excluded }, former)?;
-    println!("\nthe rest of core: {} mutants, {} survived:", found.tried(), found.missed.len());
+    println!("\nthe rest of core: {found}:");
     found.missed.iter().for_each(|survivor| println!("{survivor}"));
     Ok(())
 }
@@ -274,8 +291,15 @@ struct Found {
     unviable: Vec<String>,
     /// Noticed or unviable before.
     before: Vec<String>,
-    /// Number of mutants whose tests timed out, also the first ones.
-    timeouts: usize,
+}
+
+impl fmt::Display for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { caught, missed, timed_out, unviable, before } = self;
+        let [caught, missed, timed_out, unviable, before] = [caught, missed, timed_out, unviable, before].map(Vec::len);
+        write!(f, "{} mutants: tests noticed {caught} and did not end for {timed_out}", self.tried())?;
+        write!(f, ", {unviable} do not compile, a former run had noticed {before}, {missed} survived")
+    }
 }
 
 impl Found {
@@ -284,15 +308,23 @@ impl Found {
         let lines = |file: &str| -> Result<Vec<String>> {
             read(file)?.lines().map(|line| lasting_name(line, &source)).collect()
         };
-        let timed_out = lines("timeout.txt")?;
         Ok(Self {
             caught: lines("caught.txt")?,
             missed: lines("missed.txt")?,
-            timeouts: timed_out.len(),
-            timed_out,
+            timed_out: lines("timeout.txt")?,
             unviable: lines("unviable.txt")?,
             before: lines("previously_caught.txt")?,
         })
+    }
+
+    /// Adds the outcome of other mutants.
+    fn add(&mut self, other: Self) {
+        let Self { caught, missed, timed_out, unviable, before } = other;
+        self.caught.extend(caught);
+        self.missed.extend(missed);
+        self.timed_out.extend(timed_out);
+        self.unviable.extend(unviable);
+        self.before.extend(before);
     }
 
     /// Returns the number of mutants, including those that do not compile.
@@ -306,7 +338,7 @@ fn mutate(name: &str, part: &Part, sources: &Sources<'_>, former: FormerRun) -> 
     let output = env::current_dir()?.join("target/mutants").join(name);
     fs::create_dir_all(&output)?;
     println!("\n==> mutants of {}", sources.files.join(", "));
-    let found = try_tests(&output, part, sources, former, Tests::First)?;
+    let mut found = try_tests(&output, part, sources, former, Tests::First)?;
     if found.missed.is_empty() {
         return Ok(found);
     }
@@ -317,7 +349,10 @@ fn mutate(name: &str, part: &Part, sources: &Sources<'_>, former: FormerRun) -> 
     );
     leave_out_timeouts(&output.join("mutants.out"))?;
     let last = try_tests(&output, part, sources, FormerRun::Continued, Tests::All)?;
-    Ok(Found { timeouts: last.timeouts + found.timeouts, ..last })
+    // The others are those that the first tests noticed.
+    found.missed.clear();
+    found.add(Found { before: Vec::new(), ..last });
+    Ok(found)
 }
 
 /// Adds the mutants whose tests did not end to those that a further run leaves out.
@@ -446,6 +481,16 @@ mod tests {
         };
         let found = Found::parse(outcome, |_| Ok("one\ntwo\nthree".to_owned())).expect("texts");
         assert_eq!((found.tried(), found.missed), (3, vec!["a.rs: y | o".to_owned()]));
+    }
+
+    #[test]
+    fn the_outcome_names_all_counts() {
+        let names = |count| vec![String::new(); count];
+        let mut found = Found { caught: names(5), unviable: names(3), ..Found::default() };
+        found.add(Found { caught: names(1), missed: names(2), timed_out: names(4), ..Found::default() });
+        let text = "15 mutants: tests noticed 6 and did not end for 4, 3 do not compile, a former run had noticed 0, \
+                    2 survived";
+        assert_eq!(found.to_string(), text);
     }
 
     #[test]
