@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use enlist_testkit::{Direction, EtcdDefect, Link, Misbehavior, losses::RECOVERY};
+use enlist_testkit::{Direction, EtcdDefect, Link, Misbehaved, Misbehavior, losses::RECOVERY};
 
 use crate::{
     counts::Kind,
@@ -135,7 +135,7 @@ pub(crate) async fn nemesis(world: World, links: Vec<Link>, end: Duration, mut r
 
 /// Counts the defects of the server that have shown, and records the times in which they may have had an effect.
 fn count_misbehavior(world: &World) {
-    for misbehavior in world.fake.misbehaved() {
+    for Misbehaved { misbehavior, .. } in world.fake.misbehaved() {
         let text = format!("{misbehavior:?}");
         let name = text.split('(').next().unwrap_or_default();
         if let Some(kind) = ServerDefect::ALL.iter().find(|kind| format!("{kind:?}") == name) {

@@ -29,8 +29,8 @@ mod wait;
 
 #[cfg(feature = "etcd")]
 pub use etcd::fake::{
-    ConcealedRevocation, EtcdDefect, FakeEtcd, FakeSnapshot, KeyChange, LateWrite, Link, Minority, Misbehavior,
-    Requests,
+    ConcealedRevocation, EtcdDefect, FakeEtcd, FakeSnapshot, KeyChange, LateWrite, Link, Minority, Misbehaved,
+    Misbehavior, Requests,
 };
 pub use {
     background_task::BackgroundTask,

@@ -77,6 +77,8 @@ impl EtcdDefect {
 #[derive(Debug, Default)]
 pub(super) struct Defects {
     present: BTreeSet<EtcdDefect>,
+    /// Defects that have changed an answer, a message or the store.
+    shown: BTreeSet<EtcdDefect>,
     /// Revoked leases whose renewals are acknowledged.
     revoked: BTreeMap<i64, Revoked>,
     concealed: Vec<ConcealedRevocation>,
@@ -114,6 +116,15 @@ impl Defects {
         self.present.insert(defect);
     }
 
+    /// Notes that a defect has changed an answer, a message or the store.
+    pub(super) fn note_shown(&mut self, defect: EtcdDefect) {
+        self.shown.insert(defect);
+    }
+
+    pub(super) fn shown(&self) -> BTreeSet<EtcdDefect> {
+        self.shown.clone()
+    }
+
     /// Ends all defects. What they concealed stays known.
     pub(super) fn mend(&mut self) {
         self.present.clear();
@@ -130,6 +141,7 @@ impl Defects {
             let at = Instant::now();
             self.revoked.insert(lease, Revoked { ttl, at, cause });
             if cause == RevocationCause::FormerLeader {
+                self.note_shown(EtcdDefect::FormerLeaderRevokes);
                 self.conceal(ConcealedRevocation { at, lease });
             }
         }
@@ -152,6 +164,9 @@ impl Defects {
         let by_former_leader = self.has(EtcdDefect::FormerLeaderRevokes) && at.elapsed() < STILL_RENEWED;
         if !by_former_leader && !self.has(EtcdDefect::RevokedLeaseRenewed) {
             return 0;
+        }
+        if self.has(EtcdDefect::RevokedLeaseRenewed) {
+            self.note_shown(EtcdDefect::RevokedLeaseRenewed);
         }
         if cause != RevocationCause::Expiry || arrived <= at {
             self.conceal(ConcealedRevocation { at, lease });

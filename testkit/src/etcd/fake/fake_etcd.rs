@@ -1,6 +1,7 @@
 //! Handle of the scripted etcd in a test.
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -19,7 +20,7 @@ use tonic::{
 use super::{
     etcd_defects::{ConcealedRevocation, EtcdDefect},
     link::Link,
-    misbehavior::{LateWrite, Minority, Misbehavior},
+    misbehavior::{LateWrite, Minority, Misbehaved, Misbehavior},
     records::{KeyChange, Requests},
     services,
     state::FakeState,
@@ -106,7 +107,8 @@ impl FakeEtcd {
         let expiring = async move {
             loop {
                 tokio::time::sleep(EXPIRY).await;
-                shared.awake().await;
+                // The state owns the sender, so waiting cannot fail.
+                let _ = shared.frozen.subscribe().wait_for(|frozen| !frozen).await;
                 let expired = shared.store().expired();
                 for lease in expired {
                     shared.change(|store| store.has_expired(lease) && store.revoke(lease));
@@ -130,9 +132,9 @@ impl FakeEtcd {
         self.shared.store().misbehavior.clear();
     }
 
-    /// Revokes a lease, as another client could.
-    pub fn revoke(&self, lease: i64) {
-        self.shared.change(|store| store.revoke(lease));
+    /// Revokes a lease, as another client could. Returns `true` if it existed.
+    pub fn revoke(&self, lease: i64) -> bool {
+        self.shared.change(|store| store.revoke(lease))
     }
 
     /// Misbehaves at the next occasion, after the misbehavior that was requested before.
@@ -151,7 +153,7 @@ impl FakeEtcd {
     }
 
     /// Returns the misbehavior that has happened so far, in order.
-    pub fn misbehaved(&self) -> Vec<Misbehavior> {
+    pub fn misbehaved(&self) -> Vec<Misbehaved> {
         self.shared.store().misbehaved.clone()
     }
 
@@ -189,11 +191,9 @@ impl FakeEtcd {
         });
     }
 
-    /// Deletes a key, as another client could.
-    pub fn delete(&self, key: &[u8]) {
-        self.shared.change(|store| {
-            store.delete(key);
-        });
+    /// Deletes a key, as another client could. Returns `true` if it existed.
+    pub fn delete(&self, key: &[u8]) -> bool {
+        self.shared.change(|store| store.delete(key).is_some())
     }
 
     /// Revokes all leases. Their keys are deleted at one revision.
@@ -201,11 +201,13 @@ impl FakeEtcd {
         self.shared.change(Store::revoke_all);
     }
 
-    /// Compacts the history up to the present revision.
-    pub fn compact(&self) {
+    /// Compacts the history up to the present revision. Returns `true` if it was not compacted up to there before.
+    pub fn compact(&self) -> bool {
         let mut store = self.shared.store();
         let now = store.revision;
+        let is_new = store.compacted < now;
         store.compact_to(now);
+        is_new
     }
 
     /// Loses all data, including leases and the revision, and ends the watches.
@@ -312,6 +314,12 @@ impl FakeEtcd {
         self.shared.store().requests.clone()
     }
 
+    /// Returns the number of requests, and of messages of watches, that were delayed so far: by a freeze, by a hold of
+    /// their kind, or by [`slow_down`](Self::slow_down).
+    pub fn delays(&self) -> usize {
+        self.shared.store().delays
+    }
+
     /// Resets the numbers of requests.
     pub fn reset_requests(&self) {
         self.shared.store().requests = Requests::default();
@@ -320,6 +328,11 @@ impl FakeEtcd {
     /// Gives the fake a defect, until [`mend`](Self::mend), and the version of a release that has it.
     pub fn set_defect(&self, defect: EtcdDefect) {
         self.shared.store().set_defect(defect);
+    }
+
+    /// Returns the defects that have changed an answer, a message or the store so far.
+    pub fn shown_defects(&self) -> BTreeSet<EtcdDefect> {
+        self.shared.store().defects.shown()
     }
 
     /// Returns the revocations so far that a defect concealed.

@@ -35,21 +35,30 @@ impl Store {
     }
 
     /// Returns the store of the member that answers reads, if that is not this one.
-    fn paused(&self) -> Option<Self> {
+    fn paused(&mut self) -> Option<Self> {
         let mut paused = Self::default();
         paused.replace(self.lagging.paused.clone()?);
+        if paused.revision < self.revision {
+            self.defects.note_shown(EtcdDefect::StaleReads);
+        }
         Some(paused)
     }
 
     /// Answers a linearizable read.
-    pub(super) fn read(&self, request: &PbRangeRequest) -> Result<PbRangeResponse, Status> {
-        self.paused().as_ref().unwrap_or(self).range(request)
+    pub(super) fn read(&mut self, request: &PbRangeRequest) -> Result<PbRangeResponse, Status> {
+        match self.paused() {
+            Some(paused) => paused.range(request),
+            None => self.range(request),
+        }
     }
 
     /// Answers a transaction that only reads, if a paused member does. `None`: it is answered like any other.
-    pub(super) fn read_only_txn(&self, request: &PbTxnRequest) -> Option<Result<PbTxnResponse, Status>> {
+    pub(super) fn read_only_txn(&mut self, request: &PbTxnRequest) -> Option<Result<PbTxnResponse, Status>> {
         let mut operations = request.success.iter().chain(&request.failure);
         let reads = operations.all(|operation| matches!(operation.request, Some(PbTxnOpRequest::RequestRange(_))));
-        Some(self.paused().filter(|_| reads)?.txn(request.clone()))
+        if !reads {
+            return None;
+        }
+        Some(self.paused()?.txn(request.clone()))
     }
 }

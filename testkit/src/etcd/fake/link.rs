@@ -33,6 +33,10 @@ struct State {
     cuts: u64,
     refuses: bool,
     stalled: Option<Direction>,
+    /// Number of connections that are not broken.
+    open: usize,
+    /// Number of connections that were broken, refused or held back.
+    disturbed: usize,
     /// Tasks that wait for a change of the state.
     waiting: Vec<Waker>,
 }
@@ -45,15 +49,16 @@ impl Link {
             let (pipes, state) = (pipes.clone(), Arc::clone(&of_pipes));
             async move {
                 let cuts = {
-                    let state = locked(&state);
+                    let mut state = locked(&state);
                     if state.refuses {
+                        state.disturbed += 1;
                         return Err(io::Error::from(io::ErrorKind::ConnectionRefused));
                     }
                     state.cuts
                 };
                 let (ours, theirs) = tokio::io::duplex(PIPE);
                 pipes.send(theirs).await.map_err(io::Error::other)?;
-                Ok::<_, io::Error>(TokioIo::new(Pipe { inner: ours, cuts, state }))
+                Ok::<_, io::Error>(TokioIo::new(Pipe::open(ours, cuts, state)))
             }
         });
         Self { channel: Endpoint::from_static("http://fake.etcd").connect_with_connector_lazy(dial), state }
@@ -66,7 +71,10 @@ impl Link {
 
     /// Breaks all present connections.
     pub fn cut(&self) {
-        self.change(|state| state.cuts += 1);
+        self.change(|state| {
+            state.cuts += 1;
+            state.disturbed += std::mem::take(&mut state.open);
+        });
     }
 
     /// Refuses new connections until [`accept_connections`](Self::accept_connections).
@@ -81,7 +89,15 @@ impl Link {
 
     /// Holds back the bytes of this direction, until the next call. No byte is lost.
     pub fn stall(&self, direction: Option<Direction>) {
-        self.change(|state| state.stalled = direction);
+        self.change(|state| {
+            state.stalled = direction;
+            state.disturbed += if direction.is_some() { state.open } else { 0 };
+        });
+    }
+
+    /// Returns the number of connections so far that a fault broke, refused, or held back from its start.
+    pub fn disturbed(&self) -> usize {
+        locked(&self.state).disturbed
     }
 
     fn change(&self, change: impl FnOnce(&mut State)) {
@@ -106,6 +122,14 @@ struct Pipe {
 }
 
 impl Pipe {
+    fn open(inner: DuplexStream, cuts: u64, state: Arc<Mutex<State>>) -> Self {
+        {
+            let mut state = locked(&state);
+            state.open += usize::from(state.cuts == cuts);
+        }
+        Self { inner, cuts, state }
+    }
+
     /// Returns `Ready` if bytes may pass. The task is woken when that may have changed, also if it is ready.
     fn poll_open(&self, cx: &Context<'_>, direction: Direction) -> Poll<io::Result<()>> {
         let mut state = locked(&self.state);
@@ -118,6 +142,15 @@ impl Pipe {
         match state.stalled {
             Some(stalled) if stalled == direction || stalled == Direction::Both => Poll::Pending,
             _ => Poll::Ready(Ok(())),
+        }
+    }
+}
+
+impl Drop for Pipe {
+    fn drop(&mut self) {
+        let mut state = locked(&self.state);
+        if state.cuts == self.cuts {
+            state.open -= 1;
         }
     }
 }

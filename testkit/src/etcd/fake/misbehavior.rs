@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use etcd_client::proto::{PbEvent, PbResponseHeader, PbTxnResponse, PbWatchResponse};
+use tokio::time::Instant;
 
 /// Misbehavior of the next message of a watch, of the next renewal, or of the next request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +61,16 @@ impl Misbehavior {
                 | Self::NoList
         )
     }
+}
+
+/// Misbehavior that has happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Misbehaved {
+    /// Time at which it began.
+    pub at: Instant,
+    /// The misbehavior.
+    pub misbehavior: Misbehavior,
 }
 
 /// Outcome of a transaction that [`Misbehavior::LateTxn`] delayed.

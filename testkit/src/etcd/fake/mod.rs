@@ -22,6 +22,6 @@ pub use self::{
     etcd_defects::{ConcealedRevocation, EtcdDefect},
     fake_etcd::{FakeEtcd, FakeSnapshot},
     link::Link,
-    misbehavior::{LateWrite, Minority, Misbehavior},
+    misbehavior::{LateWrite, Minority, Misbehaved, Misbehavior},
     records::{KeyChange, Requests},
 };

@@ -140,8 +140,7 @@ impl PbLeaseService for Service {
     ) -> Result<Response<PbLeaseRevokeResponse>, Status> {
         self.shared.awake().await;
         self.shared.store().requests.revocations += 1;
-        // The state owns the sender, so waiting cannot fail.
-        let _ = self.shared.revocations_held.subscribe().wait_for(|held| !held).await;
+        self.shared.revocations_released().await;
         let known = self.shared.change(|store| store.revoke(request.get_ref().id));
         if !known {
             return Err(Status::not_found("etcdserver: requested lease not found"));
@@ -159,8 +158,7 @@ impl PbLeaseService for Service {
         let answers = futures::stream::unfold(begun, |(mut requests, shared, tasks)| async move {
             let asked = requests.message().await.ok()??;
             shared.awake().await;
-            // The state owns the sender, so waiting cannot fail.
-            let _ = shared.renewals_held.subscribe().wait_for(|held| !held).await;
+            shared.renewals_released().await;
             let is_missing = shared.next_misbehavior(|next| *next == Misbehavior::LeaseGone).is_some();
             let header = {
                 let mut store = shared.store();
@@ -188,8 +186,7 @@ impl PbLeaseService for Service {
     ) -> Result<Response<PbLeaseTimeToLiveResponse>, Status> {
         self.shared.awake().await;
         self.shared.store().requests.lease_questions += 1;
-        // The state owns the sender, so waiting cannot fail.
-        let _ = self.shared.lease_queries_held.subscribe().wait_for(|held| !held).await;
+        self.shared.lease_queries_released().await;
         let store = self.shared.store();
         let PbLeaseTimeToLiveRequest { id, keys: with_keys } = request.into_inner();
         let (ttl, left) = store.time_to_live(id).unwrap_or((0, -1));

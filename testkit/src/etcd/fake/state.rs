@@ -11,7 +11,7 @@ use tokio::{sync::watch, time::Instant};
 use tonic::{Status, metadata::MetadataMap};
 
 use super::{
-    misbehavior::{Minority, Misbehavior},
+    misbehavior::{Minority, Misbehaved, Misbehavior},
     store::{Content, Store},
 };
 
@@ -56,10 +56,38 @@ impl FakeState {
         self.revision.send_replace(revision);
     }
 
-    /// Waits until the server is not frozen.
+    /// Waits until the server is not frozen, with a request or a message.
     pub(super) async fn awake(&self) {
+        self.released(&self.frozen).await;
+    }
+
+    /// Waits until renewals are answered.
+    pub(super) async fn renewals_released(&self) {
+        self.released(&self.renewals_held).await;
+    }
+
+    /// Waits until leases are revoked.
+    pub(super) async fn revocations_released(&self) {
+        self.released(&self.revocations_held).await;
+    }
+
+    /// Waits until requests for the remaining time of leases are answered.
+    pub(super) async fn lease_queries_released(&self) {
+        self.released(&self.lease_queries_held).await;
+    }
+
+    /// Waits while requests or messages are `held` back, and counts that.
+    async fn released(&self, held: &watch::Sender<bool>) {
+        if *held.borrow() {
+            self.count_delay();
+        }
         // `self` owns the sender, so waiting cannot fail.
-        let _ = self.frozen.subscribe().wait_for(|frozen| !frozen).await;
+        let _ = held.subscribe().wait_for(|held| !held).await;
+    }
+
+    /// Counts a request or a message that is delayed.
+    pub(super) fn count_delay(&self) {
+        self.store().delays += 1;
     }
 
     /// Renews a lease. Returns its TTL in seconds, 0 if there is none: at once, or when it is revoked if it has
@@ -135,7 +163,7 @@ impl FakeState {
             return None;
         }
         let next = store.misbehavior.pop_front();
-        store.misbehaved.extend(next);
+        store.misbehaved.extend(next.map(|misbehavior| Misbehaved { at: Instant::now(), misbehavior }));
         next
     }
 }

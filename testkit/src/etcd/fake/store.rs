@@ -12,8 +12,8 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use super::{
-    etcd_defects::{Defects, RevocationCause},
-    misbehavior::{LateWrite, Misbehavior},
+    etcd_defects::{Defects, EtcdDefect, RevocationCause},
+    misbehavior::{LateWrite, Misbehaved, Misbehavior},
     records::{KeyChange, Requests},
 };
 
@@ -51,10 +51,12 @@ pub(super) struct Store {
     pub(super) journal: Vec<KeyChange>,
     pub(super) misbehavior: VecDeque<Misbehavior>,
     /// Misbehavior that has happened.
-    pub(super) misbehaved: Vec<Misbehavior>,
+    pub(super) misbehaved: Vec<Misbehaved>,
     /// Outcomes of late transactions; the error of one that was refused.
     pub(super) late: Vec<Result<LateWrite, Status>>,
     pub(super) requests: Requests,
+    /// Number of requests and messages that were delayed.
+    pub(super) delays: usize,
     /// Delay of watches that start in the past.
     pub(super) unsynced: Duration,
     /// Reads and transactions are refused.
@@ -289,7 +291,11 @@ impl Store {
         self.compacted = revision;
         let first = self.first_event(revision);
         self.history.drain(..first);
+        let events = self.history.len();
         self.history.retain(|event| !self.defects.forgets(event, revision));
+        if self.history.len() < events {
+            self.defects.note_shown(EtcdDefect::ForgottenDeletion);
+        }
     }
 
     /// Returns the index of the first event from a revision on.

@@ -56,8 +56,11 @@ pub(super) fn delayed(
         let state = Arc::clone(&state);
         async move {
             let response = responses.recv().await?;
-            let pause = *state.pause.locked();
-            tokio::time::sleep_until(last + pause).await;
+            let due = last + *state.pause.locked();
+            if due > Instant::now() {
+                state.count_delay();
+            }
+            tokio::time::sleep_until(due).await;
             Some((response, (responses, Instant::now())))
         }
     })
@@ -224,6 +227,7 @@ impl Watch {
         }
         let mut next = if start == 0 { revision + 1 } else { start };
         if next > revision + 1 && state.store().defects.has(EtcdDefect::OldEvents) {
+            state.store().defects.note_shown(EtcdDefect::OldEvents);
             send(&responses, message(header, Vec::new())).await?;
             next = revision + 1;
         }
@@ -340,8 +344,12 @@ impl Watch {
                 () = &mut late => return Ok(()),
                 request = next_request(requests) => if self.is_progress(&request?).await? {
                     let (header, is_early) = {
-                        let store = self.state.store();
-                        (store.header(), store.defects.has(EtcdDefect::EarlyProgress))
+                        let mut store = self.state.store();
+                        let is_early = store.defects.has(EtcdDefect::EarlyProgress);
+                        if is_early {
+                            store.defects.note_shown(EtcdDefect::EarlyProgress);
+                        }
+                        (store.header(), is_early)
                     };
                     if is_early {
                         self.report_progress(NO_WATCH, header).await?;
