@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use enlist_testkit::{Direction, EtcdDefect, Link, Misbehaved, Misbehavior, losses::RECOVERY};
+use tokio::time::Instant;
 
 use crate::{
     counts::Kind,
@@ -57,6 +58,20 @@ fn misbehavior(random: &mut fastrand::Rng) -> (Misbehavior, Delivery) {
         _ => Delivery::Complete,
     };
     (misbehavior, delivery)
+}
+
+/// Returns the time from which on all late transactions so far are done, and their number; `None` without one.
+pub(crate) fn late_transactions(world: &World) -> Option<(Instant, usize)> {
+    let late: Vec<_> = world
+        .fake
+        .misbehaved()
+        .into_iter()
+        .filter_map(|it| match it.misbehavior {
+            Misbehavior::LateTxn(delay) => Some(it.at + delay),
+            _ => None,
+        })
+        .collect();
+    Some((*late.iter().max()?, late.len()))
 }
 
 /// Gives the server a known defect, in a quarter of the runs. Clients ask for its version, so it must have it before.

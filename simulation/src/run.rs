@@ -9,12 +9,13 @@ use std::{
 
 use enlist::{Counter, Resolver};
 use enlist_etcd::Etcd;
+use enlist_testkit::losses::RECOVERY;
 use tokio::{task::JoinSet, time::Instant};
 
 use crate::{
     configs,
     counts::Counts,
-    faults::{nemesis, set_known_defect},
+    faults::{late_transactions, nemesis, set_known_defect},
     judge::{content, judge},
     kinds::{Observed, Operation},
     lockers::{Locker, Resource},
@@ -36,8 +37,11 @@ const CLOCK_LIMIT: Duration = Duration::from_secs(1800);
 /// Maximum time after the last fault until the store has the desired state.
 const HEALING: Duration = Duration::from_secs(150);
 
-/// The same for watches that lost no event, and therefore do not need the next audit.
+/// The same in a run in which no watch lost an event, so that nobody needs the next audit.
 const WATCH_HEALING: Duration = Duration::from_secs(25);
+
+/// Time after the last late transaction in which clients undo it: one or two seconds, once they have noticed it.
+const UNDOING: Duration = Duration::from_micros(RECOVERY);
 
 /// Maximum TTL of a lease in a run, plus the interval at which the fake looks for expired leases.
 const LONGEST_TTL: Duration = Duration::from_secs(12);
@@ -175,12 +179,15 @@ fn stored(world: &World) -> BTreeMap<String, u32> {
 /// Waits, after the last fault, until the store and the watchers have the desired state.
 async fn finish(world: &World, tasks: &mut Tasks) {
     let owners = tasks.owners;
+    let misses = world.shared().delivery == Delivery::Lossy;
+    let limit = if misses { HEALING } else { WATCH_HEALING };
+    await_late_transactions(world).await;
     heals(world, HEALING, Invariant::OwnersFinish, || async {
         let have = world.shared().wanted.len();
         if have == owners { Ok(()) } else { Err(format!("{have} of {owners}")) }
     })
     .await;
-    heals(world, HEALING, Invariant::StoreConverges, || async {
+    heals(world, limit, Invariant::StoreConverges, || async {
         let (now, wanted) = (stored(world), world.shared().wanted.clone());
         if now == wanted { Ok(()) } else { Err(format!("{now:?} instead of {wanted:?}")) }
     })
@@ -191,7 +198,7 @@ async fn finish(world: &World, tasks: &mut Tasks) {
         world.broken(Invariant::ContendersServed, detail);
         tasks.ending.shutdown().await;
     }
-    heals(world, HEALING, Invariant::QueueEmpties, || async {
+    heals(world, limit, Invariant::QueueEmpties, || async {
         let queue = world.fake.under(LOCK_QUEUE.as_bytes());
         let keys = queue.iter().map(|(key, _)| String::from_utf8_lossy(key).into_owned());
         let entries: Vec<String> = keys.filter(|key| !key.contains("garbage")).collect();
@@ -200,8 +207,6 @@ async fn finish(world: &World, tasks: &mut Tasks) {
     .await;
     // A last change, which all watchers have to show.
     world.fake.put(format!("{INSTANCES}last"), r#"{"v":1,"id":"last","endpoints":["h:1"],"weight":1}"#);
-    let misses = world.shared().delivery == Delivery::Lossy;
-    let limit = if misses { HEALING } else { WATCH_HEALING };
     heals(world, limit, Invariant::WatchersConverge, || async {
         let (revision, instances) = (world.fake.revision(), content(&world.fake.journal()));
         let missing = world.shared().record.instances.behind(u64::try_from(revision).unwrap_or(0), &instances);
@@ -214,6 +219,18 @@ async fn finish(world: &World, tasks: &mut Tasks) {
     })
     .await;
     check_resolve(world).await;
+}
+
+/// Waits until all late transactions are done, and what undoes them has had its time. None is delayed once the faults
+/// have ended.
+async fn await_late_transactions(world: &World) {
+    let Some((done, number)) = late_transactions(world) else { return };
+    tokio::time::sleep_until(done + UNDOING).await;
+    heals(world, Duration::ZERO, Invariant::LateTransactionsEnd, || async {
+        let ended = world.fake.late_writes().len();
+        if ended == number { Ok(()) } else { Err(format!("{ended} of {number}")) }
+    })
+    .await;
 }
 
 /// Checks that a new client resolves the stored instances.
@@ -315,5 +332,32 @@ fn check_counters(world: &World, etcds: &[Etcd]) {
         (Counter::AuditRepairs, Observed::RepairedByAudit),
     ] {
         world.shared().counts.add(observed, sum(counter));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use enlist_testkit::Misbehavior;
+    use etcd_client::{Channel, Client, Txn, TxnOp};
+
+    use super::*;
+
+    /// Sends a write that is made 20 s later, when its caller is gone.
+    async fn put_late(world: &World, key: String, value: &str) {
+        world.fake.misbehave(Misbehavior::LateTxn(Duration::from_secs(20)));
+        let mut client = Client::from_channel(Channel::Tonic(world.fake.channel()), None).await.unwrap();
+        let write = client.txn(Txn::new().and_then([TxnOp::put(key, value, None)]));
+        tokio::time::timeout(Duration::from_secs(1), write).await.unwrap_err();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn late_writes_are_done_before_the_end() {
+        let world = World::new(0, Logs::Omitted);
+        put_late(&world, format!("{INSTANCES}left"), r#"{"v":1,"id":"left","endpoints":["h:1"],"weight":1}"#).await;
+        put_late(&world, format!("{LOCK_QUEUE}left"), "").await;
+        assert_eq!(world.fake.revision(), 1, "nothing is left behind yet");
+        finish(&world, &mut Tasks::default()).await;
+        let broken: Vec<_> = world.shared().broken.iter().filter_map(|verdict| verdict.invariant).collect();
+        assert_eq!(broken, [Invariant::StoreConverges, Invariant::QueueEmpties]);
     }
 }

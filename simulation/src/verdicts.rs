@@ -10,6 +10,8 @@ use crate::kinds::kinds;
 kinds! {
     /// A condition that each run has to satisfy.
     Invariant {
+        /// At the end, each transaction that was delayed is done.
+        LateTransactionsEnd,
         /// At the end, each owner has its last instance.
         OwnersFinish,
         /// At the end, exactly the wanted instances are stored, with their last weights.
