@@ -13,14 +13,14 @@ use enlist_testkit::{
     FakeEtcd, Link,
     history::{History, Record},
     lock_history::Step,
-    losses::{LossHistory, RECOVERY},
+    losses::LossHistory,
 };
 use futures::FutureExt;
 use tokio::time::Instant;
 
 use crate::{
     counts::{Counts, Kind},
-    kinds::Observed,
+    kinds::{KnownDefect, Observed},
     operations::{Excuse, OperationRecord, Suspicion},
     verdicts::{Invariant, Verdict},
 };
@@ -85,8 +85,9 @@ pub(crate) struct Notes {
     pub(crate) value: u64,
     /// The faults are over, and all parts have to finish.
     pub(crate) stopping: bool,
+    /// Known when the faults have ended, like all that the misbehavior of the server decides.
     pub(crate) delivery: Delivery,
-    /// The faults of the run may delay messages to clients, so that clients notice losses late.
+    /// The faults that have occurred may have delayed messages to clients, so that clients notice losses late.
     pub(crate) cut_off: bool,
     /// Tokens of queue entries that were deleted by the faults of the run.
     pub(crate) removed: BTreeSet<u64>,
@@ -96,7 +97,7 @@ pub(crate) struct Notes {
     pub(crate) concealed: BTreeSet<(i64, u64)>,
     /// Tokens and leases of queue entries by key, while the journal is read.
     pub(crate) queued: BTreeMap<Vec<u8>, (u64, i64)>,
-    /// The faults of the run cannot end a lease.
+    /// The faults that have occurred cannot end a lease.
     pub(crate) calm: bool,
     /// Violations that the run found itself, beside those of the checkers.
     pub(crate) broken: BTreeSet<Verdict>,
@@ -104,11 +105,8 @@ pub(crate) struct Notes {
     pub(crate) config: ConfigRecord,
     pub(crate) operations: OperationRecord,
     pub(crate) counts: Counts,
-    /// Time at which the present fault began, if it may delay messages or requests.
-    pub(crate) disturbed_since: Option<u64>,
-    /// Time of the first request for misbehavior, and the longest recovery from one.
-    pub(crate) misbehaved_since: Option<u64>,
-    pub(crate) misbehavior_recovery: u64,
+    /// Defect of etcd until the faults end.
+    pub(crate) known_defect: Option<KnownDefect>,
     /// Revision at which a defect of etcd answers all reads.
     pub(crate) stale_reads_of: Option<i64>,
     /// Time since which the history after that revision is gone, so that no range can be listed and then watched.
@@ -135,9 +133,7 @@ impl World {
             config: ConfigRecord::default(),
             operations: OperationRecord::default(),
             counts: Counts::default(),
-            disturbed_since: None,
-            misbehaved_since: None,
-            misbehavior_recovery: 0,
+            known_defect: None,
             stale_reads_of: None,
             unwatchable_since: None,
         };
@@ -189,24 +185,17 @@ impl World {
         self.fake.permit_access();
     }
 
-    /// Records the end of the present fault, if it may have delayed messages or requests.
-    pub(crate) fn end_disturbance(&self) {
-        let now = self.micros();
-        let mut shared = self.shared();
-        if let Some(since) = shared.disturbed_since.take() {
-            shared.losses.disturbed(since, now, RECOVERY);
-        }
-    }
-
-    /// Compacts the history up to the present revision. A watch that begins at a stale list is refused from then on.
-    pub(crate) fn compact(&self) {
-        self.fake.compact();
+    /// Compacts the history up to the present revision. Returns `true` if it was not compacted up to there before. A
+    /// watch that begins at a stale list is refused from then on.
+    pub(crate) fn compact(&self) -> bool {
+        let is_new = self.fake.compact();
         let (now, compacted) = (self.micros(), self.fake.revision());
         let mut shared = self.shared();
         if shared.stale_reads_of.is_some_and(|listed| listed < compacted) {
             shared.unwatchable_since.get_or_insert(now);
             shared.cut_off = true;
         }
+        is_new
     }
 
     pub(crate) fn is_stopping(&self) -> bool {
