@@ -222,8 +222,9 @@ fn test() -> Result {
     let agent = ["test", "--package", "enlist-cli", "--features", "agent"];
     let agent = agent.into_iter().chain(["--bins", "--test", "agent", "--test", "hostile"]);
     run(cargo()?.args(agent).envs(etcd.variables()))?;
-    // The table of the deliberate defects.
-    let teeth = ["test", "--package", "enlist-simulation", "--features", "defects", "--bins"];
+    // The table of the deliberate defects, and the repetition of seeds that fail with one.
+    let teeth =
+        ["test", "--package", "enlist-simulation", "--features", "defects", "--bins", "--test", "failing_seeds"];
     counted::passed(counted::run(cargo()?.args(teeth))?)?;
     simulate_many(SEEDS)?;
     let left_out = containers(&etcd)?;
