@@ -53,7 +53,7 @@ const SHARED_TTL: Duration = Duration::from_secs(5);
 const CONDITION_POLL: Duration = Duration::from_millis(500);
 
 /// Interval in which requests are counted, and the maximum number of those of all clients. The most in 2,000 runs were
-/// 97, after a freeze, whose requests arrive together.
+/// 84, after a freeze, whose requests arrive together.
 const REQUEST_INTERVAL: Duration = Duration::from_secs(1);
 const MAX_REQUESTS: usize = 160;
 
