@@ -220,7 +220,7 @@ fn test() -> Result {
     let without_tls = ["test", "--package", "enlist-etcd", "--no-default-features", "--lib", "--", "without_a_feature"];
     counted::passed(counted::run(cargo()?.args(without_tls))?)?;
     let agent = ["test", "--package", "enlist-cli", "--features", "agent"];
-    let agent = agent.into_iter().chain(["--bins", "--test", "agent", "--test", "hostile"]);
+    let agent = agent.into_iter().chain(["--bins", "--test", "agent", "--test", "hostile", "--test", "text"]);
     run(cargo()?.args(agent).envs(etcd.variables()))?;
     // The table of the deliberate defects, and the repetition of seeds that fail with one.
     let teeth =
