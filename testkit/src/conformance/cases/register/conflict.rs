@@ -100,7 +100,7 @@ pub async fn an_observation_outlives_the_call_that_began_it(h: &impl Harness) {
     let _a = one.register(&service, instance("a"), long.clone()).await.unwrap();
     let before = only(&two, &service, |_| true).await;
     one.crash().await;
-    let short = long.start(Start::Wait(h.ttl() / 4));
+    let short = long.start(Start::Wait(h.ttl() / 2));
     let mut lefts = Vec::new();
     let _b = loop {
         match soon("an answer", two.register(&service, instance("a"), short.clone())).await {
@@ -109,6 +109,8 @@ pub async fn an_observation_outlives_the_call_that_began_it(h: &impl Harness) {
                 Some(Error::Observing { left, .. }) => lefts.push(*left),
                 _ => panic!("the time that an observation still takes is the cause: {cause:?}"),
             },
+            // On a busy machine, a call may end before the first answer.
+            Err(Error::Timeout { cause: None, .. }) => {}
             Err(error) => panic!("an observation is under way: {error:?}"),
         }
     };
