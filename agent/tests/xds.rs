@@ -6,7 +6,7 @@ mod support;
 
 use std::{sync::Arc, time::Duration};
 
-use enlist::{DEFAULT_IDLE, DirectoryOptions, Health, TaskOwner};
+use enlist::{DirectoryOptions, Health, TaskOwner};
 use enlist_agent::{Agent, AgentError, BearerToken, EnvoyListener, ResourceType, XdsOptions};
 use enlist_testkit::{eventually, soon};
 use support::{ASSIGNMENT, AdsClient, CLUSTER, LISTENER, ROUTE, Store, TestAgent, instance, local, ports, priorities};
@@ -225,16 +225,21 @@ async fn streams_are_limited_like_names() {
     assert_eq!(AdsClient::over(channel.clone()).await.unwrap_err().code(), Code::ResourceExhausted);
     assert_eq!(agent.status.xds_totals().refused, 1);
     one.request(CLUSTER, &["a", "b", "c"]).await;
-    assert_eq!(one.ended().await.code(), Code::ResourceExhausted);
+    let some = one.next(CLUSTER).await;
+    assert_eq!(some.resources.len(), 2, "the others wait");
+    one.acknowledge(&some, &["c"]).await;
+    assert_eq!(one.next(CLUSTER).await.resources.len(), 1, "there is room again");
+    drop(one);
     let mut three = eventually("a stream is free again", || async { AdsClient::over(channel.clone()).await }).await;
     assert_eq!(two.assignment("a").await, []);
-    three.request(ASSIGNMENT, &["b"]).await;
-    let end = three.ended().await;
-    assert!(end.code() == Code::ResourceExhausted && end.message().contains("services"), "{end}");
+    three.request(ASSIGNMENT, &["a", "b"]).await;
+    assert_eq!(ports(&three.next(ASSIGNMENT).await), ("a".to_owned(), vec![]));
     let totals = agent.status.xds_totals();
     assert_eq!((totals.refused, totals.too_many_names, totals.too_many_services), (1, 1, 1));
     let _one = store.register("a", instance("one", 1001)).await;
     assert_eq!(two.changed("a").await, [(1001, HEALTHY)], "others are not affected");
+    let changed = ports(&three.next(ASSIGNMENT).await);
+    assert_eq!(changed, ("a".to_owned(), vec![(1001, HEALTHY)]), "nor is the rest of the stream");
 }
 
 #[tokio::test]
@@ -356,10 +361,15 @@ async fn a_service_counts_until_its_watch_ends() {
         if clients.is_empty() { Ok(()) } else { Err(clients) }
     });
     left.await;
-    let mut refused = AdsClient::connect(agent.address).await;
-    refused.request(ASSIGNMENT, &["b"]).await;
-    assert_eq!(refused.ended().await.code(), Code::ResourceExhausted);
+    let mut waiting = AdsClient::connect(agent.address).await;
+    waiting.request(ASSIGNMENT, &["b"]).await;
+    let counted = eventually("it waits", || async {
+        let count = agent.status.xds_totals().too_many_services;
+        if count > 0 { Ok(count) } else { Err(count) }
+    });
+    assert_eq!(counted.await, 1);
     assert_eq!(AdsClient::connect(agent.address).await.assignment("a").await, [], "it is the same one");
-    tokio::time::sleep(2 * DEFAULT_IDLE).await;
-    assert_eq!(AdsClient::connect(agent.address).await.assignment("b").await, []);
+    // Attempts follow until there is room.
+    assert_eq!(waiting.changed("b").await, []);
+    assert_eq!(agent.status.xds_totals().too_many_services, 1, "it is counted once");
 }

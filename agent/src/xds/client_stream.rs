@@ -3,11 +3,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    mem,
     sync::Arc,
+    time::Duration,
 };
 
 use envoy_types::pb::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 use tonic::{Status, Streaming};
 
 use super::{
@@ -23,6 +25,9 @@ use super::{
 };
 use crate::limits::Limit;
 
+/// Interval of the attempts to follow names for which there was no room.
+const RETRY: Duration = Duration::from_secs(5);
+
 /// Sender of responses to a client.
 pub(super) type Responses = mpsc::Sender<Result<DiscoveryResponse, Status>>;
 
@@ -36,6 +41,10 @@ pub(super) struct ClientStream {
     client: Connected,
     names: Arc<Limit>,
     zones: ZonePreference,
+    /// Requested names of assignments for which the agent had no room.
+    waiting: BTreeSet<String>,
+    /// Next attempt to follow them.
+    retry: Instant,
 }
 
 /// Resources that a stream can send.
@@ -91,8 +100,6 @@ enum StreamEnd {
     Client,
     /// The agent stops.
     Stopping,
-    /// A limit is exceeded.
-    Limit(&'static str),
 }
 
 impl ClientStream {
@@ -106,7 +113,8 @@ impl ClientStream {
     ) -> Self {
         let resources = StreamResources { zone: None, subscriptions: BTreeMap::new(), envoy };
         let state = StreamState::new(names.max());
-        Self { state, resources, assignments, inbox: Arc::default(), client, names, zones }
+        let (inbox, waiting, retry) = (Arc::default(), BTreeSet::new(), Instant::now());
+        Self { state, resources, assignments, inbox, client, names, zones, waiting, retry }
     }
 
     /// Serves the client until it ends the stream or `stop` completes.
@@ -126,7 +134,6 @@ impl ClientStream {
         let _ = match end {
             StreamEnd::Client => Ok(()),
             StreamEnd::Stopping => responses.try_send(Err(Status::unavailable("the agent stops"))),
-            StreamEnd::Limit(limit) => responses.try_send(Err(Status::resource_exhausted(limit))),
         };
     }
 
@@ -142,6 +149,11 @@ impl ClientStream {
                     Ok(None) | Err(_) => return StreamEnd::Client,
                 },
                 changed = self.inbox.take() => self.mark(&changed),
+                () = tokio::time::sleep_until(self.retry), if !self.waiting.is_empty() => {
+                    if let Err(end) = self.follow_waiting() {
+                        return end;
+                    }
+                }
                 slot = responses.reserve(), if self.state.is_due() => match slot {
                     Ok(slot) => self.respond(slot),
                     Err(_) => return StreamEnd::Client,
@@ -155,13 +167,13 @@ impl ClientStream {
             self.client.describe(node);
             self.resources.zone = self.zones.of(node);
         }
+        let omitted = self.state.omitted();
         let received = self.state.receive(request);
+        if self.state.omitted() > omitted {
+            self.names.refuse();
+        }
         tracing::trace!(kind = request.type_url, nonce = request.response_nonce, ?received, "request received");
         match received {
-            Received::TooManyNames => {
-                self.names.refuse();
-                return Err(StreamEnd::Limit("the stream subscribes to too many names"));
-            }
             Received::UnknownType => tracing::debug!(kind = request.type_url, "type not served"),
             Received::Subscribed | Received::Rejected(_) => self.follow_subscription()?,
             Received::Accepted | Received::Crossed => {}
@@ -170,20 +182,45 @@ impl ClientStream {
         Ok(())
     }
 
-    /// Subscribes to the assignments of the names that the client wants, and to no others.
+    /// Subscribes to the assignments of the names that the client wants, and to no others. Those for which the agent
+    /// has no room wait: the client has, or gets, all others.
     fn follow_subscription(&mut self) -> Result<(), StreamEnd> {
         let wanted: BTreeSet<&str> = self.state.assignments().collect();
         let subscriptions = &mut self.resources.subscriptions;
         subscriptions.retain(|name, _| wanted.contains(name.as_str()));
+        self.waiting.retain(|name| wanted.contains(name.as_str()));
         for name in wanted {
-            if subscriptions.contains_key(name) || target::services(name).is_empty() {
+            let is_known = subscriptions.contains_key(name) || self.waiting.contains(name);
+            if is_known || target::services(name).is_empty() {
                 continue;
             }
-            let subscription = self.assignments.subscribe(name, &self.inbox).map_err(|refusal| match refusal {
-                Refusal::TooManyNames => StreamEnd::Limit("the agent follows too many services"),
-                Refusal::Stopping => StreamEnd::Stopping,
-            })?;
-            subscriptions.insert(name.to_owned(), subscription);
+            match self.assignments.subscribe(name, &self.inbox) {
+                Ok(subscription) => _ = subscriptions.insert(name.to_owned(), subscription),
+                Err(Refusal::TooManyNames) => {
+                    self.assignments.count_refusal();
+                    if self.waiting.is_empty() {
+                        self.retry = Instant::now() + RETRY;
+                    }
+                    self.waiting.insert(name.to_owned());
+                }
+                Err(Refusal::Stopping) => return Err(StreamEnd::Stopping),
+            }
+        }
+        Ok(())
+    }
+
+    /// Subscribes to the names that wait and for which there is room now.
+    fn follow_waiting(&mut self) -> Result<(), StreamEnd> {
+        self.retry = Instant::now() + RETRY;
+        for name in mem::take(&mut self.waiting) {
+            match self.assignments.subscribe(&name, &self.inbox) {
+                Ok(subscription) => {
+                    self.state.mark(&name);
+                    self.resources.subscriptions.insert(name, subscription);
+                }
+                Err(Refusal::TooManyNames) => _ = self.waiting.insert(name),
+                Err(Refusal::Stopping) => return Err(StreamEnd::Stopping),
+            }
         }
         Ok(())
     }

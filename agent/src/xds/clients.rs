@@ -74,9 +74,9 @@ pub struct XdsTotals {
     pub refused: u64,
     /// Connections that were closed at once, because there were as many as permitted.
     pub refused_connections: u64,
-    /// Streams that were ended, because they subscribed to more names than permitted.
+    /// Requests of which names wait, because the stream subscribes to as many as permitted.
     pub too_many_names: u64,
-    /// Streams that were ended, because the agent followed as many services as permitted.
+    /// Names that had to wait, because the agent follows as many services as permitted.
     pub too_many_services: u64,
     /// Responses that were sent, by type.
     pub responses: BTreeMap<ResourceType, u64>,
@@ -228,7 +228,7 @@ impl Connected {
                 client.last_rejection = Some(XdsRejection { kind, message, at });
                 client.services = services.map(str::to_owned).collect();
             }
-            Received::Accepted | Received::Crossed | Received::UnknownType | Received::TooManyNames => {}
+            Received::Accepted | Received::Crossed | Received::UnknownType => {}
         }
     }
 

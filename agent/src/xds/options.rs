@@ -119,17 +119,17 @@ impl XdsOptions {
         self
     }
 
-    /// Sets the maximum number of names that one stream subscribes to, in all types together. A stream with more is
-    /// ended. Default: 2,000, with 128 bytes on average.
+    /// Sets the maximum number of names that one stream subscribes to, in all types together. Further ones are not
+    /// answered until a request of their type finds room. Default: 2,000, with 128 bytes on average.
     #[must_use]
     pub fn max_names(mut self, max_names: usize) -> Self {
         self.max_names = max_names;
         self
     }
 
-    /// Sets the maximum number of services that are followed at a time, for all streams together. A stream that would
-    /// need another one is ended. A service counts until its watch ends, 5 s after its last stream
-    /// ([`DirectoryOptions::idle`](enlist::DirectoryOptions::idle)). Default: 10,000.
+    /// Sets the maximum number of services that are followed at a time, for all streams together. Clients wait for the
+    /// endpoints of a further one until there is room. A service counts until its watch ends, 5 s after its last
+    /// stream ([`DirectoryOptions::idle`](enlist::DirectoryOptions::idle)). Default: 10,000.
     #[must_use]
     pub fn max_services(mut self, max_services: usize) -> Self {
         self.max_services = max_services;

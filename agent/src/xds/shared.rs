@@ -45,15 +45,25 @@ struct Names {
     followed: HashMap<Arc<str>, Arc<FollowedAssignment>>,
     /// Names without a subscription, with the end of their watches.
     idle: HashMap<Arc<str>, Instant>,
+    /// No idle name ends before this time; `None` if there was none at the last look.
+    earliest_end: Option<Instant>,
 }
 
 impl Names {
     /// Returns `true` if one more name can be followed beside the present ones.
     fn have_room(&mut self, max: usize, now: Instant) -> bool {
-        if self.followed.len() + self.idle.len() >= max {
+        let is_full = self.followed.len() + self.idle.len() >= max;
+        if is_full && self.earliest_end.is_some_and(|end| end <= now) {
             self.idle.retain(|_, end| *end > now);
+            self.earliest_end = self.idle.values().min().copied();
         }
         self.followed.len() + self.idle.len() < max
+    }
+
+    /// Counts a name without a subscription until this time.
+    fn rest(&mut self, name: &Arc<str>, end: Instant) {
+        self.idle.insert(Arc::clone(name), end);
+        self.earliest_end = Some(self.earliest_end.map_or(end, |earliest| earliest.min(end)));
     }
 }
 
@@ -125,13 +135,13 @@ impl SharedAssignments {
         Self { directory, limit: Limit::new("xds_services", max), idle, names: Mutex::default() }
     }
 
-    /// Subscribes to the assignment of a name. Later changes are marked in the inbox.
+    /// Subscribes to the assignment of a name. Later changes are marked in the inbox. The caller counts a refusal, once
+    /// for all attempts.
     pub(super) fn subscribe(self: &Arc<Self>, name: &str, inbox: &Arc<Inbox>) -> Result<Subscription, Refusal> {
         let mut names = self.names.locked();
         let shared = match names.followed.get(name).cloned() {
             Some(shared) => shared,
             None if !names.idle.contains_key(name) && !names.have_room(self.limit.max(), Instant::now()) => {
-                self.limit.refuse();
                 return Err(Refusal::TooManyNames);
             }
             None => {
@@ -144,6 +154,11 @@ impl SharedAssignments {
         // Under the lock of the names, so that the last subscription does not end in between.
         let number = shared.subscribers.locked().add(Arc::clone(inbox));
         Ok(Subscription { number, shared, all: Arc::downgrade(self) })
+    }
+
+    /// Counts a name that has to wait for room.
+    pub(super) fn count_refusal(&self) {
+        self.limit.refuse();
     }
 
     /// Returns the assignments that are known.
@@ -224,7 +239,7 @@ impl Drop for Subscription {
         };
         if let (Some((mut names, idle)), true) = (names, is_last) {
             names.followed.remove(&self.shared.name);
-            names.idle.insert(Arc::clone(&self.shared.name), Instant::now() + idle);
+            names.rest(&self.shared.name, Instant::now() + idle);
         }
     }
 }

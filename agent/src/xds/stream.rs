@@ -7,10 +7,14 @@
 //!   again until its content changes.
 //! - Listeners and clusters are sent as complete sets, because what is missing is deleted. Of routes and assignments
 //!   each response has one: a client may discard a whole response for one resource.
-//! - Nothing is sent for what is not known yet.
+//! - Nothing is sent for what is not known yet, or for names above the limit. A client repeats its names in each
+//!   request, so those come in once there is room.
 //! - After a change of a cluster its assignment is sent again: Envoy waits for it, and does not always ask.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+};
 
 use envoy_types::pb::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
 
@@ -68,8 +72,6 @@ pub(super) enum Received {
     Crossed,
     /// The agent does not serve the type.
     UnknownType,
-    /// The stream subscribes to more or longer names than permitted, and is to be ended.
-    TooManyNames,
 }
 
 /// Rejection of a response by a client.
@@ -105,6 +107,15 @@ impl Subscription {
         Self::Names(names.iter().filter(|name| !is_wildcard(name)).cloned().collect())
     }
 
+    /// Omits the names for which there is no room, and returns their number. Those of the subscription before stay.
+    fn limit(&mut self, before: &Self, room: &mut Room) -> usize {
+        let Self::Names(names) = self else { return 0 };
+        let all = names.len();
+        let (kept, new): (Vec<_>, Vec<_>) = mem::take(names).into_iter().partition(|name| before.contains(name));
+        names.extend(kept.into_iter().chain(new).filter(|name| room.take(name)));
+        all - names.len()
+    }
+
     fn names(&self) -> Option<&BTreeSet<String>> {
         match self {
             Self::Names(names) => Some(names),
@@ -114,6 +125,24 @@ impl Subscription {
 
     fn contains(&self, name: &str) -> bool {
         self.names().is_some_and(|names| names.contains(name))
+    }
+}
+
+/// Names that a stream can still subscribe to.
+#[derive(Debug)]
+struct Room {
+    names: usize,
+    bytes: usize,
+}
+
+impl Room {
+    /// Takes the place of a name; returns `false` if there is none.
+    fn take(&mut self, name: &str) -> bool {
+        let (Some(names), Some(bytes)) = (self.names.checked_sub(1), self.bytes.checked_sub(name.len())) else {
+            return false;
+        };
+        *self = Self { names, bytes };
+        true
     }
 }
 
@@ -139,6 +168,8 @@ enum Answer {
 #[derive(Debug)]
 struct TypeState {
     subscription: Subscription,
+    /// Number of names of the latest request that the subscription lacks, because they are above the limit.
+    omitted: usize,
     /// Names of the first request that the client has from an earlier stream.
     resumed: BTreeSet<String>,
     due: Due,
@@ -172,22 +203,36 @@ impl StreamState {
         if !is_latest {
             return rejection.map_or(Received::Crossed, Received::Rejected);
         }
-        if state.subscription == Subscription::None && !request.version_info.is_empty() {
-            state.resumed.extend(request.resource_names.iter().cloned());
+        let is_resumed = state.subscription == Subscription::None && !request.version_info.is_empty();
+        let mut subscription = state.subscription.after(kind, &request.resource_names);
+        let mut room = self.room_beside(kind);
+        let state = self.state(kind);
+        state.omitted = subscription.limit(&state.subscription, &mut room);
+        if is_resumed {
+            state.resumed.extend(subscription.names().into_iter().flatten().cloned());
         }
-        let subscription = state.subscription.after(kind, &request.resource_names);
         let has_changed = subscription != state.subscription;
         state.subscribe(subscription);
-        let names = || self.types.values().filter_map(|state| state.subscription.names()).flatten();
-        let bytes: usize = names().map(String::len).sum();
-        if names().count() > self.max_names || bytes > self.max_names.saturating_mul(MEAN_NAME_BYTES) {
-            return Received::TooManyNames;
-        }
         match rejection {
             Some(rejection) => Received::Rejected(rejection),
             None if has_changed => Received::Subscribed,
             None => Received::Accepted,
         }
+    }
+
+    /// Returns the number of requested names that are above the limit.
+    pub(super) fn omitted(&self) -> usize {
+        self.types.values().map(|state| state.omitted).sum()
+    }
+
+    /// Returns the room that the names of the other types leave to one.
+    fn room_beside(&self, kind: ResourceType) -> Room {
+        let mut room = Room { names: self.max_names, bytes: self.max_names.saturating_mul(MEAN_NAME_BYTES) };
+        let others = self.types.iter().filter(|(other, _)| **other != kind);
+        for name in others.filter_map(|(_, state)| state.subscription.names()).flatten() {
+            room.take(name);
+        }
+        room
     }
 
     /// Returns the names of the assignments that the client subscribes to.
@@ -222,12 +267,12 @@ impl StreamState {
     /// Returns the response with all listeners or clusters, if one is due.
     fn complete_set(&mut self, kind: ResourceType, resources: &impl Resources) -> Option<DiscoveryResponse> {
         let state = self.state(kind);
-        if std::mem::replace(&mut state.due, Due::Set(Answer::Given)) == Due::Set(Answer::Given) {
+        if mem::replace(&mut state.due, Due::Set(Answer::Given)) == Due::Set(Answer::Given) {
             return None;
         }
         let found = state.wanted(kind, resources)?;
         let versions: BTreeMap<_, _> = found.iter().map(|one| (one.name().to_owned(), one.version())).collect();
-        let before = std::mem::replace(&mut state.sent, versions);
+        let before = mem::replace(&mut state.sent, versions);
         // Names that cannot exist are answered, so that the client need not wait for them. The end of an interest is
         // not.
         if found.is_empty() && state.subscription.names().is_none_or(BTreeSet::is_empty) {
@@ -286,7 +331,7 @@ impl TypeState {
     fn new(kind: ResourceType) -> Self {
         let due = if kind.is_complete() { Due::Set(Answer::Given) } else { Due::Names(BTreeSet::new()) };
         let (resumed, sent) = (BTreeSet::new(), BTreeMap::new());
-        Self { subscription: Subscription::None, resumed, due, nonce: 0, sent }
+        Self { subscription: Subscription::None, omitted: 0, resumed, due, nonce: 0, sent }
     }
 
     /// Replaces the subscription. What the client no longer wants counts as not sent.
@@ -659,9 +704,14 @@ mod tests {
         let mut stream = StreamState::new(3);
         assert_eq!(stream.receive(&request(Assignment, &["a", "b"], "")), Received::Subscribed);
         assert_eq!(stream.receive(&request(Cluster, &["a"], "")), Received::Subscribed);
-        assert_eq!(stream.receive(&request(Listener, &["a"], "")), Received::TooManyNames);
+        assert_eq!(stream.receive(&request(Assignment, &["0", "b", "a"], "")), Received::Accepted);
+        assert_eq!((stream.omitted(), stream.assignments().collect::<Vec<_>>()), (1, vec!["a", "b"]));
+        assert_eq!(stream.receive(&request(Assignment, &["0", "b"], "")), Received::Subscribed, "there is room again");
+        assert_eq!((stream.omitted(), stream.assignments().collect::<Vec<_>>()), (0, vec!["0", "b"]));
+        let mut stream = StreamState::new(3);
         let long = "a".repeat(3 * MEAN_NAME_BYTES + 1);
-        assert_eq!(StreamState::new(3).receive(&request(Listener, &[&long], "")), Received::TooManyNames);
+        stream.receive(&request(Assignment, &[&long, "b"], ""));
+        assert_eq!((stream.omitted(), stream.assignments().collect::<Vec<_>>()), (1, vec!["b"]));
         let other = DiscoveryRequest { type_url: "x".to_owned(), ..DiscoveryRequest::default() };
         assert_eq!(stream.receive(&other), Received::UnknownType);
     }
