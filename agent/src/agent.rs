@@ -16,7 +16,7 @@ use crate::{
 #[must_use = "it does nothing until `bind`"]
 pub struct AgentBuilder {
     resolver: Arc<dyn Resolver>,
-    directory: DirectoryOptions,
+    directory: Option<DirectoryOptions>,
     xds: XdsOptions,
     http: Option<HttpOptions>,
     queues: Option<Arc<dyn Queues>>,
@@ -68,9 +68,10 @@ impl AgentBuilder {
         self
     }
 
-    /// Sets the options of the views of services. Default: [`DirectoryOptions::new`].
+    /// Sets the options of the views of services. Default: [`DirectoryOptions::new`], with the time of
+    /// [`XdsOptions::settle`] as `hold`.
     pub fn directory(mut self, options: DirectoryOptions) -> Self {
-        self.directory = options;
+        self.directory = Some(options);
         self
     }
 
@@ -87,6 +88,7 @@ impl AgentBuilder {
     /// Dropping the future closes the listeners.
     pub async fn bind(self) -> Result<Agent, AgentError> {
         let Self { resolver, directory, xds, http, queues } = self;
+        let directory = directory.unwrap_or_else(|| DirectoryOptions::new().hold(xds.settle));
         let idle = directory.idle.min(LONGEST);
         let directory = Directory::with_options(Arc::clone(&resolver), directory);
         let xds = XdsServer::bind(directory.clone(), idle, xds).await?;
@@ -104,8 +106,7 @@ impl AgentBuilder {
 impl Agent {
     /// Returns the parts of an agent for the services that `resolver` finds.
     pub fn builder(resolver: Arc<dyn Resolver>) -> AgentBuilder {
-        let (directory, xds) = (DirectoryOptions::new(), XdsOptions::new());
-        AgentBuilder { resolver, directory, xds, http: None, queues: None }
+        AgentBuilder { resolver, directory: None, xds: XdsOptions::new(), http: None, queues: None }
     }
 
     /// Address on which xDS is served.

@@ -1,12 +1,13 @@
 //! Incoming connections of a server, limited in number. A connection above the limit is closed at once, so that its
 //! client can try another agent. One on which nothing arrives is closed after [`OPENING`], and one whose client takes
-//! nothing, or is gone without a word, after [`STALL`]. Both free their slots, and what is kept for the client.
+//! nothing, or is gone without a word, after [`STALL`]. Both free their slots, and what is kept for the client. Where
+//! connections serve streams, one that has served none for [`UNUSED`] gives way to a new one.
 
 use std::{
     io,
     net::SocketAddr,
     pin::Pin,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, Weak},
     task::{Context, Poll},
     time::Duration,
 };
@@ -42,6 +43,12 @@ pub(crate) const OPENING: Duration = Duration::from_secs(10);
 /// read stays in memory. On Linux it is also the maximum time until the host of the client acknowledges bytes: small
 /// events fit into the buffers of the system, which otherwise repeats them for a quarter of an hour.
 pub(crate) const STALL: Duration = Duration::from_secs(60);
+
+/// Time for which a connection is kept although no stream uses it and another client needs its slot.
+const UNUSED: Duration = Duration::from_secs(10);
+
+/// Maximum time until a connection that gives way has done so.
+const EVICTION: Duration = Duration::from_secs(1);
 
 /// Bytes with which each connection of HTTP/2 begins (RFC 9113, section 3.4), within TLS. A request of HTTP/1.1 with
 /// its header `host` is longer.
@@ -92,13 +99,56 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
 #[derive(Clone, Debug)]
 pub(crate) struct Peer {
     address: Option<SocketAddr>,
-    heard: Arc<Mutex<Moment>>,
+    state: Arc<PeerState>,
+}
+
+/// State of a connection.
+#[derive(Debug)]
+struct PeerState {
+    heard: Mutex<Moment>,
+    usage: Mutex<Usage>,
+    /// `true` once it is to be closed.
+    closing: watch::Sender<bool>,
+}
+
+/// Use of a connection by streams.
+#[derive(Debug)]
+struct Usage {
+    streams: usize,
+    /// Time at which the last one ended, or at which the connection was accepted.
+    since: Moment,
+}
+
+impl PeerState {
+    /// Returns the time for which no stream has used the connection; `None` if one does, or it is closed already.
+    fn unused(&self) -> Option<Duration> {
+        let usage = self.usage.locked();
+        let is_open = !*self.closing.borrow();
+        (is_open && usage.streams == 0).then(|| usage.since.elapsed())
+    }
+
+    fn close(&self) {
+        self.closing.send_replace(true);
+    }
+}
+
+/// Use of a connection by a stream, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct InUse(Arc<PeerState>);
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        let mut usage = self.0.usage.locked();
+        *usage = Usage { streams: usage.streams.saturating_sub(1), since: Moment::now() };
+    }
 }
 
 impl Peer {
     /// Creates the client of a new connection.
     pub(crate) fn new(address: Option<SocketAddr>) -> Self {
-        Self { address, heard: Arc::new(Mutex::new(Moment::now())) }
+        let (now, closing) = (Moment::now(), watch::Sender::new(false));
+        let usage = Mutex::new(Usage { streams: 0, since: now });
+        Self { address, state: Arc::new(PeerState { heard: Mutex::new(now), usage, closing }) }
     }
 
     /// Address of the client.
@@ -108,12 +158,34 @@ impl Peer {
 
     /// Time at which bytes of the client arrived last.
     pub(crate) fn heard(&self) -> Moment {
-        *self.heard.locked()
+        *self.state.heard.locked()
+    }
+
+    /// Records that a stream uses the connection.
+    pub(crate) fn in_use(&self) -> InUse {
+        self.state.usage.locked().streams += 1;
+        InUse(Arc::clone(&self.state))
+    }
+
+    /// Returns `true` if the connection is to give way to another one.
+    pub(crate) fn is_unused(&self) -> bool {
+        self.state.unused().is_some_and(|time| time >= UNUSED)
+    }
+
+    /// Number of streams that use the connection.
+    #[cfg(test)]
+    pub(crate) fn streams(&self) -> usize {
+        self.state.usage.locked().streams
+    }
+
+    /// Closes the connection.
+    pub(crate) fn disconnect(&self) {
+        self.state.close();
     }
 
     /// Records that bytes of the client have arrived.
     fn hear(&self) {
-        *self.heard.locked() = Moment::now();
+        *self.state.heard.locked() = Moment::now();
     }
 }
 
@@ -145,22 +217,32 @@ impl Stall {
     }
 }
 
-/// End of the [`ConnectionOwner`].
+/// End of the [`ConnectionOwner`], or of the connection alone.
 struct OwnerGone {
     signal: watch::Receiver<()>,
+    closing: watch::Receiver<bool>,
     wait: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
 impl OwnerGone {
-    fn of(owner: &watch::Receiver<()>) -> Self {
-        let mut waiting = owner.clone();
-        // Nothing is sent: this is the end.
-        let wait = Box::pin(async move { _ = waiting.changed().await });
-        Self { signal: owner.clone(), wait }
+    fn of(owner: &watch::Receiver<()>, peer: &Peer) -> Self {
+        let (mut waiting, closing) = (owner.clone(), peer.state.closing.subscribe());
+        let mut closed = closing.clone();
+        let wait = Box::pin(async move {
+            tokio::select! {
+                // Nothing is sent: this is the end.
+                _ = waiting.changed() => {}
+                _ = closed.wait_for(|closing| *closing) => {}
+            }
+        });
+        Self { signal: owner.clone(), closing, wait }
     }
 
     /// Returns an error once the owner is gone.
     fn check(&self) -> io::Result<()> {
+        if *self.closing.borrow() {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
         self.signal.has_changed().map(|_| ()).map_err(|_| io::ErrorKind::ConnectionAborted.into())
     }
 
@@ -192,6 +274,43 @@ struct Acceptor {
     owner: watch::Receiver<()>,
     /// Maximum time until bytes are acknowledged.
     acknowledged: Duration,
+    /// Connections that give way to new ones; `None` if none does.
+    evictable: Option<Evictable>,
+}
+
+/// Connections of which one without a stream gives way to a new one.
+#[derive(Debug, Default)]
+struct Evictable(Mutex<Vec<Weak<PeerState>>>);
+
+impl Evictable {
+    /// Adds a connection. The list has at most twice as many as there are slots.
+    fn add(&self, peer: &Peer, slots: usize) {
+        let mut connections = self.0.locked();
+        if connections.len() >= slots.saturating_mul(2) {
+            connections.retain(|one| one.strong_count() > 0);
+        }
+        connections.push(Arc::downgrade(&peer.state));
+    }
+
+    /// Closes the connection that has been unused for longest; returns `false` if none has been for [`UNUSED`].
+    fn evict(&self) -> bool {
+        let connections: Vec<_> = self.0.locked().iter().filter_map(Weak::upgrade).collect();
+        let unused = connections.iter().filter_map(|one| Some((one.unused()?, one)));
+        let longest = unused.max_by_key(|(time, _)| *time).filter(|(time, _)| *time >= UNUSED);
+        longest.inspect(|(_, one)| one.close()).is_some()
+    }
+}
+
+impl Acceptor {
+    /// Returns a slot for a connection, if there is one, or another connection gives way.
+    async fn slot(&self) -> Option<OwnedSemaphorePermit> {
+        let Some(evictable) = &self.evictable else { return self.slots.take() };
+        match self.slots.free() {
+            Some(slot) => Some(slot),
+            None if evictable.evict() => self.slots.take_within(EVICTION).await,
+            None => self.slots.take(),
+        }
+    }
 }
 
 /// Returns the connections that a listener accepts, as many at a time as there are slots.
@@ -201,14 +320,31 @@ pub(crate) fn incoming(
     slots: Arc<Permits>,
     owner: &ConnectionOwner,
 ) -> impl Stream<Item = io::Result<LimitedConnection>> + Send + use<> {
-    let acceptor = Acceptor { listener, transport, slots, owner: owner.0.subscribe(), acknowledged: STALL };
+    let owner = owner.0.subscribe();
+    accepted(Acceptor { listener, transport, slots, owner, acknowledged: STALL, evictable: None })
+}
+
+/// Returns the connections that a listener accepts, as [`incoming`] does. Above the limit, a connection that no stream
+/// [uses](Peer::in_use) gives way.
+pub(crate) fn incoming_for_streams(
+    listener: TcpListener,
+    transport: Transport,
+    slots: Arc<Permits>,
+    owner: &ConnectionOwner,
+) -> impl Stream<Item = io::Result<LimitedConnection>> + Send + use<> {
+    let (owner, evictable) = (owner.0.subscribe(), Some(Evictable::default()));
+    accepted(Acceptor { listener, transport, slots, owner, acknowledged: STALL, evictable })
+}
+
+fn accepted(acceptor: Acceptor) -> impl Stream<Item = io::Result<LimitedConnection>> + Send {
     stream::unfold(acceptor, |acceptor| async move {
         let connection = next(&acceptor).await;
         Some((Ok(connection), acceptor))
     })
 }
 
-async fn next(Acceptor { listener, transport, slots, owner, acknowledged }: &Acceptor) -> LimitedConnection {
+async fn next(acceptor: &Acceptor) -> LimitedConnection {
+    let Acceptor { listener, transport, slots, owner, acknowledged, evictable } = acceptor;
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -218,12 +354,16 @@ async fn next(Acceptor { listener, transport, slots, owner, acknowledged }: &Acc
                 continue;
             }
         };
-        let Some(slot) = slots.take() else { continue };
+        let Some(slot) = acceptor.slot().await else { continue };
         // Responses are small, and a client waits for each.
         let _ = stream.set_nodelay(true);
         limit_acknowledgement(&stream, *acknowledged);
         let peer = Peer::new(stream.peer_addr().ok());
-        return LimitedConnection::new(transport.over(stream), peer, OwnerGone::of(owner), slot);
+        if let Some(evictable) = evictable {
+            evictable.add(&peer, slots.max());
+        }
+        let owner = OwnerGone::of(owner, &peer);
+        return LimitedConnection::new(transport.over(stream), peer, owner, slot);
     }
 }
 
@@ -249,7 +389,9 @@ impl LimitedConnection {
         let (client, server) = tokio::io::duplex(bytes);
         let owner = ConnectionOwner::default();
         let slot = Permits::new("connections", 1).take().expect("it is the only one");
-        (Self::new(Box::new(server), Peer::new(None), OwnerGone::of(&owner.0.subscribe()), slot), client, owner)
+        let peer = Peer::new(None);
+        let gone = OwnerGone::of(&owner.0.subscribe(), &peer);
+        (Self::new(Box::new(server), peer, gone, slot), client, owner)
     }
 
     /// Returns the result of an operation; an error if it waits although the owner is gone or the connection has not
@@ -370,6 +512,26 @@ mod tests {
         written.unwrap();
     }
 
+    #[test]
+    fn the_connection_unused_for_longest_gives_way() {
+        let evictable = Evictable::default();
+        let peers = [300, 100, 200, 0].map(|seconds| {
+            let peer = Peer::new(None);
+            peer.state.usage.locked().since = Moment::ago(Duration::from_secs(seconds));
+            evictable.add(&peer, 4);
+            peer
+        });
+        let used = peers[0].in_use();
+        let closed = || peers.each_ref().map(|peer| *peer.state.closing.borrow());
+        assert!(evictable.evict());
+        assert_eq!(closed(), [false, false, true, false]);
+        assert!(evictable.evict());
+        assert_eq!(closed(), [false, true, true, false]);
+        assert!(!evictable.evict(), "the others are in use, or new");
+        drop(used);
+        assert!(!evictable.evict(), "it was in use a short time ago");
+    }
+
     #[tokio::test]
     async fn a_connection_above_the_limit_is_closed() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -404,8 +566,14 @@ mod tests {
         let owner = ConnectionOwner::default();
         let acknowledged = Duration::from_secs(1);
         let (transport, slots) = (Transport::Tcp, one_slot());
-        let acceptor =
-            Acceptor { listener, transport, slots: Arc::clone(&slots), owner: owner.0.subscribe(), acknowledged };
+        let acceptor = Acceptor {
+            listener,
+            transport,
+            slots: Arc::clone(&slots),
+            owner: owner.0.subscribe(),
+            acknowledged,
+            evictable: None,
+        };
         let mut client = TcpStream::connect(address).await.unwrap();
         let mut accepted = next(&acceptor).await;
         client.write_all(&[b'x'; PREFACE_BYTES]).await.unwrap();

@@ -11,8 +11,8 @@ use std::{
 use enlist::{Moment, backend::MutexExt as _};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Minimum time between two logs of one limit, so that a flood of refusals does not fill the log.
-const LOG_INTERVAL: Duration = Duration::from_secs(60);
+/// Minimum time between two logs of one kind that clients can cause, so that a flood does not fill the disk.
+pub(crate) const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A limit, and the number of refusals that it has caused.
 #[derive(Debug)]
@@ -20,7 +20,23 @@ pub(crate) struct Limit {
     name: &'static str,
     max: usize,
     refused: AtomicU64,
-    logged: Mutex<Option<Moment>>,
+    log: LogThrottle,
+}
+
+/// Throttle of logs of one kind.
+#[derive(Debug, Default)]
+pub(crate) struct LogThrottle(Mutex<Option<Moment>>);
+
+impl LogThrottle {
+    /// Returns `true` if a log is due, which then counts as written.
+    pub(crate) fn is_due(&self) -> bool {
+        let mut logged = self.0.locked();
+        let is_due = logged.is_none_or(|logged| logged.elapsed() >= LOG_INTERVAL);
+        if is_due {
+            *logged = Some(Moment::now());
+        }
+        is_due
+    }
 }
 
 /// Use of a limit.
@@ -38,7 +54,7 @@ pub(crate) struct LimitUse {
 impl Limit {
     /// Creates a limit that has refused nothing.
     pub(crate) fn new(name: &'static str, max: usize) -> Arc<Self> {
-        Arc::new(Self { name, max, refused: AtomicU64::new(0), logged: Mutex::default() })
+        Arc::new(Self { name, max, refused: AtomicU64::new(0), log: LogThrottle::default() })
     }
 
     /// The maximum.
@@ -49,7 +65,7 @@ impl Limit {
     /// Counts a refusal, and logs it unless one was logged a short time ago.
     pub(crate) fn refuse(&self) {
         let refused = self.refused.fetch_add(1, Ordering::Relaxed) + 1;
-        if self.is_log_due() {
+        if self.log.is_due() {
             tracing::warn!(limit = self.name, max = self.max, refused, "refused by a limit");
         }
     }
@@ -62,16 +78,6 @@ impl Limit {
     /// Returns the use of the limit. `used`: current number, if there is one.
     pub(crate) fn usage(&self, used: Option<usize>) -> LimitUse {
         LimitUse { name: self.name, max: self.max, used, refused: self.refused() }
-    }
-
-    /// Returns `true` if a refusal is to be logged, which then counts as logged.
-    fn is_log_due(&self) -> bool {
-        let mut logged = self.logged.locked();
-        let is_due = logged.is_none_or(|logged| logged.elapsed() >= LOG_INTERVAL);
-        if is_due {
-            *logged = Some(Moment::now());
-        }
-        is_due
     }
 }
 
@@ -92,11 +98,31 @@ impl Permits {
 
     /// Returns a slot; `None`, which is a refusal, if there is no free one.
     pub(crate) fn take(&self) -> Option<OwnedSemaphorePermit> {
-        let slot = Arc::clone(&self.free).try_acquire_owned().ok();
+        let slot = self.free();
         if slot.is_none() {
             self.limit.refuse();
         }
         slot
+    }
+
+    /// Returns a slot, if there is a free one.
+    pub(crate) fn free(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.free).try_acquire_owned().ok()
+    }
+
+    /// Waits for a slot; `None`, which is a refusal, if there is no free one within this time.
+    pub(crate) async fn take_within(&self, limit: Duration) -> Option<OwnedSemaphorePermit> {
+        let slot = tokio::time::timeout(limit, Arc::clone(&self.free).acquire_owned()).await;
+        let slot = slot.ok().and_then(Result::ok);
+        if slot.is_none() {
+            self.limit.refuse();
+        }
+        slot
+    }
+
+    /// The number of slots.
+    pub(crate) fn max(&self) -> usize {
+        self.limit.max()
     }
 
     /// Returns the use of the limit.

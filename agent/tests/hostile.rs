@@ -4,10 +4,13 @@
 
 mod support;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{cell::Cell, future::poll_fn, net::SocketAddr, time::Duration};
 
+use bytes::Bytes;
 use enlist::DirectoryOptions;
-use enlist_testkit::eventually;
+use enlist_testkit::{eventually, soon};
+use http_body::Frame;
+use http_body_util::StreamBody;
 use support::{
     ASSIGNMENT, AdsClient, CLUSTER, LISTENER, ROUTE, Store, TestAgent,
     hostile::{Random, assert_growth, memory, send},
@@ -16,9 +19,16 @@ use support::{
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
-    sync::Mutex,
+    sync::{Mutex, mpsc},
+    time::Instant,
 };
-use tonic::transport::Channel;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{
+    Status,
+    body::Body,
+    codegen::{Service as _, http},
+    transport::Channel,
+};
 
 /// Beginning of a connection of HTTP/2 (RFC 9113, section 3.4), with empty settings.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
@@ -147,6 +157,57 @@ async fn conversation() -> Vec<u8> {
     }
 }
 
+/// Sender of the parts of a request.
+type Frames = mpsc::Sender<Result<Frame<Bytes>, Status>>;
+
+/// Begins a request on a stream of its own: all of it but the last byte.
+async fn begin_request(channel: &Channel, content: &Bytes) -> (Frames, http::Response<Body>) {
+    let (frames, receiver) = mpsc::channel(2);
+    let path = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources";
+    let request = http::Request::post(format!("http://agent{path}"));
+    let request = request.header("content-type", "application/grpc").header("te", "trailers");
+    let request = request.body(Body::new(StreamBody::new(ReceiverStream::new(receiver)))).unwrap();
+    let mut channel = channel.clone();
+    soon("the channel is ready", poll_fn(|cx| channel.poll_ready(cx))).await.unwrap();
+    let response = soon("a stream", channel.call(request)).await.unwrap();
+    let mut header = vec![0];
+    header.extend(u32::try_from(content.len() + 1).unwrap().to_be_bytes());
+    for bytes in [header.into(), content.clone()] {
+        frames.send(Ok(Frame::data(bytes))).await.unwrap();
+    }
+    (frames, response)
+}
+
+#[tokio::test]
+async fn requests_that_never_end_cost_little() {
+    const CONNECTIONS: usize = 8;
+    const STREAMS_EACH: usize = 50;
+    /// That of all together, and the buffers of their streams.
+    const GROWTH: usize = 96 << 20;
+    let _alone = ALONE.lock().await;
+    let store = Store::new();
+    let agent = TestAgent::start(&store.agents, local()).await;
+    serves(&store, agent.address).await;
+    let (before, content) = (memory(), Bytes::from(vec![b'x'; 500_000]));
+    let mut begun = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let channel = Channel::from_shared(format!("http://{}", agent.address)).unwrap().connect().await.unwrap();
+        for _ in 0..STREAMS_EACH {
+            begun.push(begin_request(&channel, &content).await);
+        }
+    }
+    let most = Cell::new(0);
+    eventually("all streams are ended", || async {
+        most.set(memory().max(most.get()));
+        let clients = agent.status.xds_clients().len();
+        if clients == 0 { Ok(()) } else { Err(clients) }
+    })
+    .await;
+    let growth = most.get().saturating_sub(before);
+    assert!(growth <= GROWTH, "{growth} bytes for requests that never end");
+    serves(&store, agent.address).await;
+}
+
 #[tokio::test]
 async fn idle_connections_cost_little() {
     const CONNECTIONS: usize = 2_000;
@@ -166,6 +227,31 @@ async fn idle_connections_cost_little() {
     }
     assert_growth(before, CONNECTIONS * BYTES_EACH, "idle connections");
     serves(&store, agent.address).await;
+}
+
+/// They answer pings, so they would be kept for ever.
+#[tokio::test(start_paused = true)]
+async fn idle_connections_give_way() {
+    const SLOTS: usize = 8;
+    let _alone = ALONE.lock().await;
+    let store = Store::new();
+    let agent = TestAgent::start(&store.agents, local().max_streams(SLOTS)).await;
+    let mut used = AdsClient::connect(agent.address).await;
+    assert_eq!(used.assignment("sound").await, []);
+    let mut idle = Vec::new();
+    for _ in 1..SLOTS {
+        let channel = Channel::from_shared(format!("http://{}", agent.address)).unwrap();
+        idle.push(channel.connect().await.unwrap());
+    }
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    let mut others = Vec::new();
+    for _ in 1..SLOTS {
+        let mut other = AdsClient::connect(agent.address).await;
+        assert_eq!(other.assignment("sound").await, []);
+        others.push(other);
+    }
+    let _one = store.register("sound", instance("one", 1001)).await;
+    assert_eq!(used.changed("sound").await, [(1001, HEALTHY)], "the one in use stays");
 }
 
 #[tokio::test]
@@ -194,6 +280,35 @@ async fn clients_that_do_not_read_cost_one_response() {
     // Per client: one response that is being sent, one that waits, and what the allocator keeps of them.
     assert_growth(before, 6 * CLIENTS * RESPONSE, "clients that do not read");
     serves(&store, agent.address).await;
+}
+
+/// Its connection answers pings meanwhile.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_read_is_disconnected() {
+    let _alone = ALONE.lock().await;
+    let store = Store::new();
+    let one = store.register("large", instance("one", 1001).with_zone("z".repeat(500_000))).await;
+    let agent = TestAgent::start(&store.agents, local()).await;
+    let (mut sound, slow) = (AdsClient::connect(agent.address).await, AdsClient::connect(agent.address).await);
+    slow.request(ASSIGNMENT, &["large"]).await;
+    assert_eq!(sound.assignment("large").await, [(1001, HEALTHY)]);
+    let listed = || async {
+        let clients = agent.status.xds_clients().len();
+        if clients == 2 { Ok(()) } else { Err(clients) }
+    };
+    eventually("both are listed", listed).await;
+    for weight in 1..=5 {
+        one.update(|update| _ = update.weight(weight)).await.unwrap();
+        sound.changed("large").await;
+    }
+    let start = Instant::now();
+    while agent.status.xds_clients().len() == 2 {
+        assert!(start.elapsed() < Duration::from_mins(3), "it is still connected");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert!(start.elapsed() >= Duration::from_secs(60), "after {:?}", start.elapsed());
+    let _two = store.register("large", instance("two", 1002)).await;
+    assert_eq!(sound.changed("large").await.len(), 2, "a client that waits for changes stays");
 }
 
 #[tokio::test]

@@ -7,12 +7,13 @@ mod support;
 use std::{sync::Arc, time::Duration};
 
 use enlist::{DirectoryOptions, Health, TaskOwner};
-use enlist_agent::{Agent, AgentError, BearerToken, EnvoyListener, ResourceType, XdsOptions};
+use enlist_agent::{Agent, AgentError, BearerToken, DEFAULT_XDS_SETTLE, EnvoyListener, ResourceType, XdsOptions};
 use enlist_testkit::{eventually, soon};
 use support::{ASSIGNMENT, AdsClient, CLUSTER, LISTENER, ROUTE, Store, TestAgent, instance, local, ports, priorities};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tonic::Code;
 
+const UNKNOWN: i32 = 0;
 const HEALTHY: i32 = 1;
 const DRAINING: i32 = 3;
 
@@ -140,8 +141,24 @@ async fn a_store_that_returns_late_empties_no_client() {
     assert_eq!(AdsClient::connect(agent.address).await.assignment("greeter").await, []);
     let _one = store.register("greeter", instance("one", 1001)).await;
     assert_eq!(resumed.changed("greeter").await, [(1001, HEALTHY)], "the first response");
-    tokio::time::sleep(Duration::from_secs(15)).await;
+    tokio::time::sleep(DEFAULT_XDS_SETTLE).await;
     assert_eq!(other.changed("other").await, [], "it stays empty");
+}
+
+/// Kitex notices a loss up to 30 s later, and tries again 10 s after a failure.
+#[tokio::test(start_paused = true)]
+async fn instances_that_return_late_are_kept() {
+    let store = Store::new();
+    let lost = store.register("greeter", instance("one", 1001)).await;
+    let agent = TestAgent::of(Agent::builder(Arc::new(store.agents.clone())).xds(local())).await;
+    let mut client = AdsClient::connect(agent.address).await;
+    assert_eq!(client.assignment("greeter").await, [(1001, HEALTHY)]);
+    store.services.cut();
+    assert_eq!(client.changed("greeter").await, [(1001, UNKNOWN)], "its lease has ended");
+    tokio::time::sleep(Duration::from_secs(45)).await;
+    store.services.heal();
+    assert_eq!(client.changed("greeter").await, [(1001, HEALTHY)], "without an empty assignment");
+    drop(lost);
 }
 
 #[tokio::test]

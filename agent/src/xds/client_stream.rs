@@ -14,6 +14,7 @@ use tonic::{Status, Streaming};
 
 use super::{
     clients::Connected,
+    delivery::Responses,
     envoy::EnvoyResources,
     inbox::Inbox,
     options::ZonePreference,
@@ -27,9 +28,6 @@ use crate::limits::Limit;
 
 /// Interval of the attempts to follow names for which there was no room.
 const RETRY: Duration = Duration::from_secs(5);
-
-/// Sender of responses to a client.
-pub(super) type Responses = mpsc::Sender<Result<DiscoveryResponse, Status>>;
 
 /// Stream of a client.
 #[derive(Debug)]
@@ -98,6 +96,10 @@ impl StreamResources {
 enum StreamEnd {
     /// The client ended it, or is gone.
     Client,
+    /// The client does not take what was sent.
+    Stalled,
+    /// A request cannot be read, or is not complete in time.
+    Request(Status),
     /// The agent stops.
     Stopping,
 }
@@ -126,19 +128,26 @@ impl ClientStream {
     ) {
         let end = tokio::select! {
             () = stop => StreamEnd::Stopping,
-            () = responses.closed() => StreamEnd::Client,
+            () = responses.sender.closed() => StreamEnd::Client,
             end = self.serve(requests, &responses) => end,
         };
         tracing::debug!(client = ?self.client, ?end, "stream ended");
         // A client that has not taken the last response sees the end only.
         let _ = match end {
             StreamEnd::Client => Ok(()),
-            StreamEnd::Stopping => responses.try_send(Err(Status::unavailable("the agent stops"))),
+            // The end of the stream alone would wait behind what the client does not take.
+            StreamEnd::Stalled => {
+                self.client.disconnect();
+                Ok(())
+            }
+            StreamEnd::Request(status) => responses.sender.try_send(Err(status)),
+            StreamEnd::Stopping => responses.sender.try_send(Err(Status::unavailable("the agent stops"))),
         };
     }
 
     async fn serve(&mut self, mut requests: Streaming<DiscoveryRequest>, responses: &Responses) -> StreamEnd {
         loop {
+            let deadline = responses.deadline();
             tokio::select! {
                 request = requests.message() => match request {
                     Ok(Some(request)) => {
@@ -146,7 +155,8 @@ impl ClientStream {
                             return end;
                         }
                     }
-                    Ok(None) | Err(_) => return StreamEnd::Client,
+                    Ok(None) => return StreamEnd::Client,
+                    Err(status) => return StreamEnd::Request(status),
                 },
                 changed = self.inbox.take() => self.mark(&changed),
                 () = tokio::time::sleep_until(self.retry), if !self.waiting.is_empty() => {
@@ -154,10 +164,15 @@ impl ClientStream {
                         return end;
                     }
                 }
-                slot = responses.reserve(), if self.state.is_due() => match slot {
-                    Ok(slot) => self.respond(slot),
+                slot = responses.sender.reserve(), if self.state.is_due() => match slot {
+                    Ok(slot) => self.respond(responses, slot),
                     Err(_) => return StreamEnd::Client,
                 },
+                () = tokio::time::sleep_until(deadline.unwrap_or(self.retry)), if deadline.is_some() => {
+                    if responses.is_late() {
+                        return StreamEnd::Stalled;
+                    }
+                }
             }
         }
     }
@@ -231,12 +246,12 @@ impl ClientStream {
         }
     }
 
-    fn respond(&mut self, slot: mpsc::Permit<'_, Result<DiscoveryResponse, Status>>) {
+    fn respond(&mut self, responses: &Responses, slot: mpsc::Permit<'_, Result<DiscoveryResponse, Status>>) {
         if let Some(response) = self.state.next(&self.resources) {
             if let Some(kind) = ResourceType::from_url(&response.type_url) {
                 self.client.count(kind);
             }
-            slot.send(Ok(response));
+            responses.send(slot, response);
         }
     }
 }

@@ -5,7 +5,7 @@ use std::{
     fmt,
     net::SocketAddr,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -19,8 +19,8 @@ use super::{
     stream::{Received, Rejection},
 };
 use crate::{
-    connections::Peer,
-    limits::{Limit, LimitUse},
+    connections::{InUse, Peer},
+    limits::{Limit, LimitUse, LogThrottle},
 };
 
 /// Maximum bytes of a text of a client that are kept.
@@ -97,6 +97,7 @@ pub(super) struct Clients {
     connected: Mutex<BTreeMap<u64, Entry>>,
     sent: ByType,
     rejected: ByType,
+    rejections_log: LogThrottle,
 }
 
 /// A connected client, and the other end of its connection, if that is known.
@@ -141,6 +142,7 @@ impl Clients {
             connected: Mutex::default(),
             sent: ByType::default(),
             rejected: ByType::default(),
+            rejections_log: LogThrottle::default(),
         }
     }
 
@@ -160,15 +162,20 @@ impl Clients {
         }));
         let mut connected = self.connected.locked();
         if connected.len() >= self.limit.max() {
+            // The client that is refused finds a slot at its next attempt.
+            let mut peers = connected.values().filter_map(|entry| entry.peer.as_ref());
+            if let Some(unused) = peers.find(|peer| peer.is_unused()) {
+                unused.disconnect();
+            }
             drop(connected);
             self.limit.refuse();
             return None;
         }
         self.opened.fetch_add(1, Ordering::Relaxed);
         let number = self.last.fetch_add(1, Ordering::Relaxed);
-        connected.insert(number, Entry { client: Arc::clone(&client), peer });
+        connected.insert(number, Entry { client: Arc::clone(&client), peer: peer.clone() });
         drop(connected);
-        Some(Connected { number, client, clients: Arc::clone(self) })
+        Some(Connected { number, client, peer, in_use: OnceLock::new(), clients: Arc::clone(self) })
     }
 
     /// Returns the connected clients, in the order in which they came.
@@ -198,6 +205,9 @@ impl Clients {
 pub(super) struct Connected {
     number: u64,
     client: Arc<Mutex<XdsClient>>,
+    peer: Option<Peer>,
+    /// Set by the first subscription.
+    in_use: OnceLock<Option<InUse>>,
     clients: Arc<Clients>,
 }
 
@@ -212,6 +222,9 @@ impl Connected {
 
     /// Records the result of a request. `services`: names of the assignments that the client now subscribes to.
     pub(super) fn record<'a>(&self, received: &Received, services: impl Iterator<Item = &'a str>) {
+        if matches!(received, Received::Subscribed) {
+            self.in_use.get_or_init(|| self.peer.as_ref().map(Peer::in_use));
+        }
         let mut client = self.client.locked();
         match received {
             Received::Subscribed => client.services = services.map(str::to_owned).collect(),
@@ -219,16 +232,26 @@ impl Connected {
                 self.clients.rejected.count(*kind);
                 client.rejected += 1;
                 let (kind, message, at) = (*kind, message.clone(), Moment::now());
-                tracing::warn!(
-                    node = %enlist::escape::escaped(&client.node),
-                    kind = kind.url(),
-                    reason = %enlist::escape::escaped(&message),
-                    "response rejected"
-                );
+                if self.clients.rejections_log.is_due() {
+                    tracing::warn!(
+                        node = %enlist::escape::escaped(&client.node),
+                        kind = kind.url(),
+                        rejected = self.clients.rejected.read().values().sum::<u64>(),
+                        reason = %enlist::escape::escaped(&message),
+                        "response rejected"
+                    );
+                }
                 client.last_rejection = Some(XdsRejection { kind, message, at });
                 client.services = services.map(str::to_owned).collect();
             }
             Received::Accepted | Received::Crossed | Received::UnknownType => {}
+        }
+    }
+
+    /// Ends the connection of the client.
+    pub(super) fn disconnect(&self) {
+        if let Some(peer) = &self.peer {
+            peer.disconnect();
         }
     }
 
@@ -259,6 +282,7 @@ fn head(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{limits::LOG_INTERVAL, logged::Logged};
 
     #[test]
     fn clients_are_limited() {
@@ -271,6 +295,19 @@ mod tests {
         assert!(clients.list().is_empty() && clients.enter(None).is_some());
         let totals = clients.totals();
         assert_eq!((totals.opened, totals.refused), (2, 1));
+    }
+
+    #[test]
+    fn a_subscription_uses_the_connection() {
+        let (clients, peer) = (Arc::new(Clients::new(1)), Peer::new(None));
+        let one = clients.enter(Some(peer.clone())).unwrap();
+        assert_eq!(peer.streams(), 0);
+        for _ in 0..2 {
+            one.record(&Received::Subscribed, std::iter::empty());
+        }
+        assert_eq!(peer.streams(), 1);
+        drop(one);
+        assert_eq!(peer.streams(), 0);
     }
 
     #[test]
@@ -288,5 +325,21 @@ mod tests {
         assert_eq!(client.last_rejection.as_ref().unwrap().message, "second");
         assert_eq!(clients.totals().rejections[&ResourceType::Assignment], 2);
         assert_eq!(clients.totals().responses[&ResourceType::Assignment], 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn rejections_are_logged_once_a_minute() {
+        let logged = Logged::of("enlist_agent::xds::clients");
+        let _guard = tracing::subscriber::set_default(logged.clone());
+        let one = Arc::new(Clients::new(1)).enter(None).unwrap();
+        let reject = || {
+            let rejection = Rejection { kind: ResourceType::Assignment, message: "bad".to_owned() };
+            one.record(&Received::Rejected(rejection), std::iter::empty());
+        };
+        (0..3).for_each(|_| reject());
+        tokio::time::advance(LOG_INTERVAL).await;
+        reject();
+        let expected = ["1", "4"].map(|count| ("response rejected".to_owned(), count.to_owned()));
+        assert_eq!(logged.messages("rejected"), expected);
     }
 }

@@ -6,9 +6,11 @@
 mod assignment;
 mod client_stream;
 mod clients;
+mod delivery;
 mod envoy;
 mod inbox;
 mod options;
+mod requests;
 mod resource;
 mod resources;
 mod server;
@@ -21,6 +23,8 @@ pub use self::{
     assignment::Omission,
     clients::{XdsClient, XdsRejection, XdsTotals},
     envoy::EnvoyListener,
-    options::{DEFAULT_XDS_NAMES, DEFAULT_XDS_PORT, DEFAULT_XDS_SERVICES, DEFAULT_XDS_STREAMS, XdsOptions},
+    options::{
+        DEFAULT_XDS_NAMES, DEFAULT_XDS_PORT, DEFAULT_XDS_SERVICES, DEFAULT_XDS_SETTLE, DEFAULT_XDS_STREAMS, XdsOptions,
+    },
     resource::ResourceType,
 };

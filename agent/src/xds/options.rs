@@ -1,6 +1,9 @@
 //! Options of the server for xDS.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use envoy_types::pb::envoy::config::core::v3::Node;
 
@@ -20,6 +23,10 @@ pub const DEFAULT_XDS_NAMES: usize = 2_000;
 
 /// Default maximum number of services that are followed at a time.
 pub const DEFAULT_XDS_SERVICES: usize = 10_000;
+
+/// Default time in which instances that lost their registration with the store register again. Kitex looks for its key
+/// every 30 s, and tries again 10 s after a failure; all other layouts are faster.
+pub const DEFAULT_XDS_SETTLE: Duration = Duration::from_secs(60);
 
 /// Zones to which a client's calls go.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,6 +60,7 @@ pub struct XdsOptions {
     pub(super) max_streams: usize,
     pub(super) max_names: usize,
     pub(super) max_services: usize,
+    pub(crate) settle: Duration,
     pub(super) envoy: Vec<EnvoyListener>,
     pub(super) zones: ZonePreference,
 }
@@ -68,6 +76,7 @@ impl Default for XdsOptions {
             max_streams: DEFAULT_XDS_STREAMS,
             max_names: DEFAULT_XDS_NAMES,
             max_services: DEFAULT_XDS_SERVICES,
+            settle: DEFAULT_XDS_SETTLE,
             envoy: Vec::new(),
             zones: ZonePreference::None,
         }
@@ -133,6 +142,18 @@ impl XdsOptions {
     #[must_use]
     pub fn max_services(mut self, max_services: usize) -> Self {
         self.max_services = max_services;
+        self
+    }
+
+    /// Sets the time in which instances that lost their registration with the store register again. Default: 60 s.
+    ///
+    /// For this time after the first answer of the store, a client that has instances from an earlier stream receives
+    /// no empty assignment. Instances that the store loses together are held for as long, unless
+    /// [`AgentBuilder::directory`](crate::AgentBuilder::directory) sets another time
+    /// ([`hold`](enlist::DirectoryOptions::hold)). Zero disables both.
+    #[must_use]
+    pub fn settle(mut self, settle: Duration) -> Self {
+        self.settle = settle;
         self
     }
 

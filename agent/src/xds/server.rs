@@ -13,34 +13,37 @@ use envoy_types::pb::envoy::service::discovery::v3::{
     aggregated_discovery_service_server::{AggregatedDiscoveryService, AggregatedDiscoveryServiceServer},
 };
 use futures::Stream;
-use tokio::{net::TcpListener, sync::mpsc};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::net::TcpListener;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataValue, transport::Server};
 
 use super::{
     client_stream::ClientStream,
     clients::{Clients, XdsClient, XdsTotals},
+    delivery,
     envoy::EnvoyResources,
     options::{XdsOptions, ZonePreference},
+    requests::{AccountedRequests, RequestBudget},
     shared::SharedAssignments,
+    stream::MEAN_NAME_BYTES,
 };
 #[cfg(feature = "tls")]
 use crate::tls::Protocol;
 use crate::{
-    connections::{ConnectionOwner, Transport, incoming},
+    connections::{ConnectionOwner, Transport, incoming_for_streams},
     error::AgentError,
     limits::{Limit, LimitUse, Permits},
     security::{BearerToken, check_exposure},
 };
 
-/// Responses that wait for a client to take them. Later ones are made when it does.
-const RESPONSES: usize = 1;
-
-/// Maximum bytes of a request. Envoy's reason for a rejection contains the whole resource.
-const MAX_REQUEST_BYTES: usize = 4 << 20;
+/// Maximum bytes of a request beside its names: the description of the node, and the reason for a rejection. Envoy's
+/// contains the whole resource. A stream with a longer one is ended.
+const MAX_EXTRA_BYTES: usize = 256 << 10;
 
 /// Maximum number of streams of one connection.
-const STREAMS_PER_CONNECTION: u32 = 1_000;
+const STREAMS_PER_CONNECTION: u32 = 100;
+
+/// Bytes that a client can send before the agent takes them, on a stream and on its connection.
+const WINDOW: u32 = 65_535;
 
 /// Interval of the pings that find connections without a client, and the time for an answer. A client that is gone is
 /// listed for no longer than both together, and its silence is shown meanwhile.
@@ -126,8 +129,10 @@ impl XdsServer {
         let Self { transport, listener, service, streams, .. } = self;
         let slots = Arc::clone(&service.status.connections);
         let (stopped, connections) = (streams.stop_signal(), ConnectionOwner::default());
-        let service = AggregatedDiscoveryServiceServer::new(service).max_decoding_message_size(MAX_REQUEST_BYTES);
-        let incoming = incoming(listener, transport, slots, &connections);
+        let max_request = max_request_bytes(service.status.names.max());
+        let service = AggregatedDiscoveryServiceServer::new(service).max_decoding_message_size(max_request);
+        let service = AccountedRequests::new(service, RequestBudget::new(max_request));
+        let incoming = incoming_for_streams(listener, transport, slots, &connections);
         let serving = server().add_service(service).serve_with_incoming_shutdown(incoming, stopped.cancelled());
         let mut serving = std::pin::pin!(serving);
         let ended = tokio::select! {
@@ -148,19 +153,26 @@ impl XdsServer {
     }
 }
 
+/// Returns the maximum bytes of a request of a stream that may subscribe to this number of names.
+fn max_request_bytes(max_names: usize) -> usize {
+    max_names.saturating_mul(MEAN_NAME_BYTES).saturating_add(MAX_EXTRA_BYTES)
+}
+
 /// Returns the server, without services.
 fn server() -> Server {
     Server::builder()
         .http2_keepalive_interval(Some(KEEP_ALIVE.0))
         .http2_keepalive_timeout(Some(KEEP_ALIVE.1))
         .max_concurrent_streams(Some(STREAMS_PER_CONNECTION))
+        .initial_stream_window_size(Some(WINDOW))
+        .initial_connection_window_size(Some(WINDOW))
 }
 
 impl XdsStatus {
     /// Creates the status of a server without clients. `idle`: time for which the directory keeps a view without a
     /// user.
     pub(crate) fn new(directory: Directory, idle: Duration, options: &XdsOptions) -> Self {
-        let assignments = SharedAssignments::new(directory, options.max_services, idle);
+        let assignments = SharedAssignments::new(directory, options.max_services, idle, options.settle);
         let connections = Permits::new("xds_connections", options.max_streams);
         Self {
             connections: Arc::new(connections),
@@ -215,13 +227,13 @@ impl AggregatedDiscoveryService for Service {
         let client = self.status.clients.enter(request.extensions().get().cloned()).ok_or_else(too_many)?;
         let (envoy, assignments) = (Arc::clone(&self.envoy), Arc::clone(&self.status.assignments));
         let stream = ClientStream::new(client, assignments, envoy, Arc::clone(&self.status.names), self.zones);
-        let (sender, responses) = mpsc::channel(RESPONSES);
+        let (sender, responses) = delivery::Responses::new();
         let stops = || Status::unavailable("the agent stops");
         let streams = self.streams.upgrade().ok_or_else(stops)?;
         let stop = streams.stop_signal();
         let task = stream.run(request.into_inner(), sender, async move { stop.cancelled().await });
         streams.spawn("xds stream", task).map_err(|_| stops())?;
-        Ok(Response::new(Box::pin(ReceiverStream::new(responses))))
+        Ok(Response::new(Box::pin(responses)))
     }
 
     async fn delta_aggregated_resources(

@@ -12,7 +12,7 @@ use std::{
 
 use enlist::{
     Change, Directory, Epoch, Error, Revision, ServiceRef, ServiceView, Snapshot, TaskOwner,
-    backend::{MutexExt as _, SnapshotBuilder},
+    backend::{LONGEST, MutexExt as _, SnapshotBuilder},
     escape::escaped,
 };
 use futures::{Stream, StreamExt as _, stream};
@@ -26,16 +26,14 @@ use super::{
 };
 use crate::limits::{Limit, LimitUse};
 
-/// Time after the first answer of the store in which a client that has instances does not receive an empty assignment.
-/// Instances that lost their registration with the store register again in less.
-const SETTLING: Duration = Duration::from_secs(15);
-
 /// Assignments by requested name.
 pub(super) struct SharedAssignments {
     directory: Directory,
     limit: Arc<Limit>,
     /// Time for which the directory keeps a watch without a user.
     idle: Duration,
+    /// Time after the first answer of the store in which a client that has instances receives no empty assignment.
+    settle: Duration,
     names: Mutex<Names>,
 }
 
@@ -98,15 +96,24 @@ impl Completeness {
     }
 }
 
+/// The latest assignment that can be sent.
+struct Published {
+    assignment: Assignment,
+    /// `false` while the present one is too large to be sent.
+    is_current: bool,
+}
+
 /// The assignment of one name.
 struct FollowedAssignment {
     name: Arc<str>,
     /// `None`: not known yet.
-    published: Mutex<Option<Assignment>>,
+    published: Mutex<Option<Published>>,
     /// Assignments for clients that prefer a zone, each with the version of the published one from which it was made.
     /// Only zones of that one are present.
     by_zone: Mutex<HashMap<String, (Version, Resource)>>,
-    /// End of [`SETTLING`]; none before the first answer of the store.
+    /// Time after the first answer of the store in which instances register again.
+    settle: Duration,
+    /// Its end; none before that answer.
     settled: OnceLock<Instant>,
     /// State that was logged last.
     logged: Mutex<Completeness>,
@@ -130,9 +137,10 @@ pub(super) struct Subscription {
 
 impl SharedAssignments {
     /// Creates the assignments of at most `max` names at a time. `idle`: time for which the directory keeps a watch
-    /// without a user.
-    pub(super) fn new(directory: Directory, max: usize, idle: Duration) -> Self {
-        Self { directory, limit: Limit::new("xds_services", max), idle, names: Mutex::default() }
+    /// without a user. `settle`: time after the first answer of the store in which instances register again.
+    pub(super) fn new(directory: Directory, max: usize, idle: Duration, settle: Duration) -> Self {
+        let settle = settle.min(LONGEST);
+        Self { directory, limit: Limit::new("xds_services", max), idle, settle, names: Mutex::default() }
     }
 
     /// Subscribes to the assignment of a name. Later changes are marked in the inbox. The caller counts a refusal, once
@@ -164,7 +172,10 @@ impl SharedAssignments {
     /// Returns the assignments that are known.
     pub(super) fn known(&self) -> Vec<Assignment> {
         let shared: Vec<_> = self.names.locked().followed.values().cloned().collect();
-        shared.iter().filter_map(|shared| shared.published.locked().clone()).collect()
+        shared
+            .iter()
+            .filter_map(|shared| shared.published.locked().as_ref().map(|one| one.assignment.clone()))
+            .collect()
     }
 
     /// Returns the number of services whose latest assignment is too large to be sent.
@@ -185,6 +196,7 @@ impl SharedAssignments {
             name,
             published: Mutex::default(),
             by_zone: Mutex::default(),
+            settle: self.settle,
             settled: OnceLock::new(),
             logged: Mutex::default(),
             subscribers: Mutex::default(),
@@ -217,9 +229,11 @@ impl Subscription {
         resource
     }
 
-    /// Returns the latest assignment; `None` if it is not known yet.
+    /// Returns the present assignment; `None` if it is not known yet, or too large to be sent: a former one can be of
+    /// any age, and clients that have it keep it.
     pub(super) fn assignment(&self) -> Option<Assignment> {
-        self.shared.published.locked().clone()
+        let published = self.shared.published.locked();
+        published.as_ref().filter(|published| published.is_current).map(|published| published.assignment.clone())
     }
 
     /// Returns `true` if an empty assignment is not due to instances that are about to register again.
@@ -246,14 +260,17 @@ impl Drop for Subscription {
 
 impl FollowedAssignment {
     /// Publishes the assignment of a snapshot. Subscribers are informed if its content differs from the one before. One
-    /// that is too large is not published: clients would not receive it, and keep what they have.
+    /// that is too large is not published: clients would not receive it. They keep what they have, and new ones get nothing.
     fn publish(&self, snapshot: &Snapshot) {
         let new = assignment(&self.name, snapshot);
         self.log(snapshot.service(), &new);
-        let Ok(new) = new else { return };
-        let version = new.resource.version();
-        let before = self.published.locked().replace(new);
-        if before.is_some_and(|before| before.resource.version() == version) {
+        let Ok(assignment) = new else {
+            self.published.locked().iter_mut().for_each(|published| published.is_current = false);
+            return;
+        };
+        let version = assignment.resource.version();
+        let before = self.published.locked().replace(Published { assignment, is_current: true });
+        if before.is_some_and(|before| before.is_current && before.assignment.resource.version() == version) {
             return;
         }
         self.by_zone.locked().clear();
@@ -280,9 +297,10 @@ impl FollowedAssignment {
         }
     }
 
-    /// Records an answer of the store. After the first one, [`SETTLING`] begins, at whose end subscribers are informed.
+    /// Records an answer of the store. After the first one, instances have the time to
+    /// register again, at whose end subscribers are informed.
     fn answered(self: &Arc<Self>) {
-        let settled = Instant::now() + SETTLING;
+        let settled = Instant::now() + self.settle;
         if self.settled.set(settled).is_err() {
             return;
         }
@@ -447,7 +465,7 @@ mod tests {
         let service = ServiceRef::parse("greeter").unwrap();
         let _a = registry.register(&service, instance("a"), RegisterOptions::new()).await.unwrap();
         let directory = Directory::new(Arc::new(registry));
-        let all = Arc::new(SharedAssignments::new(directory, 1, Duration::ZERO));
+        let all = Arc::new(SharedAssignments::new(directory, 1, Duration::ZERO, Duration::ZERO));
         let (one, two) = (Arc::new(Inbox::default()), Arc::new(Inbox::default()));
         let first = all.subscribe("greeter", &one).unwrap();
         let second = all.subscribe("greeter", &two).unwrap();
@@ -505,7 +523,12 @@ mod tests {
         let registry = MemoryStore::new().client();
         let service = ServiceRef::parse("greeter").unwrap();
         let _a = registry.register(&service, instance("a"), RegisterOptions::new()).await.unwrap();
-        let all = Arc::new(SharedAssignments::new(Directory::new(Arc::new(Lagging(registry))), 1, Duration::ZERO));
+        let all = Arc::new(SharedAssignments::new(
+            Directory::new(Arc::new(Lagging(registry))),
+            1,
+            Duration::ZERO,
+            Duration::ZERO,
+        ));
         let inbox = Arc::new(Inbox::default());
         let subscription = all.subscribe("greeter", &inbox).unwrap();
         inbox.take().await;
@@ -526,9 +549,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_former_assignment_is_not_sent_as_present() {
+        let directory = Directory::new(Arc::new(MemoryStore::new().client()));
+        let all = Arc::new(SharedAssignments::new(directory, 1, Duration::ZERO, Duration::ZERO));
+        let inbox = Arc::new(Inbox::default());
+        let subscription = all.subscribe("greeter", &inbox).unwrap();
+        subscription.shared.publish(&zones(1, 1));
+        assert_eq!((inbox.take().await.len(), subscription.assignment().unwrap().endpoints), (1, 1));
+        subscription.shared.publish(&zones(40, 100_000));
+        assert!(subscription.assignment().is_none());
+        subscription.shared.publish(&zones(1, 1));
+        assert_eq!(subscription.assignment().unwrap().endpoints, 1);
+        assert_eq!(inbox.take().await.len(), 1, "clients that came meanwhile get it");
+    }
+
+    #[tokio::test]
     async fn transitions_are_logged_once() {
         let directory = Directory::new(Arc::new(MemoryStore::new().client()));
-        let all = Arc::new(SharedAssignments::new(directory, 1, Duration::ZERO));
+        let all = Arc::new(SharedAssignments::new(directory, 1, Duration::ZERO, Duration::ZERO));
         let subscription = all.subscribe("greeter", &Arc::default()).unwrap();
         let logged = Logged::of("enlist_agent::xds::shared");
         tracing::subscriber::with_default(logged.clone(), || {

@@ -28,7 +28,7 @@ const WILDCARD: &str = "*";
 const MAX_ERROR_BYTES: usize = 1024;
 
 /// Bytes that a subscribed name has on average at most. The limit of names also limits their bytes together.
-const MEAN_NAME_BYTES: usize = 128;
+pub(super) const MEAN_NAME_BYTES: usize = 128;
 
 /// Resources from which responses are made.
 pub(super) trait Resources {

@@ -4,9 +4,10 @@ use std::{
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de};
 
 use crate::{args::AgentOptions, output::Failure};
 
@@ -39,6 +40,8 @@ pub(super) struct XdsSection {
     pub(super) max_streams: Option<usize>,
     pub(super) max_names: Option<usize>,
     pub(super) max_services: Option<usize>,
+    #[serde(default, deserialize_with = "duration")]
+    pub(super) settle: Option<Duration>,
     #[serde(default)]
     pub(super) prefer_own_zone: bool,
     #[serde(default)]
@@ -64,6 +67,12 @@ pub(super) struct HttpSection {
     pub(super) max_event_clients: Option<usize>,
     pub(super) max_views: Option<usize>,
     pub(super) max_services: Option<usize>,
+}
+
+/// Reads a time as the options of the command line are written: `60s`.
+fn duration<'a, D: Deserializer<'a>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    humantime::parse_duration(&text).map(Some).map_err(de::Error::custom)
 }
 
 impl AgentFile {
@@ -175,9 +184,10 @@ mod tests {
         let tls = file.tls.unwrap();
         assert_eq!(tls.certificate, folder.path().join("agent.pem"));
         assert!(tls.client_authority.is_some() && file.token_file.is_some());
-        let XdsSection { address, max_streams, max_names, max_services, prefer_own_zone, envoy } = file.xds;
+        let XdsSection { address, max_streams, max_names, max_services, settle, prefer_own_zone, envoy } = file.xds;
         assert!(address.is_some() && prefer_own_zone && envoy.len() == 1);
         assert_eq!((max_streams, max_names, max_services), (Some(10_000), Some(2_000), Some(10_000)));
+        assert_eq!(settle, Some(enlist_agent::DEFAULT_XDS_SETTLE));
         let HttpSection { address, hosts, max_connections, max_event_clients, max_views, max_services } =
             file.http.unwrap();
         assert!(address.is_some() && hosts == ["registry.internal"]);
@@ -244,6 +254,7 @@ mod tests {
             ("\n\n[xd]\n", "line 3: unknown field `xd`"),
             ("[xds]\naddress = \"localhost\"\n", "line 2: invalid socket address"),
             ("[xds]\nmax-names = -1\n", "line 2: "),
+            ("[xds]\nsettle = \"1\"\n", "line 2: "),
             ("[tls]\nkey = \"k\"\n", "line 1: missing field `certificate`"),
             ("[http]\nhosts = [1]\n", "line 2: "),
             ("[http\n", "line 1: "),
