@@ -94,7 +94,7 @@ impl AgentBuilder {
         let xds = XdsServer::bind(directory.clone(), idle, xds).await?;
         let http = match http {
             Some(options) => {
-                let sources = Sources { resolver, directory, queues, xds: xds.status() };
+                let sources = Sources { resolver, directory, idle, queues, xds: xds.status() };
                 Some(HttpServer::bind(sources, options).await?)
             }
             None => None,

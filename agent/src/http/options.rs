@@ -126,7 +126,8 @@ impl HttpOptions {
 
     /// Sets the maximum number of namespaces and single services that are read at a time, by all clients. A request for
     /// a further one is refused with status 503. One without a reader is kept for 70 s, or until another one needs its
-    /// slot. Default: 1,000.
+    /// slot; it counts until its watch has ended, 5 s later
+    /// ([`DirectoryOptions::idle`](enlist::DirectoryOptions::idle)). Default: 1,000.
     #[must_use]
     pub fn max_views(mut self, max_views: usize) -> Self {
         self.max_views = max_views;

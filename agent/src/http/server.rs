@@ -147,7 +147,7 @@ mod tests {
         let resolver: Arc<dyn Resolver> = Arc::new(store.client());
         let directory = Directory::new(Arc::clone(&resolver));
         let xds = XdsStatus::new(directory.clone(), Duration::ZERO, &XdsOptions::new());
-        Sources { resolver, directory, queues: None, xds }
+        Sources { resolver, directory, idle: enlist::DEFAULT_IDLE, queues: None, xds }
     }
 
     fn shared(store: &MemoryStore) -> (Arc<RequestContext>, watch::Sender<Stop>) {

@@ -30,6 +30,8 @@ pub(crate) struct Sources {
     pub(crate) resolver: Arc<dyn Resolver>,
     /// Views of services, shared with other servers.
     pub(crate) directory: Directory,
+    /// Time for which the directory keeps a view without a user.
+    pub(crate) idle: Duration,
     /// Locks and elections, if the backend can read them.
     pub(crate) queues: Option<Arc<dyn Queues>>,
     /// Clients of xDS.
@@ -62,9 +64,9 @@ pub(super) struct RequestContext {
 impl RequestContext {
     /// Creates the state of a server that ends its connections when `stop` reports it.
     pub(super) fn new(sources: Sources, options: &HttpOptions, stop: watch::Receiver<Stop>) -> Self {
-        let Sources { resolver, directory, queues, xds } = sources;
+        let Sources { resolver, directory, idle, queues, xds } = sources;
         Self {
-            scopes: Scopes::new(resolver, directory, options.limits()),
+            scopes: Scopes::new(resolver, directory, idle, options.limits()),
             queues,
             xds,
             locks: Cache::new(QUEUES_AGE),

@@ -10,8 +10,8 @@ use axum::{
     http::{HeaderMap, Request, StatusCode},
 };
 use enlist::{
-    Directory, Endpoint, Health, Instance, InstanceId, LeaseChoice, Lock as _, LockName, LockOptions, Namespace,
-    Queues, RegisterOptions, Registration, Registry as _, ServiceName, ServiceRef,
+    DEFAULT_IDLE, Directory, Endpoint, Health, Instance, InstanceId, LeaseChoice, Lock as _, LockName, LockOptions,
+    Namespace, Queues, RegisterOptions, Registration, Registry as _, ServiceName, ServiceRef,
 };
 use enlist_memory::{MemoryClient, MemoryStore};
 use enlist_testkit::eventually;
@@ -50,7 +50,7 @@ impl Fixture {
         let directory = Directory::new(Arc::clone(&resolver));
         let queues: Arc<dyn Queues> = Arc::new(reader.clone());
         let xds = XdsStatus::new(directory.clone(), Duration::ZERO, &XdsOptions::new());
-        let sources = Sources { resolver, directory, queues: Some(queues), xds };
+        let sources = Sources { resolver, directory, idle: DEFAULT_IDLE, queues: Some(queues), xds };
         let shared = RequestContext::new(sources, options, stopped);
         Self { store, reader, writer, router: router(Arc::new(shared)), stop }
     }
@@ -491,7 +491,7 @@ async fn a_backend_without_queues_is_unsupported() {
     let (_stop, stopped) = watch::channel(Stop::Serving);
     let directory = Directory::new(Arc::clone(&resolver));
     let xds = XdsStatus::new(directory.clone(), Duration::ZERO, &XdsOptions::new());
-    let sources = Sources { resolver, directory, queues: None, xds };
+    let sources = Sources { resolver, directory, idle: DEFAULT_IDLE, queues: None, xds };
     let shared = Arc::new(RequestContext::new(sources, &HttpOptions::new(), stopped));
     for uri in ["/v1/locks", "/v1/elections"] {
         let response = router(Arc::clone(&shared)).oneshot(request(uri)).await.unwrap();
@@ -536,19 +536,43 @@ async fn an_unknown_state_is_an_error() {
 #[tokio::test(start_paused = true)]
 async fn views_are_limited() {
     let fixture = Fixture::with(&HttpOptions::new().max_views(1));
+    let _registered = fixture.register("two", instance("a")).await;
     let events = fixture.events("/v1/events?service=one", None).await;
     let refused = fixture.refusal(request("/v1/services/default/two")).await;
     assert_eq!(refused, (503, "too_many_views".to_owned()));
     assert_eq!(fixture.refused("http_views").await, 1);
     drop(events);
+    // The watch of the ended view has a slot until the directory ends it.
+    assert_eq!(fixture.refusal(request("/v1/services/default/two")).await.0, 503);
+    tokio::time::sleep(DEFAULT_IDLE).await;
     fixture.json("/v1/services/default/two").await;
 }
 
-/// A view without a user makes room at once, the one that has been unused for the longest time first.
+/// A request for something that the store does not have opens no watch, so it needs no slot.
+#[tokio::test(start_paused = true)]
+async fn what_does_not_exist_is_not_followed() {
+    let fixture = Fixture::with(&HttpOptions::new().max_views(1));
+    let _registered = fixture.register("s", instance("a")).await;
+    for number in 0..100 {
+        let body = fixture.json(&format!("/v1/services/default/{number}")).await;
+        assert_eq!((&body["instances"], &body["freshness"]["state"]), (&Value::Array(vec![]), &"live".into()));
+        let body = fixture.json(&format!("/v1/services?namespace={number}")).await;
+        assert_eq!(body["services"], Value::Array(vec![]));
+        assert_eq!(fixture.json(&format!("/v1/prometheus/targets?service={number}")).await, Value::Array(vec![]));
+    }
+    assert!(fixture.metrics().await.contains("enlist_agent_views 0\n"));
+    assert_eq!(fixture.json("/v1/services/default/s").await["instances"][0]["id"], "a");
+}
+
+/// A view without a user makes room, the one that has been unused for the longest time first.
 #[tokio::test(start_paused = true)]
 async fn unused_views_make_room() {
-    let fixture = Fixture::with(&HttpOptions::new().max_views(2));
+    let fixture = Fixture::with(&HttpOptions::new().max_views(8));
     let registered = fixture.register("s", instance("a")).await;
+    let mut others = vec![fixture.register("other", instance("a")).await];
+    for number in 0..20 {
+        others.push(fixture.register(&number.to_string(), instance("a")).await);
+    }
     fixture.json("/v1/services/default/s").await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     fixture.json("/v1/services/default/other").await;
@@ -558,8 +582,8 @@ async fn unused_views_make_room() {
     // A view that was started anew would not know the departure.
     let departed = |body: &Value| body["departures"].as_array().unwrap().len() == 1;
     fixture.json_once("/v1/services/default/s", departed).await;
-    for number in 0..10 {
-        tokio::time::sleep(Duration::from_secs(1)).await;
+    for number in 0..20 {
+        tokio::time::sleep(DEFAULT_IDLE).await;
         fixture.json(&format!("/v1/services/default/{number}")).await;
         tokio::time::sleep(Duration::from_millis(10)).await;
         assert!(departed(&fixture.json("/v1/services/default/s").await));

@@ -35,7 +35,7 @@ pub(crate) async fn services(
     Parameters(query): Parameters<NamespaceQuery>,
 ) -> Result<Response, ApiError> {
     let namespace = query.namespace()?;
-    let published = shared.scopes.open(&Scope::Namespace(namespace.clone()))?.ready().await?;
+    let published = shared.scopes.read(&Scope::Namespace(namespace.clone())).await?;
     let (freshness, omitted) = (published.state.freshness(), published.state.omitted());
     let head = NamespaceHead { namespace: namespace.as_str(), freshness: freshness.clone(), omitted };
     let services = published.state.present().map(|(name, state)| (name.clone(), state.clone())).collect();
@@ -52,7 +52,7 @@ pub(crate) async fn service(
     let Path((namespace, name)) = path.map_err(|error| ApiError::new(Code::InvalidName, error))?;
     let name = ServiceName::parse(name).map_err(|error| ApiError::of_store(&error))?;
     let service = ServiceRef::new(parse_namespace(Some(&namespace))?, name);
-    let published = shared.scopes.open(&Scope::Service(service.clone()))?.ready().await?;
+    let published = shared.scopes.read(&Scope::Service(service.clone())).await?;
     let state = published.state.services.get(service.name()).ok_or_else(ApiError::not_ready)?;
     Ok(FreshnessJson::from(&state.freshness).mark(service_response(&service, state)))
 }

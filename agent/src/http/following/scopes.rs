@@ -1,5 +1,7 @@
 //! Scopes that are followed. All requests and event clients of a scope share one follower. The number of followers is
-//! bounded: one without a user ends after a while, or at once if another scope needs its slot.
+//! bounded: one without a user ends after a while, or at once if another scope needs its slot. The slot is free again
+//! once the directory has ended the watch, so the limit is also that of the watches. What the store does not have is
+//! read once instead of followed: requests for names that do not exist open no watch.
 
 use std::{
     collections::HashMap,
@@ -8,7 +10,11 @@ use std::{
     time::Duration,
 };
 
-use enlist::{Directory, Resolver, TaskOwner, backend::MutexExt as _};
+use enlist::{Directory, Moment, Resolver, ServiceRef, TaskOwner, backend::MutexExt as _};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout},
+};
 
 use super::{
     follower::Follower,
@@ -27,14 +33,58 @@ use crate::{
 /// a poll.
 const IDLE: Duration = Duration::from_secs(70);
 
+/// Maximum time of the read that finds out whether a scope has anything to follow. Without an answer it is followed.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Maximum number of such reads at a time; further requests wait.
+const PROBES: usize = 64;
+
+/// Divisor of the limit: the part of the slots that is kept free by ending followers without a user early.
+const SPARE: usize = 4;
+
 /// All followers.
 pub(crate) struct Scopes {
     resolver: Arc<dyn Resolver>,
     directory: Directory,
+    /// Time for which the directory keeps a watch without a user.
+    idle: Duration,
     limit: Arc<Limit>,
     max_services: usize,
-    followed: Mutex<HashMap<Scope, Arc<ScopeShared>>>,
+    slots: Mutex<ScopeTable>,
+    probes: Semaphore,
     tasks: TaskOwner,
+}
+
+/// Scopes that count towards the limit. Each is in one of the maps.
+#[derive(Debug, Default)]
+struct ScopeTable {
+    followed: HashMap<Scope, Arc<ScopeShared>>,
+    /// Scopes whose follower has ended, with the end of their watches.
+    ending: HashMap<Scope, Instant>,
+}
+
+impl ScopeTable {
+    /// Number of scopes that have a watch.
+    fn used(&mut self) -> usize {
+        let now = Instant::now();
+        self.ending.retain(|_, end| *end > now);
+        self.followed.len() + self.ending.len()
+    }
+
+    /// Records that a follower has ended.
+    fn end(&mut self, scope: &Scope, idle: Duration) {
+        self.followed.remove(scope);
+        self.ending.insert(scope.clone(), Instant::now() + idle);
+    }
+
+    /// Ends the follower that has been without a user for the longest time, if there is one.
+    fn evict_unused(&mut self, idle: Duration) {
+        let unused = self.followed.values().filter_map(|shared| Some((shared.unused_time()?, shared)));
+        let Some((_, shared)) = unused.max_by_key(|(time, _)| *time) else { return };
+        shared.evict();
+        let scope = shared.scope.clone();
+        self.end(&scope, idle);
+    }
 }
 
 /// Use of a scope.
@@ -46,9 +96,18 @@ enum Use {
 
 impl Scopes {
     /// Creates a set without followers.
-    pub(crate) fn new(resolver: Arc<dyn Resolver>, directory: Directory, limits: Limits) -> Arc<Self> {
-        let (limit, max_services) = (Limit::new("http_views", limits.followers), limits.services);
-        Arc::new(Self { resolver, directory, limit, max_services, followed: Mutex::default(), tasks: TaskOwner::new() })
+    /// `idle`: time for which the directory keeps a watch without a user.
+    pub(crate) fn new(resolver: Arc<dyn Resolver>, directory: Directory, idle: Duration, limits: Limits) -> Arc<Self> {
+        Arc::new(Self {
+            resolver,
+            directory,
+            idle,
+            limit: Limit::new("http_views", limits.followers),
+            max_services: limits.services,
+            slots: Mutex::default(),
+            probes: Semaphore::new(PROBES),
+            tasks: TaskOwner::new(),
+        })
     }
 
     /// The registry.
@@ -58,27 +117,79 @@ impl Scopes {
 
     /// Number of followers.
     pub(crate) fn len(&self) -> usize {
-        self.followed.locked().len()
+        self.slots.locked().followed.len()
     }
 
     /// Returns the use of the limit of followers.
     pub(crate) fn usage(&self) -> LimitUse {
-        self.limit.usage(Some(self.len()))
+        self.limit.usage(Some(self.slots.locked().used()))
     }
 
     /// Returns the published states of all followers, in no order.
     pub(crate) fn published(&self) -> Vec<(Scope, Arc<Published>)> {
-        self.followed.locked().values().map(|shared| (shared.scope.clone(), shared.published())).collect()
+        self.slots.locked().followed.values().map(|shared| (shared.scope.clone(), shared.published())).collect()
     }
 
-    /// Returns a user of a scope. Starts its follower if there is none; at the limit, in place of the follower that has
-    /// been without a user for the longest time.
+    /// Returns the state of a scope, once it is completely known. A scope without instances gets no follower.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open) and [`ScopeUser::ready`].
+    pub(crate) async fn read(self: &Arc<Self>, scope: &Scope) -> Result<Arc<Published>, ApiError> {
+        if !self.has_instances(scope)
+            && let Some(empty) = self.empty(scope).await
+        {
+            return Ok(Arc::new(empty));
+        }
+        self.open(scope)?.ready().await
+    }
+
+    /// Returns `true` if a scope is followed, or a service has instances in a followed namespace.
+    fn has_instances(&self, scope: &Scope) -> bool {
+        let slots = self.slots.locked();
+        let namespace = Scope::Namespace(scope.namespace().clone());
+        let listed = |service: &ServiceRef| {
+            let published = slots.followed.get(&namespace)?.published();
+            Some(published.state.services.contains_key(service.name()))
+        };
+        slots.followed.contains_key(scope)
+            || matches!(scope, Scope::Service(service) if listed(service).unwrap_or_default())
+    }
+
+    /// Reads a scope from the store. Returns its state if it is empty; `None` if it is not, or if that is not known.
+    async fn empty(&self, scope: &Scope) -> Option<Published> {
+        let reading = async {
+            let _permit = self.probes.acquire().await.ok()?;
+            let began = Moment::now();
+            match scope {
+                Scope::Service(service) => Published::empty_service(self.resolver.resolve(service).await.ok()?, began),
+                Scope::Namespace(namespace) => {
+                    let services = self.resolver.services(namespace).await.ok()?;
+                    services.is_empty().then(|| Published::empty_namespace(began))
+                }
+            }
+        };
+        timeout(PROBE_TIMEOUT, reading).await.ok().flatten()
+    }
+
+    /// Returns a user of a scope. Starts its follower if there is none. While few slots are free, the follower that has
+    /// been without a user for the longest time ends.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::TooManyViews`] if no slot is free: each has a user, or its watch is about to end.
     pub(crate) fn open(self: &Arc<Self>, scope: &Scope) -> Result<ScopeUser, ApiError> {
-        let mut followed = self.followed.locked();
-        if let Some(shared) = followed.get(scope) {
+        let mut slots = self.slots.locked();
+        if let Some(shared) = slots.followed.get(scope) {
             return Ok(ScopeUser::new(shared));
         }
-        if followed.len() >= self.limit.max() && !evict_unused(&mut followed) {
+        // The watch goes on with the new follower, in the same slot.
+        slots.ending.remove(scope);
+        let max = self.limit.max();
+        if slots.followed.len() >= max - max / SPARE {
+            slots.evict_unused(self.idle);
+        }
+        if slots.used() >= max {
             self.limit.refuse();
             return Err(ApiError::new(Code::TooManyViews, "too many services and namespaces are read at a time"));
         }
@@ -90,20 +201,20 @@ impl Scopes {
         self.tasks
             .spawn_until_stopped("follower", task)
             .map_err(|_| ApiError::new(Code::StoreUnavailable, "the agent is stopping"))?;
-        followed.insert(scope.clone(), shared);
+        slots.followed.insert(scope.clone(), shared);
         Ok(user)
     }
 
     /// Forgets a scope if it has no user. Returns the decision.
     fn close_if_unused(&self, shared: &Arc<ScopeShared>) -> Use {
         // Under the lock, so that no user is added in between.
-        let mut followed = self.followed.locked();
+        let mut slots = self.slots.locked();
         if shared.is_used() {
             return Use::Used;
         }
         // After an eviction, the scope can have another follower already.
-        if followed.get(&shared.scope).is_some_and(|followed| Arc::ptr_eq(followed, shared)) {
-            followed.remove(&shared.scope);
+        if slots.followed.get(&shared.scope).is_some_and(|followed| Arc::ptr_eq(followed, shared)) {
+            slots.end(&shared.scope, self.idle);
         }
         Use::Unused
     }
@@ -120,16 +231,6 @@ impl fmt::Debug for Scopes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Scopes").field("limit", &self.limit).finish_non_exhaustive()
     }
-}
-
-/// Ends the follower that has been without a user for the longest time. Returns `true` if there was one.
-fn evict_unused(followed: &mut HashMap<Scope, Arc<ScopeShared>>) -> bool {
-    let unused = followed.values().filter_map(|shared| Some((shared.unused_time()?, shared)));
-    let Some((_, shared)) = unused.max_by_key(|(time, _)| *time) else { return false };
-    let scope = shared.scope.clone();
-    shared.evict();
-    followed.remove(&scope);
-    true
 }
 
 /// Follows a scope until there was no user for a while, or another scope needs the slot.

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use enlist::{Entry, Error, Freshness, Namespace, ServiceName, ServiceRef, Snapshot};
+use enlist::{Entry, Error, Freshness, Moment, Namespace, ServiceName, ServiceRef, Snapshot, backend::ProofWriter};
 use imbl::OrdMap;
 
 use super::position::Position;
@@ -159,4 +159,30 @@ pub(crate) struct Published {
     pub(crate) position: Position,
     pub(crate) state: RegistryState,
     pub(crate) progress: Progress,
+}
+
+impl Published {
+    /// The state of a service that was read from the store at `began`; `None` if it has instances.
+    pub(crate) fn empty_service(snapshot: Snapshot, began: Moment) -> Option<Self> {
+        if !snapshot.is_empty() {
+            return None;
+        }
+        let name = snapshot.service().name().clone();
+        let freshness = live_since(began);
+        let service = ServiceState { snapshot, freshness, departures: Arc::default(), change: 0 };
+        let state = RegistryState { services: OrdMap::unit(name, service), list: None };
+        Some(Self { state, progress: Progress::Complete, ..Self::default() })
+    }
+
+    /// The state of a namespace that was read from the store at `began` and has no service.
+    pub(crate) fn empty_namespace(began: Moment) -> Self {
+        let list = ListState { freshness: live_since(began), omitted: 0 };
+        let state = RegistryState { services: OrdMap::new(), list: Some(list) };
+        Self { state, progress: Progress::Complete, ..Self::default() }
+    }
+}
+
+/// Returns the freshness of data that were read from the store at `began`.
+fn live_since(began: Moment) -> Freshness {
+    Freshness::Live { proof: ProofWriter::new(began).proof() }
 }

@@ -45,7 +45,7 @@ pub(crate) async fn targets(
     Parameters(query): Parameters<TargetsQuery>,
 ) -> Result<Response, ApiError> {
     let scope = parse_scope(query.namespace.as_deref(), query.service.as_deref())?;
-    let published = shared.scopes.open(&scope)?.ready().await?;
+    let published = shared.scopes.read(&scope).await?;
     let entries = published
         .state
         .services
