@@ -18,6 +18,7 @@ mod limits;
 #[cfg(test)]
 mod logged;
 mod security;
+mod staleness;
 #[cfg(feature = "tls")]
 mod tls;
 mod xds;

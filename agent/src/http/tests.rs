@@ -734,6 +734,8 @@ async fn the_agent_exports_metrics() {
     for line in [
         "enlist_agent_http_responses_total{status=\"2xx\"} 1",
         "enlist_agent_event_clients 0",
+        "enlist_agent_stale_views{server=\"http\"} 0",
+        "enlist_agent_unknown_views{server=\"xds\"} 0",
         "enlist_agent_instances{namespace=\"default\"} 1",
         "enlist_agent_stale{namespace=\"default\"} 0",
         "enlist_agent_xds_streams{client=\"grpc\"} 0",

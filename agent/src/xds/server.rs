@@ -33,6 +33,7 @@ use crate::{
     error::AgentError,
     limits::{Limit, LimitUse, Permits},
     security::{BearerToken, check_exposure},
+    staleness::Staleness,
 };
 
 /// Maximum bytes of a request beside its names: the description of the node, and the reason for a rejection. Envoy's
@@ -202,6 +203,11 @@ impl XdsStatus {
             }
         }
         totals
+    }
+
+    /// Returns the staleness of the assignments that clients subscribe to.
+    pub(crate) fn staleness(&self) -> Staleness {
+        self.assignments.staleness()
     }
 
     /// Returns the use of all limits.

@@ -24,7 +24,10 @@ use super::{
     resource::{Resource, Version},
     target,
 };
-use crate::limits::{Limit, LimitUse};
+use crate::{
+    limits::{Limit, LimitUse},
+    staleness::Staleness,
+};
 
 /// Assignments by requested name.
 pub(super) struct SharedAssignments {
@@ -106,6 +109,8 @@ struct Published {
 /// The assignment of one name.
 struct FollowedAssignment {
     name: Arc<str>,
+    /// Views of the services that the name can mean.
+    views: Vec<ServiceView>,
     /// `None`: not known yet.
     published: Mutex<Option<Published>>,
     /// Assignments for clients that prefer a zone, each with the version of the published one from which it was made.
@@ -178,6 +183,19 @@ impl SharedAssignments {
             .collect()
     }
 
+    /// Returns the staleness of all assignments that have a subscription.
+    pub(super) fn staleness(&self) -> Staleness {
+        let shared: Vec<_> = self.names.locked().followed.values().cloned().collect();
+        let mut staleness = Staleness::default();
+        for shared in &shared {
+            match *shared.published.locked() {
+                Some(_) => staleness.add(shared.views.iter().filter_map(ServiceView::freshness)),
+                None => staleness.add_unknown(),
+            }
+        }
+        staleness
+    }
+
     /// Returns the number of services whose latest assignment is too large to be sent.
     pub(super) fn not_sent(&self) -> usize {
         let names = self.names.locked();
@@ -191,9 +209,11 @@ impl SharedAssignments {
     }
 
     fn start(&self, name: &str) -> Result<Arc<FollowedAssignment>, Refusal> {
-        let (name, task) = (Arc::from(name), TaskOwner::new());
+        let (name, task): (Arc<str>, _) = (Arc::from(name), TaskOwner::new());
+        let views: Vec<_> = target::services(&name).iter().map(|service| self.directory.view(service)).collect();
         let shared = Arc::new(FollowedAssignment {
             name,
+            views: views.clone(),
             published: Mutex::default(),
             by_zone: Mutex::default(),
             settle: self.settle,
@@ -202,7 +222,6 @@ impl SharedAssignments {
             subscribers: Mutex::default(),
             task,
         });
-        let views = target::services(&shared.name).iter().map(|service| self.directory.view(service)).collect();
         let task = follow(Arc::downgrade(&shared), views);
         shared.task.spawn_until_stopped("assignment", task).map_err(|_| Refusal::Stopping)?;
         Ok(shared)
@@ -419,6 +438,7 @@ mod tests {
         ServiceName, Watcher,
     };
     use enlist_memory::{MemoryClient, MemoryStore};
+    use enlist_testkit::eventually;
 
     fn snapshot(service: &str, instances: usize) -> Snapshot {
         let service = ServiceRef::parse(service).unwrap();
@@ -479,6 +499,28 @@ mod tests {
         drop(second);
         assert_eq!(all.known().len(), 0);
         all.subscribe("other", &one).unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_outage_makes_followed_assignments_stale() {
+        let store = MemoryStore::new();
+        let (registry, reader) = (store.client(), store.client());
+        let _a = registry.register(&ServiceRef::parse("greeter").unwrap(), instance("a"), RegisterOptions::new()).await;
+        let all = Arc::new(SharedAssignments::new(Directory::new(Arc::new(reader.clone())), 2, Duration::ZERO));
+        let inbox = Arc::new(Inbox::default());
+        let _subscription = all.subscribe("greeter", &inbox).unwrap();
+        inbox.take().await;
+        let live = all.staleness();
+        assert_eq!((live.followed, live.stale, live.unknown), (1, 0, 0));
+        reader.cut();
+        let _other = all.subscribe("other", &inbox).unwrap();
+        let is_stale = async || match all.staleness() {
+            Staleness { followed: 2, stale: 1, unknown: 1, .. } => Ok(()),
+            staleness => Err(staleness),
+        };
+        eventually("one is stale, and one not known", is_stale).await;
+        tokio::time::advance(Duration::from_hours(1)).await;
+        assert!(all.staleness().oldest >= Duration::from_hours(1));
     }
 
     /// A store of which a member that lags behind answers first: it lists no instance.

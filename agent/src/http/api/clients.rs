@@ -14,6 +14,7 @@ use crate::{
         },
         shared::RequestContext,
     },
+    staleness::Staleness,
     xds::{XdsClient, XdsRejection},
 };
 
@@ -21,6 +22,22 @@ use crate::{
 struct ClientsJson<'a> {
     clients: Vec<ClientJson<'a>>,
     not_sent: usize,
+    views: ViewsJson,
+}
+
+/// Staleness of the assignments that clients subscribe to.
+#[derive(Serialize)]
+struct ViewsJson {
+    followed: usize,
+    stale: usize,
+    unknown: usize,
+    oldest_age_ms: u64,
+}
+
+impl From<Staleness> for ViewsJson {
+    fn from(Staleness { followed, stale, unknown, oldest }: Staleness) -> Self {
+        Self { followed, stale, unknown, oldest_age_ms: millis(oldest) }
+    }
 }
 
 #[derive(Serialize)]
@@ -67,15 +84,16 @@ impl<'a> From<&'a XdsRejection> for RejectionJson<'a> {
     }
 }
 
-/// Serves the clients of xDS that are connected to this agent, and the number of assignments that are too large for
-/// them.
+/// Serves the clients of xDS that are connected to this agent, the number of assignments that are too large for them,
+/// and the staleness of the others.
 pub(crate) async fn clients(
     State(shared): State<Arc<RequestContext>>,
     Parameters(NoQuery {}): Parameters<NoQuery>,
 ) -> Response {
     let clients = shared.xds.clients();
     let not_sent = shared.xds.totals().not_sent;
-    json::response(&ClientsJson { clients: clients.iter().map(Into::into).collect(), not_sent })
+    let (clients, views) = (clients.iter().map(Into::into).collect(), shared.xds.staleness().into());
+    json::response(&ClientsJson { clients, not_sent, views })
 }
 
 /// Returns the JSON of a client that has rejected a response, for tests.

@@ -318,6 +318,7 @@ export const VIEWS = {
       const text = "One row per stream; some libraries open one per service. " + readAt(at);
       const notSent = clients.value.not_sent;
       return [
+        viewsNote(clients.value.views),
         ...(notSent ? [element("p", { class: "chip bad" }, notSent + " assignments are too large to be sent")] : []),
         element("p", { class: "soft" }, text),
       ];
@@ -347,6 +348,13 @@ export const VIEWS = {
     ],
   },
 };
+
+// Returns the staleness of the assignments, and its kind.
+export function viewsNote({ followed, stale, unknown, oldest_age_ms }) {
+  const oldest = followed > unknown ? "; the oldest was confirmed " + duration(oldest_age_ms) + " ago" : "";
+  const text = followed + " assignments: " + stale + " stale, " + unknown + " not known yet" + oldest;
+  return element("p", { class: stale || unknown ? "chip bad" : "soft" }, text);
+}
 
 // Returns the silence of a client that has not answered a ping; empty otherwise. A ping comes after 10 s.
 function silence(client) {

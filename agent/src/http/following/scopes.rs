@@ -19,7 +19,7 @@ use tokio::{
 use super::{
     follower::Follower,
     scope::{ScopeShared, ScopeUser},
-    state::{Published, Scope},
+    state::{Progress, Published, Scope},
 };
 use crate::{
     http::{
@@ -27,6 +27,7 @@ use crate::{
         options::Limits,
     },
     limits::{Limit, LimitUse},
+    staleness::Staleness,
 };
 
 /// Time for which a follower without a user goes on if no other scope needs its slot: longer than the usual interval of
@@ -123,6 +124,18 @@ impl Scopes {
     /// Returns the use of the limit of followers.
     pub(crate) fn usage(&self) -> LimitUse {
         self.limit.usage(Some(self.slots.locked().used()))
+    }
+
+    /// Returns the staleness of all followed scopes.
+    pub(crate) fn staleness(&self) -> Staleness {
+        let mut staleness = Staleness::default();
+        for (_, published) in self.published() {
+            match published.progress {
+                Progress::Complete => staleness.add(published.state.parts().cloned()),
+                Progress::Loading | Progress::Refused(_) => staleness.add_unknown(),
+            }
+        }
+        staleness
     }
 
     /// Returns the published states of all followers, in no order.

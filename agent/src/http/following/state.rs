@@ -115,14 +115,17 @@ pub(crate) struct RegistryState {
 impl RegistryState {
     /// Returns the freshness of the oldest part. It is stale if any part is.
     pub(crate) fn freshness(&self) -> FreshnessJson {
-        let parts =
-            || self.list.iter().map(|list| &list.freshness).chain(self.services.values().map(|one| &one.freshness));
-        let age = parts().map(Freshness::age).max().unwrap_or(Duration::ZERO);
-        let worst = parts().find(|part| !part.is_live()).or_else(|| parts().next());
+        let age = self.parts().map(Freshness::age).max().unwrap_or(Duration::ZERO);
+        let worst = self.parts().find(|part| !part.is_live()).or_else(|| self.parts().next());
         match worst {
             Some(worst) => FreshnessJson { age_ms: millis(age), ..worst.into() },
             None => FreshnessJson::live(Duration::ZERO),
         }
+    }
+
+    /// Returns the freshness of the list and of each service.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = &Freshness> {
+        self.list.iter().map(|list| &list.freshness).chain(self.services.values().map(|one| &one.freshness))
     }
 
     /// Returns the services that have an instance. Others are kept for a while.

@@ -19,6 +19,7 @@ use crate::{
         shared::RequestContext,
     },
     limits::LimitUse,
+    staleness::Staleness,
     xds::{Omission, ResourceType, XdsClient, XdsStatus},
 };
 
@@ -33,6 +34,7 @@ pub(crate) async fn metrics(
     let mut text = Exposition::default();
     of_http(&mut text, &shared);
     of_limits(&mut text, &shared.limits());
+    of_staleness(&mut text, [("http", shared.scopes.staleness()), ("xds", shared.xds.staleness())]);
     of_registry(&mut text, &shared.scopes.published());
     of_xds(&mut text, &shared.xds);
     json::with_media_type(Body::from(text.into_text()), MEDIA_TYPE)
@@ -56,6 +58,19 @@ fn of_limits(text: &mut Exposition, limits: &[LimitUse]) {
     text.metric(Gauge, "enlist_agent_limit", "Limits of the agent.", max);
     let used = limits.iter().filter_map(|limit| Some((label("limit", limit.name), number(limit.used? as u64))));
     text.metric(Gauge, "enlist_agent_limit_used", "Use of the limits of the agent.", used);
+}
+
+/// Adds metrics of the staleness of everything that is followed, by server.
+fn of_staleness(text: &mut Exposition, servers: [(&str, Staleness); 2]) {
+    let mut gauge = |name, help, value: &dyn Fn(&Staleness) -> f64| {
+        let samples = servers.iter().map(|(server, staleness)| (label("server", server), value(staleness)));
+        text.metric(Gauge, name, help, samples);
+    };
+    gauge("enlist_agent_oldest_view_seconds", "Age of the oldest view that is followed.", &|all| {
+        all.oldest.as_secs_f64()
+    });
+    gauge("enlist_agent_stale_views", "Views whose changes do not arrive.", &|all| number(all.stale as u64));
+    gauge("enlist_agent_unknown_views", "Views that are not known yet.", &|all| number(all.unknown as u64));
 }
 
 /// Adds metrics of the followed namespaces.

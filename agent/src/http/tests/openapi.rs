@@ -180,7 +180,9 @@ async fn each_body_is_as_documented() {
 /// A client of xDS, with a rejection.
 #[test]
 fn a_client_is_as_documented() {
-    let client = json!({ "clients": [crate::http::api::clients::example()], "not_sent": 1 });
+    let views = json!({ "followed": 3, "stale": 1, "unknown": 1, "oldest_age_ms": 7 });
+    let clients = [crate::http::api::clients::example()];
+    let client = json!({ "clients": clients, "not_sent": 1, "views": views });
     let document = Document::new();
     let schema = document.schema("/v1/clients", 200, "application/json").unwrap();
     document.check(schema, &client, "clients");
