@@ -26,18 +26,29 @@ function navigate() {
   shown.clear();
   $("table").tBodies[0].replaceChildren();
   const heads = current.columns.map((column) =>
-    element("th", { scope: "col", class: column.startsWith("#") ? "number" : "" }, column.replace("#", "")),
+    element(
+      "th",
+      { role: "columnheader", scope: "col", class: column.startsWith("#") ? "number" : "" },
+      column.replace("#", ""),
+    ),
   );
-  $("table").tHead.replaceChildren(element("tr", {}, ...heads));
+  $("table").tHead.replaceChildren(element("tr", { role: "row" }, ...heads));
   for (const tab of ["services", "queues", "clients", "timeline"]) {
     const is = tab === view.name || (tab === "services" && view.name === "service");
     if (is) $("tab-" + tab).setAttribute("aria-current", "page");
     else $("tab-" + tab).removeAttribute("aria-current");
   }
   document.title = (view.name === "service" ? clean(view.service) : current.columns[0]) + " – enlist";
+  $("main").setAttribute("aria-label", document.title);
   if (view.name === "service") loadDepartures(view.service);
   poll();
   render();
+}
+
+// Shows the view that the user has opened. The focus would be lost with the row that had it.
+function open() {
+  navigate();
+  $("main").focus();
 }
 
 function keys(event) {
@@ -49,7 +60,7 @@ function keys(event) {
       changed();
     } else if (typing) document.activeElement.blur();
     else if (view.name !== "services") location.hash = "#/services";
-  } else if (typing) {
+  } else if (typing || !$("shortcuts").checked) {
     return;
   } else if (event.key === "/") {
     event.preventDefault();
@@ -71,16 +82,18 @@ function keys(event) {
 function start() {
   renderWith(render);
   state.namespace = new URLSearchParams(location.search).get("namespace") || "default";
-  addEventListener("hashchange", navigate);
+  addEventListener("hashchange", open);
   addEventListener("keydown", keys);
   $("search").addEventListener("input", () => {
     view.search = $("search").value;
     view.page = 0;
+    view.asked = true;
     changed();
   });
   $("filter").addEventListener("change", () => {
     view.filter = $("filter").value;
     view.page = 0;
+    view.asked = true;
     changed();
   });
   $("sort").addEventListener("change", () => {
@@ -88,6 +101,14 @@ function start() {
     view.page = 0;
     changed();
   });
+  document.querySelector(".skip").addEventListener("click", (event) => {
+    event.preventDefault(); // its address is no view
+    $("main").focus();
+  });
+  $("shortcuts").checked = localStorage.getItem("shortcuts") !== "off";
+  $("shortcuts").addEventListener("change", () =>
+    localStorage.setItem("shortcuts", $("shortcuts").checked ? "on" : "off"),
+  );
   $("previous").addEventListener("click", () => {
     view.page -= 1;
     render();

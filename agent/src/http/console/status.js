@@ -31,6 +31,21 @@ export function status(state, now) {
   return { kind: "bad", text: "stale " + shown, warning };
 }
 
+// Returns what is announced when it begins: the kind of the state, without durations and numbers, which change all the
+// time. It is null while an event is overdue, which is decided later.
+export function announcement(state, now) {
+  if (state.lost) {
+    return {
+      unreachable: "No connection to the agent.",
+      ended: "The agent ended the connection.",
+      refused: "The agent refuses to send events.",
+      silent: "The agent sends nothing.",
+    }[state.lost.kind];
+  }
+  if (!state.synced || !state.freshness || now - state.received > QUIET_MS) return null;
+  return state.freshness.state === "live" ? "" : "The data are stale: changes do not arrive.";
+}
+
 function lost(state, now) {
   const { kind, reason, since } = state.lost;
   const time = duration(now - since);

@@ -2,7 +2,8 @@
 
 const RENDER_MS = 200; // minimum time between two renderings
 
-export const view = { name: "services", service: "", page: 0, search: "", filter: "all", sort: "" };
+// asked: the user has changed the search or the filter, so that the number of rows is announced.
+export const view = { name: "services", service: "", page: 0, search: "", filter: "all", sort: "", asked: false };
 export const expanded = new Set();
 
 let render = () => {};

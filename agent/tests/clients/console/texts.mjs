@@ -1,6 +1,7 @@
 // Texts of the console: each states what the agent has said, and nothing else. Run by `cargo xtask clients console`.
 
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
 // Elements with the texts that they contain.
@@ -21,9 +22,9 @@ class Fake {
 globalThis.document = { getElementById: () => new Fake(), createElement: () => new Fake() };
 globalThis.location = { search: "", hash: "" };
 const { lose, state, take } = await import(process.env.ENLIST_CONSOLE + "/registry.js");
-const { limitNotice, status } = await import(process.env.ENLIST_CONSOLE + "/status.js");
+const { announcement, limitNotice, status } = await import(process.env.ENLIST_CONSOLE + "/status.js");
 
-const { VIEWS } = await import(process.env.ENLIST_CONSOLE + "/views.js");
+const { VIEWS, viewsNote } = await import(process.env.ENLIST_CONSOLE + "/views.js");
 const { view } = await import(process.env.ENLIST_CONSOLE + "/view.js");
 
 const fulfilled = (value) => ({ status: "fulfilled", value });
@@ -184,4 +185,47 @@ test("an omitted service is not called empty", () => {
   assert.match(text(VIEWS.service.head()), /Not known/);
   reset();
   assert.match(text(VIEWS.service.head()), /not known yet/);
+});
+
+test("only the begin of an outage is announced", () => {
+  synced();
+  const now = Date.now();
+  assert.equal(announcement(state, now), "");
+  assert.equal(announcement(state, now + 8000), null);
+  event("heartbeat", { state: "stale", age_ms: 1000, cause: "refused" });
+  const begin = announcement(state, now);
+  assert.match(begin, /stale/);
+  event("heartbeat", { state: "stale", age_ms: 900000, cause: "refused" });
+  assert.equal(announcement(state, now), begin);
+  lose("unreachable", "reset", now);
+  assert.equal(announcement(state, now), announcement(state, now + 60000));
+});
+
+test("stale and unknown assignments are counted", () => {
+  const note = (views) => text([viewsNote(views)]);
+  const stale = note({ followed: 3, stale: 1, unknown: 1, oldest_age_ms: 90000 });
+  assert.equal(stale, "3 assignments: 1 stale, 1 not known yet; the oldest was confirmed 90 s ago");
+  const none = note({ followed: 0, stale: 0, unknown: 0, oldest_age_ms: 0 });
+  assert.equal(none, "0 assignments: 0 stale, 0 not known yet");
+});
+
+// Contrast of two colours, as WCAG 2.2 defines it.
+function contrast(one, other) {
+  const channel = (value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
+  const luminance = (colour) => {
+    const [r, g, b] = [1, 3, 5].map((at) => channel(parseInt(colour.slice(at, at + 2), 16) / 255));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const [dark, light] = [luminance(one), luminance(other)].sort((a, b) => a - b);
+  return (light + 0.05) / (dark + 0.05);
+}
+
+test("texts can be read on their backgrounds", () => {
+  const css = readFileSync(process.env.ENLIST_CONSOLE + "/console.css", "utf8");
+  for (const kind of ["good", "warn", "bad", "gone"]) {
+    const colours = (name) => [...css.matchAll(new RegExp("--" + name + ": (#[0-9a-f]{6})", "g"))].map((one) => one[1]);
+    const [texts, backs] = [colours(kind), colours(kind + "-back")];
+    assert.equal(texts.length, 2, "light and dark");
+    texts.forEach((text, at) => assert.ok(contrast(text, backs[at]) >= 4.5, kind + contrast(text, backs[at])));
+  }
 });
