@@ -8,13 +8,13 @@ use enlist::{Entry, Event, Freshness, InstanceId, ServiceName, Snapshot};
 use crate::http::{
     following::{
         position::Position,
-        state::{EntryEnd, Published, RegistryState, ServiceState},
+        state::{EntryEnd, Published, RegistryState, ServiceState, entry_bytes},
     },
-    messages::freshness::FreshnessJson,
+    messages::{freshness::FreshnessJson, json::PART_BYTES},
 };
 
-/// Maximum number of notices in one part.
-pub(crate) const PART: usize = 128;
+/// Maximum number of notices in one part, and a few.
+const PART: usize = 128;
 
 /// A change for a client.
 #[derive(Clone, Debug)]
@@ -31,6 +31,27 @@ pub(crate) enum Notice {
     Freshness(Option<ServiceName>, Freshness),
     /// The client has the state at this position.
     Synced { position: Position, freshness: FreshnessJson, omitted: usize },
+}
+
+/// Notices that are sent at a time: at most [`PART`], and no more once their instances have [`PART_BYTES`].
+#[derive(Debug, Default)]
+struct Part {
+    notices: Vec<Notice>,
+    bytes: usize,
+}
+
+impl Part {
+    fn is_full(&self) -> bool {
+        self.notices.len() >= PART || self.bytes >= PART_BYTES
+    }
+
+    fn push(&mut self, notice: Notice) {
+        self.bytes += match &notice {
+            Notice::Added(_, entry) | Notice::Updated(_, entry) | Notice::Removed(_, entry, _) => entry_bytes(entry),
+            Notice::Snapshot { .. } | Notice::Freshness(..) | Notice::Synced { .. } => 0,
+        };
+        self.notices.push(notice);
+    }
 }
 
 /// Service whose difference is being sent.
@@ -63,22 +84,22 @@ impl EventCursor {
         Self { sent: state, position: None, target: None, opened: true }
     }
 
-    /// Returns the next notices, at most [`PART`] and a few; none if the client has the latest state.
+    /// Returns the next notices, as many as one part has; none if the client has the latest state.
     pub(crate) fn next(&mut self, latest: &Published) -> Vec<Notice> {
-        let mut notices = Vec::new();
+        let mut part = Part::default();
         if !self.opened {
             self.opened = true;
             let (services, instances) = (latest.state.services.len(), latest.state.instances());
-            notices.push(Notice::Snapshot { services, instances });
+            part.push(Notice::Snapshot { services, instances });
         }
-        while notices.len() < PART {
+        while !part.is_full() {
             let Some(target) = self.target.take().or_else(|| self.next_target(&latest.state)) else {
-                self.finish(latest, &mut notices);
+                self.finish(latest, &mut part);
                 break;
             };
-            self.advance(target, &mut notices);
+            self.advance(target, &mut part);
         }
-        notices
+        part.notices
     }
 
     /// Returns the next service that differs.
@@ -93,14 +114,14 @@ impl EventCursor {
     }
 
     /// Adds notices of the target. A target with more than a part is kept for the next part.
-    fn advance(&mut self, mut target: Target, notices: &mut Vec<Notice>) {
+    fn advance(&mut self, mut target: Target, part: &mut Part) {
         let after = target.after.take();
         let later = |event: &Event| after.as_ref().is_none_or(|after| event.id() > after);
         let mut rest = difference(target.old.as_ref(), target.new.as_ref()).into_iter().filter(later).peekable();
-        while notices.len() < PART {
+        while !part.is_full() {
             let Some(event) = rest.next() else { break };
             target.after = Some(event.id().clone());
-            notices.push(notice(&target, event));
+            part.push(notice(&target, event));
         }
         if rest.peek().is_some() {
             self.target = Some(target);
@@ -112,24 +133,24 @@ impl EventCursor {
             return;
         };
         if old.is_none_or(|old| old.freshness.is_live() != new.freshness.is_live()) {
-            notices.push(Notice::Freshness(Some(service.clone()), new.freshness.clone()));
+            part.push(Notice::Freshness(Some(service.clone()), new.freshness.clone()));
         }
         self.sent.services.insert(service, new);
     }
 
     /// Adds the notices that end a difference: the client has the latest state then.
-    fn finish(&mut self, latest: &Published, notices: &mut Vec<Notice>) {
+    fn finish(&mut self, latest: &Published, part: &mut Part) {
         let live = |state: &RegistryState| state.list.as_ref().map(|list| list.freshness.is_live());
         if let Some(list) = &latest.state.list
             && live(&self.sent) != live(&latest.state)
         {
-            notices.push(Notice::Freshness(None, list.freshness.clone()));
+            part.push(Notice::Freshness(None, list.freshness.clone()));
         }
         self.sent = latest.state.clone();
         if self.position != Some(latest.position) {
             self.position = Some(latest.position);
             let (freshness, omitted) = (latest.state.freshness(), latest.state.omitted());
-            notices.push(Notice::Synced { position: latest.position, freshness, omitted });
+            part.push(Notice::Synced { position: latest.position, freshness, omitted });
         }
     }
 }

@@ -16,6 +16,10 @@ use crate::http::messages::freshness::{FreshnessJson, millis};
 /// Number of the latest ends of instances that are kept for each service.
 pub(crate) const DEPARTURES: usize = 50;
 
+/// Bytes of ended instances that are kept for each service, which are also in each response for it; the latest is kept
+/// in any case.
+pub(crate) const DEPARTURE_BYTES: usize = 256 << 10;
+
 /// Part of the registry that is followed as one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Scope {
@@ -183,6 +187,15 @@ impl Published {
         let state = RegistryState { services: OrdMap::new(), list: Some(list) };
         Self { state, progress: Progress::Complete, ..Self::default() }
     }
+}
+
+/// Returns the bytes of the texts of an instance, which is about what it takes in memory and in a response.
+pub(crate) fn entry_bytes(entry: &Entry) -> usize {
+    let instance = entry.instance();
+    let metadata = instance.metadata().iter().map(|(key, value)| key.len() + value.len());
+    let endpoints = instance.endpoints().iter().map(|endpoint| endpoint.as_str().len());
+    let texts = [instance.version(), instance.zone()].map(|text| text.map_or(0, str::len));
+    instance.id().as_str().len() + metadata.chain(endpoints).chain(texts).sum::<usize>()
 }
 
 /// Returns the freshness of data that were read from the store at `began`.

@@ -14,8 +14,8 @@ use futures::stream;
 use serde::Serialize;
 use serde_json::ser::Formatter;
 
-/// Number of items of a large list that are written at a time.
-const PART: usize = 64;
+/// Bytes of a large list after which a part ends. Its last item can exceed them.
+pub(crate) const PART_BYTES: usize = 64 << 10;
 
 /// Media type of JSON.
 pub(crate) const MEDIA_TYPE: HeaderValue = HeaderValue::from_static("application/json");
@@ -65,19 +65,17 @@ pub(crate) fn in_parts<T: Send + 'static>(
     let mut texts = items.into_iter().filter_map(write).enumerate();
     let parts = stream::unfold(Some(head), move |part| {
         let next = part.map(|mut part| {
-            let mut written = 0;
-            for (number, text) in texts.by_ref().take(PART) {
+            while part.len() < PART_BYTES {
+                let Some((number, text)) = texts.next() else {
+                    part.extend_from_slice(tail);
+                    return (part, None);
+                };
                 if number > 0 {
                     part.push(b',');
                 }
                 part.extend(text);
-                written += 1;
             }
-            if written == PART {
-                return (part, Some(Vec::new()));
-            }
-            part.extend_from_slice(tail);
-            (part, None)
+            (part, Some(Vec::new()))
         });
         future::ready(next.map(|(part, rest)| (Ok::<_, Infallible>(Bytes::from(part)), rest)))
     });
@@ -101,19 +99,29 @@ pub(crate) fn with_media_type(body: Body, media_type: HeaderValue) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use futures::StreamExt as _;
+
     use super::*;
 
     #[tokio::test]
     async fn a_list_in_parts_is_complete() {
-        for count in [0, 1, PART - 1, PART, PART + 1, 2 * PART, 3 * PART - 2] {
-            let items: Vec<_> = (0..count).collect();
-            // Every third one is left out.
-            let write = |item: usize| (item % 3 != 1).then(|| text(&item));
-            let response = in_parts(open_list(&serde_json::json!({ "a": 1 }), "b"), items, write, b"]}");
-            let body = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
-            let expected: Vec<_> = (0..count).filter(|item| item % 3 != 1).collect();
-            let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
-            assert_eq!(body, serde_json::json!({ "a": 1, "b": expected }));
+        for count in [0, 1, 2, 7, 100, 1000] {
+            for length in [1, 1000, PART_BYTES - 1] {
+                let items: Vec<_> = (0..count).collect();
+                // Every third one is left out.
+                let item = move |item: usize| (item % 3 != 1).then(|| format!("{item:0length$}"));
+                let write = move |number| Some(text(&item(number)?));
+                let response = in_parts(open_list(&serde_json::json!({ "a": 1 }), "b"), items, write, b"]}");
+                let mut parts = response.into_body().into_data_stream();
+                let mut body = Vec::new();
+                while let Some(Ok(part)) = parts.next().await {
+                    assert!(part.len() < PART_BYTES + length + 20, "{}", part.len());
+                    body.extend_from_slice(&part);
+                }
+                let expected: Vec<_> = (0..count).filter_map(item).collect();
+                let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+                assert_eq!(body, serde_json::json!({ "a": 1, "b": expected }));
+            }
         }
     }
 
