@@ -99,6 +99,8 @@ fn head<'a>(headers: &'a HeaderMap, uri: &'a Uri) -> RequestHead<'a> {
         hosts: all(header::HOST),
         target: uri.authority().map(axum::http::uri::Authority::as_str),
         origins: all(header::ORIGIN),
+        fetch_site: one(HeaderName::from_static("sec-fetch-site")),
+        fetch_dest: one(HeaderName::from_static("sec-fetch-dest")),
         uri_bytes: uri.path_and_query().map_or(0, |path| path.as_str().len()),
         content_length: one(header::CONTENT_LENGTH),
         transfer_encoding: one(header::TRANSFER_ENCODING),

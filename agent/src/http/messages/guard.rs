@@ -55,6 +55,10 @@ pub(crate) struct RequestHead<'a> {
     pub(crate) target: Option<&'a str>,
     /// Values of all headers `origin`.
     pub(crate) origins: Vec<Option<&'a str>>,
+    /// Value of `sec-fetch-site`, which browsers send: the relation of the page to this server.
+    pub(crate) fetch_site: Option<&'a str>,
+    /// Value of `sec-fetch-dest`, which browsers send: `document` if the response is shown in a tab.
+    pub(crate) fetch_dest: Option<&'a str>,
     /// Bytes of path and query.
     pub(crate) uri_bytes: usize,
     /// Value of `content-length`.
@@ -77,6 +81,12 @@ pub(crate) fn admit(head: &RequestHead<'_>, hosts: &Hosts) -> Result<(), ApiErro
             .is_some_and(|(_, authority)| authority.eq_ignore_ascii_case(host))
     };
     if head.origins.len() > 1 || !head.origins.iter().copied().all(same) {
+        return Err(ApiError::new(Code::ForbiddenOrigin, "pages of other origins are not served"));
+    }
+    // A page can request a resource without CORS, as an image: that has no `origin`, and its page cannot read the
+    // response, but it would open views and streams of events.
+    let is_own = matches!(head.fetch_site, None | Some("same-origin" | "none")) || head.fetch_dest == Some("document");
+    if !is_own {
         return Err(ApiError::new(Code::ForbiddenOrigin, "pages of other origins are not served"));
     }
     if head.uri_bytes > MAX_URI_BYTES {
@@ -147,6 +157,24 @@ mod tests {
         let two =
             RequestHead { origins: vec![Some("http://localhost"), Some("http://localhost")], ..head("localhost") };
         assert_eq!(code(&two), Some(Code::ForbiddenOrigin));
+    }
+
+    #[test]
+    fn requests_of_other_pages_are_refused() {
+        for (site, dest, admitted) in [
+            (None, None, true),
+            (Some("same-origin"), Some("empty"), true),
+            (Some("none"), Some("document"), true),
+            (Some("cross-site"), Some("document"), true),
+            (Some("cross-site"), Some("image"), false),
+            (Some("cross-site"), Some("iframe"), false),
+            (Some("same-site"), Some("empty"), false),
+            (Some("cross-site"), None, false),
+            (Some("?"), None, false),
+        ] {
+            let head = RequestHead { fetch_site: site, fetch_dest: dest, ..head("localhost") };
+            assert_eq!(code(&head), (!admitted).then_some(Code::ForbiddenOrigin), "{site:?} {dest:?}");
+        }
     }
 
     #[test]
