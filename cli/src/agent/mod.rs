@@ -1,6 +1,7 @@
 //! `enlist agent`: the registry for programs in other languages, over xDS and HTTP.
 
 mod file;
+mod open_files;
 
 use std::{
     fs,
@@ -28,7 +29,8 @@ use crate::{
 pub(crate) async fn run(global: &Global, options: &AgentOptions, output: Output) -> Result<u8, Failure> {
     let mut signals = Signals::ending()?;
     log_to_stderr();
-    let AgentFile { token_file, insecure, tls, xds, http } = AgentFile::of(options)?;
+    let AgentFile { token_file, insecure, tls, mut xds, mut http } = AgentFile::of(options)?;
+    open_files::fit(&mut xds, http.as_mut(), output)?;
     let resolver = Arc::new(global.client()?);
     let token = token_file.as_deref().map(BearerToken::from_file).transpose()?;
     let access = Access { token, tls: tls.as_ref().map(identity).transpose()?, insecure };
