@@ -201,15 +201,46 @@ mod tests {
         page.split(&begin).skip(1).map(|rest| rest.split_once("```").unwrap().0).collect()
     }
 
+    /// Returns the keys of a section of a unit that its documentation may have (systemd.unit(5), systemd.service(5),
+    /// systemd.exec(5), systemd.kill(5), systemd.resource-control(5)). systemd ignores unknown ones with a warning.
+    fn unit_keys(section: &str) -> &'static [&'static str] {
+        match section {
+            "[Unit]" => &["Description", "Documentation", "After", "Wants", "Requires"],
+            "[Service]" => &[
+                "ExecStart",
+                "Environment",
+                "LoadCredential",
+                "DynamicUser",
+                "Restart",
+                "RestartSec",
+                "TimeoutStopSec",
+                "LimitNOFILE",
+                "MemoryMax",
+                "NoNewPrivileges",
+                "ProtectSystem",
+                "ProtectHome",
+                "PrivateTmp",
+                "PrivateDevices",
+                "RestrictAddressFamilies",
+                "SystemCallFilter",
+            ],
+            "[Install]" => &["WantedBy"],
+            _ => &[],
+        }
+    }
+
     #[test]
     fn the_documented_deployments_are_valid() {
         let page = include_str!("../../../docs/agent-deployment.md");
         let ([unit], [manifest]) = (&blocks(page, "ini")[..], &blocks(page, "yaml")[..]) else { panic!("one of each") };
-        let is_section = |line: &str| line.starts_with('[') && line.ends_with(']');
-        let is_setting =
-            |line: &str| line.split_once('=').is_some_and(|(key, _)| key.chars().all(char::is_alphanumeric));
+        let mut section = "";
         for line in unit.lines().filter(|line| !line.is_empty()) {
-            assert!(is_section(line) || is_setting(line), "{line}");
+            if line.starts_with('[') {
+                section = line;
+                continue;
+            }
+            let (key, value) = line.split_once('=').unwrap();
+            assert!(unit_keys(section).contains(&key) && !value.is_empty(), "{section} {line}");
         }
         let start = unit.lines().find_map(|line| line.strip_prefix("ExecStart=")).unwrap();
         let command = manifest.lines().find_map(|line| line.trim().strip_prefix("command: ")).unwrap();
