@@ -22,5 +22,5 @@ async fn the_console_states_what_the_agent_says() {
     let output = soon("the tests end", node.output()).await.unwrap();
     let printed = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{printed}{}", String::from_utf8_lossy(&output.stderr));
-    assert!(printed.contains("# pass 16"), "{printed}");
+    assert!(printed.contains("# pass 17"), "{printed}");
 }

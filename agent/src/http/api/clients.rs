@@ -18,9 +18,12 @@ use crate::{
     xds::{XdsClient, XdsRejection},
 };
 
+/// Number of names of services that are shown for a client.
+const NAMES: usize = 100;
+
+/// Beginning of the response; the clients follow.
 #[derive(Serialize)]
-struct ClientsJson<'a> {
-    clients: Vec<ClientJson<'a>>,
+struct ClientsHead {
     not_sent: usize,
     views: ViewsJson,
 }
@@ -49,6 +52,7 @@ struct ClientJson<'a> {
     connected_ms: u64,
     silent_ms: u64,
     services: &'a [String],
+    subscriptions: usize,
     rejected: u64,
     last_rejection: Option<RejectionJson<'a>>,
 }
@@ -71,7 +75,8 @@ impl<'a> From<&'a XdsClient> for ClientJson<'a> {
             peer: peer.map(|peer| peer.to_string()),
             connected_ms: millis(since.elapsed()),
             silent_ms: millis(heard.elapsed()),
-            services,
+            services: &services[..services.len().min(NAMES)],
+            subscriptions: services.len(),
             rejected: *rejected,
             last_rejection: last_rejection.as_ref().map(Into::into),
         }
@@ -92,8 +97,9 @@ pub(crate) async fn clients(
 ) -> Response {
     let clients = shared.xds.clients();
     let not_sent = shared.xds.totals().not_sent;
-    let (clients, views) = (clients.iter().map(Into::into).collect(), shared.xds.staleness().into());
-    json::response(&ClientsJson { clients, not_sent, views })
+    let head = ClientsHead { not_sent, views: shared.xds.staleness().into() };
+    let write = |client: XdsClient| Some(json::text(&ClientJson::from(&client)));
+    json::in_parts(json::open_list(&head, "clients"), clients, write, b"]}")
 }
 
 /// Returns the JSON of a client that has rejected a response, for tests.

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use axum::{extract::State, response::Response};
-use enlist::{LockMode, QueuedCandidate, QueuedContender, Queues};
+use enlist::{ElectionQueue, LockMode, LockQueue, Namespace, QueuedCandidate, QueuedContender, Queues};
 use serde::Serialize;
 
 use crate::http::{
+    api::cache::Read,
     messages::{
         error::{ApiError, Code},
         freshness::FreshnessJson,
@@ -16,11 +17,11 @@ use crate::http::{
     shared::RequestContext,
 };
 
+/// Beginning of a response; the locks or elections follow.
 #[derive(Serialize)]
-struct LocksJson<'a> {
+struct Head<'a> {
     namespace: &'a str,
     freshness: FreshnessJson,
-    locks: Vec<LockJson<'a>>,
 }
 
 #[derive(Serialize)]
@@ -48,13 +49,6 @@ impl<'a> From<&'a QueuedContender> for ContenderJson<'a> {
         let (token, created) = (contender.token.get(), contender.created.get());
         Self { token, mode, process: contender.process.as_deref(), created }
     }
-}
-
-#[derive(Serialize)]
-struct ElectionsJson<'a> {
-    namespace: &'a str,
-    freshness: FreshnessJson,
-    elections: Vec<ElectionJson<'a>>,
 }
 
 #[derive(Serialize)]
@@ -94,15 +88,15 @@ pub(crate) async fn locks(
     let (namespace, queues) = (query.namespace()?, reader(&shared)?);
     let key = namespace.clone();
     let read = shared.locks.read(key.clone(), move || async move { queues.lock_queues(&key).await }).await?;
-    let locks = read.value.iter().map(|queue| LockJson {
-        name: queue.name.name(),
-        delayed: queue.delayed,
-        holders: queue.holders().iter().map(Into::into).collect(),
-        waiting: queue.waiting().iter().map(Into::into).collect(),
-    });
-    let freshness = read.freshness();
-    let body = LocksJson { namespace: namespace.as_str(), freshness: freshness.clone(), locks: locks.collect() };
-    Ok(freshness.mark(json::response(&body)))
+    let write = |queue: &LockQueue| {
+        json::text(&LockJson {
+            name: queue.name.name(),
+            delayed: queue.delayed,
+            holders: queue.holders().iter().map(Into::into).collect(),
+            waiting: queue.waiting().iter().map(Into::into).collect(),
+        })
+    };
+    Ok(in_parts(&namespace, "locks", &read, write))
 }
 
 /// Serves the elections of a namespace that have a candidate.
@@ -113,14 +107,27 @@ pub(crate) async fn elections(
     let (namespace, queues) = (query.namespace()?, reader(&shared)?);
     let key = namespace.clone();
     let read = shared.elections.read(key.clone(), move || async move { queues.election_queues(&key).await }).await?;
-    let elections = read.value.iter().map(|queue| ElectionJson {
-        name: queue.name.name(),
-        delayed: queue.delayed,
-        leader: queue.leader().map(Into::into),
-        waiting: queue.waiting().iter().map(Into::into).collect(),
-    });
-    let freshness = read.freshness();
-    let body =
-        ElectionsJson { namespace: namespace.as_str(), freshness: freshness.clone(), elections: elections.collect() };
-    Ok(freshness.mark(json::response(&body)))
+    let write = |queue: &ElectionQueue| {
+        json::text(&ElectionJson {
+            name: queue.name.name(),
+            delayed: queue.delayed,
+            leader: queue.leader().map(Into::into),
+            waiting: queue.waiting().iter().map(Into::into).collect(),
+        })
+    };
+    Ok(in_parts(&namespace, "elections", &read, write))
+}
+
+/// Returns a response with queues that requests share. It is written in parts, so that each client costs one.
+fn in_parts<Q: Send + Sync + 'static>(
+    namespace: &Namespace,
+    list: &str,
+    read: &Read<Vec<Q>>,
+    write: impl Fn(&Q) -> Vec<u8> + Send + 'static,
+) -> Response {
+    let (freshness, queues) = (read.freshness(), Arc::clone(&read.value));
+    let head = Head { namespace: namespace.as_str(), freshness: freshness.clone() };
+    let all = (0..queues.len()).collect();
+    let write = move |at: usize| queues.get(at).map(&write);
+    freshness.mark(json::in_parts(json::open_list(&head, list), all, write, b"]}"))
 }

@@ -1,7 +1,7 @@
 // Requests to the agent: one stream of events, and reads of the data that the stream does not have.
 
 import { $, clean } from "./elements.js";
-import { lose, state, take } from "./registry.js";
+import { keepDepartures, lose, state, take } from "./registry.js";
 import { SILENCE_MS } from "./status.js";
 import { changed, view } from "./view.js";
 
@@ -149,7 +149,7 @@ export async function loadDepartures(name) {
     const later = state.departures.get(name) ?? [];
     const known = new Set(later.map((one) => one.instance.id + one.instance.created));
     const earlier = body.departures.filter((one) => !known.has(one.instance.id + one.instance.created));
-    state.departures.set(name, [...later, ...earlier].slice(0, 50));
+    keepDepartures(name, [...later, ...earlier]);
   } catch (error) {
     state.departuresRead.delete(name);
     state.departuresProblem = error.message;

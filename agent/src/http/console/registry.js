@@ -2,6 +2,7 @@
 
 const TIMELINE = 2000; // kept changes
 const DEPARTURES = 50; // kept ends of instances of a service
+const NAMES = 200; // services whose ended instances are kept
 const GONE_MS = 15000; // time for which an ended instance stays visible
 
 export const state = {
@@ -108,10 +109,21 @@ function remove(name, instance, reason) {
     found.gone.set(instance.id, { instance, at: Date.now(), reason });
     const departures = state.departures.get(name) ?? [];
     departures.unshift({ instance, at_ms: Date.now(), reason });
-    state.departures.set(name, departures.slice(0, DEPARTURES));
+    keepDepartures(name, departures);
   }
   touch(found);
   log(reason, name, instance.id, instance.endpoints.join(", "));
+}
+
+// Keeps the ends of instances of a service, and those of the services that had the latest ones.
+export function keepDepartures(name, departures) {
+  state.departures.delete(name);
+  state.departures.set(name, departures.slice(0, DEPARTURES));
+  for (const [oldest] of state.departures) {
+    if (state.departures.size <= NAMES) break;
+    state.departures.delete(oldest);
+    state.departuresRead.delete(oldest);
+  }
 }
 
 function difference(old, now) {

@@ -70,6 +70,7 @@ export const VIEWS = {
       JSON.stringify([
         one.changed,
         one.freshness?.state,
+        state.live,
         summary(one).instances,
         Math.floor((Date.now() - one.changed) / 5000),
       ]),
@@ -209,7 +210,7 @@ export const VIEWS = {
   queues: {
     filters: { all: "all", locks: "locks", elections: "elections", waiting: "with waiting contenders" },
     sorts: { name: "name", waiting: "waiting" },
-    columns: ["Name", "Kind", "Holder", "#Token", "#Revision", "Waiting"],
+    columns: ["Name", "Kind", "Holder", "#Token", "#Since revision", "Waiting"],
     empty: "No lock and no election has a contender",
     known: () => state.queues !== null && !failures([state.queues.locks, state.queues.elections]).length,
     rows() {
@@ -268,7 +269,13 @@ export const VIEWS = {
     known: () => state.clients?.clients.status === "fulfilled",
     rows() {
       const list = state.clients?.clients.value?.clients ?? [];
-      const all = list.map((one, index) => ({ ...one, index }));
+      // Streams of one node have one key each, also once an earlier client is gone.
+      const counts = new Map();
+      const all = list.map((one) => {
+        const name = one.node + " " + one.peer + " " + one.services.slice(0, 8).join(" ");
+        counts.set(name, (counts.get(name) ?? 0) + 1);
+        return { ...one, id: name + " " + counts.get(name) };
+      });
       const match = matcher();
       const found = all.filter(
         (one) => (view.filter === "all" || one.rejected) && match(one.node, one.user_agent, one.zone, ...one.services),
@@ -278,10 +285,10 @@ export const VIEWS = {
         rows: found.sort((a, b) => (view.sort === "rejected" ? b.rejected - a.rejected : 0) || compare(a.node, b.node)),
       };
     },
-    key: (one) => one.index,
+    key: (one) => one.id,
     stamp: (one) =>
       JSON.stringify([
-        [one.node, one.user_agent, one.peer, one.zone, one.services, one.rejected, one.last_rejection?.message],
+        [one.node, one.user_agent, one.peer, one.zone, one.services, one.subscriptions, one.rejected, one.last_rejection?.message],
         [duration(one.connected_ms), silence(one), duration(one.last_rejection?.age_ms ?? 0)],
       ]),
     cells: (one) => [
@@ -296,7 +303,7 @@ export const VIEWS = {
         one.services
           .slice(0, 8)
           .map((name) => short(name, 60))
-          .join("\n") + (one.services.length > 8 ? "\nand " + (one.services.length - 8) + " more" : ""),
+          .join("\n") + (one.subscriptions > 8 ? "\nand " + (one.subscriptions - 8) + " more" : ""),
       ),
       String(one.rejected),
       one.last_rejection

@@ -229,3 +229,14 @@ test("texts can be read on their backgrounds", () => {
     texts.forEach((text, at) => assert.ok(contrast(text, backs[at]) >= 4.5, kind + contrast(text, backs[at])));
   }
 });
+
+test("ended instances of many services are bounded", () => {
+  synced();
+  for (let number = 0; number < 1000; number += 1) {
+    const service = "s" + number;
+    event("added", { service, instance: instance("i") }, "");
+    event("removed", { service, instance: instance("i"), reason: "departed" }, "");
+  }
+  assert.equal(state.departures.size, 200);
+  assert.ok(state.departures.has("s999"));
+});
