@@ -20,7 +20,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tower::ServiceExt as _;
 
-use super::{HttpOptions, Sources, router::router, shared::RequestContext, stop::Stop};
+use super::{HttpOptions, Sources, messages::json::PART_BYTES, router::router, shared::RequestContext, stop::Stop};
 use crate::{
     BearerToken,
     logged::Logged,
@@ -446,6 +446,27 @@ async fn an_idle_event_client_sees_the_age() {
     assert_eq!((&*received.event, &received.data["state"]), ("heartbeat", &"live".into()));
     fixture.stop.send_replace(Stop::Stopping);
     while events.next().await.is_some() {}
+}
+
+/// A part ends after its bytes, so a client that does not read costs no more if instances are large.
+#[tokio::test(start_paused = true)]
+async fn parts_of_large_instances_are_small() {
+    const BYTES: usize = 40_000;
+    let fixture = Fixture::new();
+    let mut kept = Vec::new();
+    for number in 0..20 {
+        let large = instance(&number.to_string()).with_metadata("text", "x".repeat(BYTES));
+        kept.push(fixture.register("s", large).await);
+    }
+    for uri in ["/v1/services/default/s", "/v1/prometheus/targets", "/v1/events"] {
+        let mut parts = fixture.send(request(uri)).await.into_body().into_data_stream();
+        let mut read = 0;
+        while read < 20 * BYTES {
+            let part = parts.next().await.unwrap().unwrap();
+            assert!(part.len() < PART_BYTES + BYTES + 2_000, "{uri}: {}", part.len());
+            read += part.len();
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -506,7 +506,12 @@ mod tests {
         let store = MemoryStore::new();
         let (registry, reader) = (store.client(), store.client());
         let _a = registry.register(&ServiceRef::parse("greeter").unwrap(), instance("a"), RegisterOptions::new()).await;
-        let all = Arc::new(SharedAssignments::new(Directory::new(Arc::new(reader.clone())), 2, Duration::ZERO));
+        let all = Arc::new(SharedAssignments::new(
+            Directory::new(Arc::new(reader.clone())),
+            2,
+            Duration::ZERO,
+            Duration::ZERO,
+        ));
         let inbox = Arc::new(Inbox::default());
         let _subscription = all.subscribe("greeter", &inbox).unwrap();
         inbox.take().await;
