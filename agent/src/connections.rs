@@ -5,14 +5,13 @@
 
 use std::{
     io,
-    net::SocketAddr,
     pin::Pin,
     sync::{Arc, Mutex, Weak},
     task::{Context, Poll},
     time::Duration,
 };
 
-use enlist::{Moment, backend::MutexExt as _};
+use enlist::backend::MutexExt as _;
 use futures::{Stream, stream};
 #[cfg(target_os = "linux")]
 use socket2::SockRef;
@@ -24,6 +23,8 @@ use tokio::{
 };
 use tonic::transport::server::Connected;
 
+pub(crate) use self::peer::{InUse, Peer};
+use self::peer::{PeerState, UNUSED};
 use crate::limits::Permits;
 #[cfg(feature = "tls")]
 use crate::{
@@ -31,6 +32,8 @@ use crate::{
     security::TlsIdentity,
     tls::{Protocol, TlsServer},
 };
+
+mod peer;
 
 /// Delay after a failure to accept, such as the lack of a file descriptor.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
@@ -43,9 +46,6 @@ pub(crate) const OPENING: Duration = Duration::from_secs(10);
 /// read stays in memory. On Linux it is also the maximum time until the host of the client acknowledges bytes: small
 /// events fit into the buffers of the system, which otherwise repeats them for a quarter of an hour.
 pub(crate) const STALL: Duration = Duration::from_secs(60);
-
-/// Time for which a connection is kept although no stream uses it and another client needs its slot.
-const UNUSED: Duration = Duration::from_secs(10);
 
 /// Maximum time until a connection that gives way has done so.
 const EVICTION: Duration = Duration::from_secs(1);
@@ -94,100 +94,6 @@ impl Transport {
 trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
-
-/// The client of a connection. Requests over it have a clone of this.
-#[derive(Clone, Debug)]
-pub(crate) struct Peer {
-    address: Option<SocketAddr>,
-    state: Arc<PeerState>,
-}
-
-/// State of a connection.
-#[derive(Debug)]
-struct PeerState {
-    heard: Mutex<Moment>,
-    usage: Mutex<Usage>,
-    /// `true` once it is to be closed.
-    closing: watch::Sender<bool>,
-}
-
-/// Use of a connection by streams.
-#[derive(Debug)]
-struct Usage {
-    streams: usize,
-    /// Time at which the last one ended, or at which the connection was accepted.
-    since: Moment,
-}
-
-impl PeerState {
-    /// Returns the time for which no stream has used the connection; `None` if one does, or it is closed already.
-    fn unused(&self) -> Option<Duration> {
-        let usage = self.usage.locked();
-        let is_open = !*self.closing.borrow();
-        (is_open && usage.streams == 0).then(|| usage.since.elapsed())
-    }
-
-    fn close(&self) {
-        self.closing.send_replace(true);
-    }
-}
-
-/// Use of a connection by a stream, until it is dropped.
-#[derive(Debug)]
-pub(crate) struct InUse(Arc<PeerState>);
-
-impl Drop for InUse {
-    fn drop(&mut self) {
-        let mut usage = self.0.usage.locked();
-        *usage = Usage { streams: usage.streams.saturating_sub(1), since: Moment::now() };
-    }
-}
-
-impl Peer {
-    /// Creates the client of a new connection.
-    pub(crate) fn new(address: Option<SocketAddr>) -> Self {
-        let (now, closing) = (Moment::now(), watch::Sender::new(false));
-        let usage = Mutex::new(Usage { streams: 0, since: now });
-        Self { address, state: Arc::new(PeerState { heard: Mutex::new(now), usage, closing }) }
-    }
-
-    /// Address of the client.
-    pub(crate) fn address(&self) -> Option<SocketAddr> {
-        self.address
-    }
-
-    /// Time at which bytes of the client arrived last.
-    pub(crate) fn heard(&self) -> Moment {
-        *self.state.heard.locked()
-    }
-
-    /// Records that a stream uses the connection.
-    pub(crate) fn in_use(&self) -> InUse {
-        self.state.usage.locked().streams += 1;
-        InUse(Arc::clone(&self.state))
-    }
-
-    /// Returns `true` if the connection is to give way to another one.
-    pub(crate) fn is_unused(&self) -> bool {
-        self.state.unused().is_some_and(|time| time >= UNUSED)
-    }
-
-    /// Number of streams that use the connection.
-    #[cfg(test)]
-    pub(crate) fn streams(&self) -> usize {
-        self.state.usage.locked().streams
-    }
-
-    /// Closes the connection.
-    pub(crate) fn disconnect(&self) {
-        self.state.close();
-    }
-
-    /// Records that bytes of the client have arrived.
-    fn hear(&self) {
-        *self.state.heard.locked() = Moment::now();
-    }
-}
 
 /// A connection, which counts until it is dropped.
 pub(crate) struct LimitedConnection {
@@ -474,6 +380,8 @@ impl Connected for LimitedConnection {
 
 #[cfg(test)]
 mod tests {
+    use enlist::Moment;
+
     use super::*;
     use enlist_testkit::soon;
     use futures::StreamExt as _;

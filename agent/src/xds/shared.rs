@@ -279,7 +279,8 @@ impl Drop for Subscription {
 
 impl FollowedAssignment {
     /// Publishes the assignment of a snapshot. Subscribers are informed if its content differs from the one before. One
-    /// that is too large is not published: clients would not receive it. They keep what they have, and new ones get nothing.
+    /// that is too large is not published: clients would not receive it. They keep what they have, and new ones get
+    /// nothing.
     fn publish(&self, snapshot: &Snapshot) {
         let new = assignment(&self.name, snapshot);
         self.log(snapshot.service(), &new);
