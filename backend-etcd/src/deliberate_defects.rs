@@ -1,5 +1,12 @@
 //! Deliberate defects, at most one at a time, which the simulation has to find. Without the feature `defects` there are
 //! none, and the compiler removes the checks for them.
+//!
+//! Conditions and values that only defects need are here: in a file of `cargo xtask mutants`, their mutants would
+//! change nothing without the feature, and survive.
+
+use std::time::Duration;
+
+use enlist::LockMode;
 
 /// The defect that is turned on, counted from 1.
 #[cfg(feature = "defects")]
@@ -140,5 +147,22 @@ impl DeliberateDefect {
     #[expect(clippy::unused_self, reason = "as with the feature")]
     pub(crate) const fn is_on(self) -> bool {
         false
+    }
+}
+
+impl DeliberateDefect {
+    /// Returns `true` if a contender in `mode` ignores the entries before its own.
+    pub(crate) fn ignores_queue(mode: LockMode) -> bool {
+        Self::QueueIgnored.is_on() || Self::ReadersIgnoreWriters.is_on() && mode == LockMode::Shared
+    }
+
+    /// Returns `true` if an update of a key is not written, which is `own` or not.
+    pub(crate) fn ignores_updates(own: bool) -> bool {
+        own && Self::UpdatesIgnored.is_on()
+    }
+
+    /// Returns the time between two renewals if leases are renewed too late.
+    pub(crate) fn late_renewal(interval: Duration) -> Option<Duration> {
+        Self::RenewedTooLate.is_on().then(|| interval * 4)
     }
 }

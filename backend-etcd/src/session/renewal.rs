@@ -42,8 +42,8 @@ fn renewal_timeout(ttl: Duration) -> Duration {
 
 /// Returns the time between two successful renewals: `interval` with 10 % jitter.
 fn jittered(interval: Duration) -> Duration {
-    if DeliberateDefect::RenewedTooLate.is_on() {
-        return interval * 4;
+    if let Some(late) = DeliberateDefect::late_renewal(interval) {
+        return late;
     }
     interval.mul_f64(0.9 + 0.2 * fastrand::f64())
 }

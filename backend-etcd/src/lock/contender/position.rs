@@ -100,9 +100,7 @@ fn by_last_two(
 ) -> Option<Position> {
     let mut entries = entries.into_iter();
     entries.next().filter(|last| *last.key == *own)?;
-    if DeliberateDefect::QueueIgnored.is_on()
-        || DeliberateDefect::ReadersIgnoreWriters.is_on() && mode == LockMode::Shared
-    {
+    if DeliberateDefect::ignores_queue(mode) {
         return Some(Position::Holder);
     }
     match entries.next() {

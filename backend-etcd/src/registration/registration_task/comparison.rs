@@ -141,11 +141,11 @@ impl RegistrationTask {
     ) -> Result<StepOutcome<Record>, Error> {
         match step {
             Step::Create => self.write(key, None, Guard::Absent, desired, lease).await,
-            Step::Replace { .. } if comparison.own && DeliberateDefect::UpdatesIgnored.is_on() => {
-                self.driver.report_stored(desired.generation, record.map(|record| record.modified).unwrap_or_default());
-                Ok(StepOutcome::Settled)
-            }
             Step::Replace { modified } => {
+                if DeliberateDefect::ignores_updates(comparison.own) {
+                    self.driver.report_stored(desired.generation, modified);
+                    return Ok(StepOutcome::Settled);
+                }
                 let noted = self.rollbacks;
                 let written = self.write(key, record.as_ref(), Guard::Modified(modified), desired, lease).await;
                 if comparison.former && matches!(written, Ok(StepOutcome::Settled)) {
