@@ -14,12 +14,13 @@ use std::{
     time::Duration,
 };
 
-use enlist_testkit::{EtcdServer, FakeEtcd, Provider, ServerOptions, soon};
+use enlist_testkit::{EtcdServer, FakeEtcd, Provider, ServerOptions, eventually, soon};
 use etcd_client::{
     Client, Compare, CompareOp, DeleteOptions, Error, EventType, GetOptions, LeaseGrantOptions, PutOptions, SortOrder,
     SortTarget, Txn, TxnOp, WatchFilterType, WatchOptions,
     proto::{PbKeyValue, PbResponseHeader, PbTxnOpResponse, PbTxnResponse},
 };
+use futures::future::join_all;
 use leases::Leases;
 use watched::{Change, Reader, WatchPlan};
 
@@ -539,6 +540,43 @@ async fn the_fake_answers_as_etcd_does() {
     for refused in ["required revision has been compacted", "duplicate key", "lease not found", "lease already exists"]
     {
         assert!(covered.iter().any(|kind| kind.contains(refused)), "nothing was refused with {refused}: {covered:?}");
+    }
+}
+
+/// The remaining time of a lease falls and is restored by a renewal, on both sides at once. Control: a fake whose
+/// leases do not expire reports the granted time throughout.
+#[tokio::test]
+async fn remaining_times_fall_as_in_etcd() {
+    const GRANTED: i64 = 30;
+    /// Time after which they are compared, in seconds, and their maximum difference.
+    const AGE: i64 = 6;
+    const TOLERANCE: u64 = 2;
+    let server = EtcdServer::start_with(Provider::own(), ServerOptions::new()).await;
+    let (fake, constant) = (FakeEtcd::start(), FakeEtcd::start());
+    fake.expire_leases();
+    let client =
+        async |fake: &FakeEtcd| Client::from_channel(etcd_client::Channel::Tonic(fake.channel()), None).await.unwrap();
+    let sides = [support::raw(&server).await, client(&fake).await, client(&constant).await];
+    let remaining = async || {
+        let asked = sides.clone().map(|mut side| async move { side.lease_time_to_live(1, None).await.unwrap().ttl() });
+        join_all(asked).await
+    };
+    let grant = |mut side: Client| async move {
+        side.lease_grant(GRANTED, Some(LeaseGrantOptions::new().with_id(1))).await.unwrap();
+    };
+    join_all(sides.clone().map(grant)).await;
+    for what in ["granted", "renewed"] {
+        let aged = eventually("the lease has aged", || async {
+            let now = remaining().await;
+            if now[0] <= GRANTED - AGE { Ok(now) } else { Err(now) }
+        })
+        .await;
+        assert!(aged[1].abs_diff(aged[0]) <= TOLERANCE, "{what}; etcd, the fake, the control: {aged:?}");
+        assert!(aged[2].abs_diff(aged[0]) > TOLERANCE, "{what}; the control: {aged:?}");
+        join_all(sides.clone().map(|mut side| async move { side.lease_keep_alive(1).await.unwrap() })).await;
+        let renewed = remaining().await;
+        assert!(renewed[0] > aged[0], "{what}; etcd renews: {renewed:?}");
+        assert!(renewed[1].abs_diff(renewed[0]) <= TOLERANCE, "{what}, then renewed: {renewed:?}");
     }
 }
 

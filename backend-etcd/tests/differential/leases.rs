@@ -10,7 +10,8 @@ use etcd_client::{
 
 use super::plain;
 
-/// Maximum difference between the remaining times of both sides, in seconds. The requests are not simultaneous.
+/// Maximum difference between the remaining times of both sides in a run of random requests, in seconds. The requests
+/// are not simultaneous. `remaining_times_fall_as_in_etcd` compares them strictly.
 const TOLERANCE: u64 = 20;
 
 /// Stands for an id that the server chose.
