@@ -6,15 +6,13 @@
 mod support;
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use enlist::{
     Counter, Error, Event, Lock, LockGuard, LockName, LockOptions, Registration, Resolver, TaskOwner, Watcher,
+    backend::MutexExt as _,
 };
 use enlist_etcd::Etcd;
 use enlist_testkit::{EtcdCluster, Proxy, eventually, soon};
@@ -23,20 +21,43 @@ use support::{in_background, register, service};
 /// A cluster that loses its leader elects another one within seconds on a busy machine.
 const LOCK_TTL: Duration = Duration::from_secs(15);
 
-/// Counts the instance removals that a raw watch over the member at `url` receives.
-async fn departures(url: &str, tasks: &TaskOwner) -> Arc<AtomicUsize> {
-    let count = Arc::new(AtomicUsize::new(0));
-    let mut raw = etcd_client::Client::connect([url], None).await.unwrap();
-    let options = etcd_client::WatchOptions::new().with_prefix();
-    let mut stream = raw.watch(support::PREFIX, Some(options)).await.unwrap();
-    let counted = Arc::clone(&count);
-    in_background(tasks, async move {
-        while let Ok(Some(message)) = stream.message().await {
-            let gone = message.events().iter().filter(|event| event.event_type() == etcd_client::EventType::Delete);
-            counted.fetch_add(gone.count(), Ordering::SeqCst);
-        }
-    });
-    count
+/// Removals of keys of instances, seen by a raw watch over one member.
+struct Departures {
+    url: String,
+    keys: Arc<Mutex<Vec<String>>>,
+}
+
+impl Departures {
+    async fn follow(url: &str, tasks: &TaskOwner) -> Self {
+        let keys = Arc::new(Mutex::new(Vec::new()));
+        let mut raw = etcd_client::Client::connect([url], None).await.unwrap();
+        let options = etcd_client::WatchOptions::new().with_prefix();
+        let mut stream = raw.watch(support::PREFIX, Some(options)).await.unwrap();
+        let gone = Arc::clone(&keys);
+        in_background(tasks, async move {
+            while let Ok(Some(message)) = stream.message().await {
+                let events = message.events().iter();
+                let deletions = events.filter(|event| event.event_type() == etcd_client::EventType::Delete);
+                let deleted = deletions.map(|event| event.kv().unwrap().key_str().unwrap().to_owned());
+                gone.locked().extend(deleted);
+            }
+        });
+        Self { url: url.to_owned(), keys }
+    }
+
+    /// Fails if a key was removed. The watch has to see the removal of a marker first, because it ends with its stream.
+    async fn are_none(&self) {
+        let marker = format!("{}marker", support::PREFIX);
+        let mut raw = etcd_client::Client::connect([&self.url], None).await.unwrap();
+        raw.put(marker.clone(), "no instance", None).await.unwrap();
+        raw.delete(marker.clone(), None).await.unwrap();
+        let gone = eventually("the removal of the marker is seen", || async {
+            let gone = self.keys.locked().clone();
+            if gone.contains(&marker) { Ok(gone) } else { Err(gone) }
+        })
+        .await;
+        assert_eq!(gone, [marker], "no instance was absent");
+    }
 }
 
 /// A client with an instance, a watcher and a lock, which the changes of the cluster must not affect.
@@ -105,7 +126,7 @@ async fn running_clients_follow_changed_members() {
         users.push(User::new(etcd, &format!("u{number}")).await);
     }
     let tasks = TaskOwner::new();
-    let gone = departures(&cluster.urls()[2], &tasks).await;
+    let departures = Departures::follow(&cluster.urls()[2], &tasks).await;
 
     let promoted = cluster.promote_learner().await;
     for user in &mut users {
@@ -123,7 +144,7 @@ async fn running_clients_follow_changed_members() {
     for user in &mut users {
         user.works().await;
     }
-    assert_eq!(gone.load(Ordering::SeqCst), 0, "no instance was absent");
+    departures.are_none().await;
     // Two of three are a quorum: the promoted member and the added one.
     cluster.member_mut(2).kill().await;
     for user in &mut users {
@@ -147,7 +168,7 @@ async fn a_replaced_member_is_not_noticed() {
         users.push(User::new(Etcd::builder(urls.clone()).connect().await.unwrap(), &format!("u{}", users.len())).await);
     }
     let tasks = TaskOwner::new();
-    let gone = departures(&cluster.urls()[(leader + 1) % 3], &tasks).await;
+    let departures = Departures::follow(&cluster.urls()[(leader + 1) % 3], &tasks).await;
     let url = cluster.urls()[leader].clone();
     let id = async || {
         let raw = etcd_client::Client::connect([url.clone()], None).await.unwrap();
@@ -163,7 +184,7 @@ async fn a_replaced_member_is_not_noticed() {
     for user in &mut users {
         user.works().await;
     }
-    assert_eq!(gone.load(Ordering::SeqCst), 0, "no instance was absent");
+    departures.are_none().await;
     eventually("the wiped member has everything", || async {
         let etcd = Etcd::connect(url.clone()).await.map_err(|error| format!("{error:?}"))?;
         let count = etcd.resolve(&service()).await.map_err(|error| format!("{error:?}"))?.len();
