@@ -126,6 +126,7 @@ fn only_suspensions_count_as_elapsed_time() {
         let before = Moment::now();
         host.suspend(2 * i64::try_from(TTL.as_secs()).unwrap());
         assert!(before.elapsed() >= 2 * TTL, "the control: {before:?}");
+        assert!(last.freshness.age() >= 2 * TTL, "no answer is as new: {:?}", last.freshness);
         assert!(!guard.is_held(), "it may have been granted to another meanwhile");
         listed(&other, 1).await;
         let guard = soon("acquired", other.acquire(&name, LockOptions::new().ttl(TTL))).await.unwrap();
