@@ -90,44 +90,57 @@ pub enum DeliberateDefect {
     ProbesPanic,
 }
 
+/// Returns the list of the named defects. It does not compile if one is missing.
+#[cfg(feature = "defects")]
+macro_rules! all {
+    ($($defect:ident),+ $(,)?) => {{
+        const fn _is_complete(defect: DeliberateDefect) {
+            match defect {
+                $(DeliberateDefect::$defect => {})+
+            }
+        }
+        &[$(DeliberateDefect::$defect),+]
+    }};
+}
+
 #[cfg(feature = "defects")]
 impl DeliberateDefect {
     /// All of them.
-    pub const ALL: &[Self] = &[
-        Self::WatchFromTooLate,
-        Self::NoListAfterCompaction,
-        Self::ListKeepsTheGone,
-        Self::ListWithoutRevision,
-        Self::MessagesProve,
-        Self::ProbesProveAtOnce,
-        Self::DeletionsIgnored,
-        Self::BrokenWatchForgotten,
-        Self::SilenceTolerated,
-        Self::TurnUnconfirmed,
-        Self::QueueIgnored,
-        Self::ReadersIgnoreWriters,
-        Self::CallerGoneStays,
-        Self::ValidTwiceAsLong,
-        Self::HolderDeaf,
-        Self::ReleaseUnconfirmed,
-        Self::ReaderHandsOver,
-        Self::LateEntryForgotten,
-        Self::SuffixesShared,
-        Self::RenewedTooLate,
-        Self::LeasesLeaked,
-        Self::RegistrationDeaf,
-        Self::UpdatesIgnored,
-        Self::RemovalUnconfirmed,
-        Self::LateCreationForgotten,
-        Self::RefusalsIgnored,
-        Self::CreationsReportedEarly,
-        Self::UpdatesReportedEarly,
-        Self::UnknownWritesForgotten,
-        Self::OldValuesKept,
-        Self::ValidTooBriefly,
-        Self::RemovalRetriedAtOnce,
-        Self::SuspectAfterWrites,
-        Self::ProbesPanic,
+    pub const ALL: &[Self] = all![
+        WatchFromTooLate,
+        NoListAfterCompaction,
+        ListKeepsTheGone,
+        ListWithoutRevision,
+        MessagesProve,
+        ProbesProveAtOnce,
+        DeletionsIgnored,
+        BrokenWatchForgotten,
+        SilenceTolerated,
+        TurnUnconfirmed,
+        QueueIgnored,
+        ReadersIgnoreWriters,
+        CallerGoneStays,
+        ValidTwiceAsLong,
+        HolderDeaf,
+        ReleaseUnconfirmed,
+        ReaderHandsOver,
+        LateEntryForgotten,
+        SuffixesShared,
+        RenewedTooLate,
+        LeasesLeaked,
+        RegistrationDeaf,
+        UpdatesIgnored,
+        RemovalUnconfirmed,
+        LateCreationForgotten,
+        RefusalsIgnored,
+        CreationsReportedEarly,
+        UpdatesReportedEarly,
+        UnknownWritesForgotten,
+        OldValuesKept,
+        ValidTooBriefly,
+        RemovalRetriedAtOnce,
+        SuspectAfterWrites,
+        ProbesPanic,
     ];
 
     /// Turns this defect on for the whole process, and all others off.
