@@ -115,15 +115,17 @@ async fn running_clients_follow_changed_members() {
     assert!(format!("{refused:?}").contains("learner"), "{refused:?}");
 
     let first = cluster.urls()[0].clone();
-    let mut endpoints = vec![learner];
+    let address = learner.strip_prefix("http://").unwrap().parse().unwrap();
+    let proxy = Proxy::start(address).await.unwrap();
+    let mut endpoints = vec![proxy.url()];
     endpoints.extend(cluster.urls());
     let alone = Etcd::connect(first.clone()).await.unwrap();
     let following = Etcd::builder([first]).member_sync(Some(Duration::from_secs(1))).connect().await.unwrap();
     let mut users = vec![User::new(following, "following").await];
-    // Each client starts with a random endpoint.
-    for number in 0..4 {
+    // Each client starts with a random endpoint; at least one has to start with the learner.
+    while users.len() < 5 || proxy.connections().is_empty() {
         let etcd = Etcd::builder(endpoints.clone()).connect().await.unwrap();
-        users.push(User::new(etcd, &format!("u{number}")).await);
+        users.push(User::new(etcd, &format!("u{}", users.len())).await);
     }
     let tasks = TaskOwner::new();
     let departures = Departures::follow(&cluster.urls()[2], &tasks).await;
