@@ -328,29 +328,72 @@ async fn raw(server: &EtcdServer) -> Option<etcd_client::Client> {
     tokio::time::timeout(Duration::from_secs(3), connect).await.ok()?.ok()
 }
 
-/// Applies one fault and ends it.
+/// Kind of a short fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum FaultKind {
+    Kill,
+    Freeze,
+    Network,
+    Compaction,
+    Revocation,
+    InstanceDeletion,
+    EntryDeletion,
+    Garbage,
+}
+
+/// Kinds to choose from, with the same probability each.
+const KINDS: [FaultKind; 9] = [
+    FaultKind::Kill,
+    FaultKind::Freeze,
+    FaultKind::Network,
+    FaultKind::Network,
+    FaultKind::Compaction,
+    FaultKind::Revocation,
+    FaultKind::InstanceDeletion,
+    FaultKind::EntryDeletion,
+    FaultKind::Garbage,
+];
+
+/// Number of short faults that took effect.
+#[derive(Default)]
+struct FaultCounts(BTreeMap<FaultKind, u32>);
+
+impl FaultCounts {
+    /// Counts a fault. Of requests to etcd only those count that it acknowledged.
+    fn add(&mut self, kind: FaultKind, effect: Option<()>) {
+        *self.0.entry(kind).or_default() += u32::from(effect.is_some());
+    }
+
+    /// Prints the numbers; fails if a long run had none of a kind, except for `impossible`.
+    fn report(&self, impossible: Option<FaultKind>) {
+        println!("faults that took effect: {:?}", self.0);
+        for kind in KINDS.into_iter().filter(|kind| LongFreezes::with_longest() && Some(*kind) != impossible) {
+            assert!(self.0.get(&kind).is_some_and(|count| *count > 0), "{kind:?} had no effect: {:?}", self.0);
+        }
+    }
+}
+
+/// Applies one fault and ends it. `None` if it had no effect.
 async fn fault(
-    kind: usize,
+    kind: FaultKind,
     store: &mut Store,
     proxies: &[Proxy],
     random: &mut fastrand::Rng,
     recorder: &Recorder,
     read: i64,
-) {
+) -> Option<()> {
     let while_ = Duration::from_millis(random.u64(200..2500));
     let proxy = &proxies[random.usize(..proxies.len())];
-    let quick = Duration::from_secs(3);
     let member = random.usize(..store.urls().len());
-    let server = store.member(member);
     match kind {
-        0 => {
+        FaultKind::Kill => {
             let server = store.member_mut(member);
             server.kill().await;
             tokio::time::sleep(while_ / 4).await;
             server.restart().await;
         }
-        1 => store.freeze(member, while_, recorder).await,
-        2 | 3 => {
+        FaultKind::Freeze => store.freeze(member, while_, recorder).await,
+        FaultKind::Network => {
             let modes = [
                 Mode::BlackHole(Direction::ToClient),
                 Mode::BlackHole(Direction::ToServer),
@@ -364,55 +407,56 @@ async fn fault(
             tokio::time::sleep(while_).await;
             proxy.heal();
         }
-        // Errors of the nemesis itself are ignored: the store may be unavailable.
-        4 => {
-            if let Some(mut raw) = raw(server).await {
-                let _ = tokio::time::timeout(quick, raw.compact(read, None)).await;
-            }
-        }
-        5 => {
-            if let Some(mut raw) = raw(server).await {
-                let leases = tokio::time::timeout(quick, raw.leases()).await;
-                let leases =
-                    leases.ok().and_then(Result::ok).map(|leases| leases.leases().to_vec()).unwrap_or_default();
-                if !leases.is_empty() {
-                    let lease = leases[random.usize(..leases.len())].id();
-                    recorder.revokes(lease);
-                    let _ = tokio::time::timeout(quick, raw.lease_revoke(lease)).await;
-                }
-            }
-        }
-        6 => {
-            if let Some(mut raw) = raw(server).await {
-                let key = format!("{PREFIX}o{}-{}", random.usize(..OWNERS), random.usize(..EACH));
-                let _ = tokio::time::timeout(quick, raw.delete(key, None)).await;
-            }
-        }
-        7 => {
-            if let Some(mut raw) = raw(server).await {
-                let queue = if random.bool() { QUEUE } else { PERMIT_QUEUE };
-                let entries =
-                    tokio::time::timeout(quick, raw.get(queue, Some(etcd_client::GetOptions::new().with_prefix())));
-                let entries =
-                    entries.await.ok().and_then(Result::ok).map(|entries| entries.kvs().to_vec()).unwrap_or_default();
-                if !entries.is_empty() {
-                    let entry = &entries[random.usize(..entries.len())];
-                    let (now, token) = (recorder.micros(), number(entry.create_revision()));
-                    // Tokens of both are revisions of one store.
-                    recorder.record().locks.deleted(now, token);
-                    recorder.record().semaphore.deleted(now, token);
-                    let _ = tokio::time::timeout(quick, raw.delete(entry.key(), None)).await;
-                }
-            }
-        }
-        _ => {
-            if let Some(mut raw) = raw(server).await {
-                let prefix = [PREFIX, QUEUE, PERMIT_QUEUE][random.usize(..3)];
-                let key = format!("{prefix}garbage-{}", random.u8(..4));
-                let _ = tokio::time::timeout(quick, raw.put(key, "{\"v\":", None)).await;
-            }
-        }
+        other => return raw_fault(other, &mut raw(store.member(member)).await?, random, recorder, read).await,
     }
+    Some(())
+}
+
+/// Returns the response to a request of the nemesis itself. There may be none: the store may be unavailable.
+async fn acknowledged<T>(request: impl Future<Output = Result<T, etcd_client::Error>>) -> Option<T> {
+    tokio::time::timeout(Duration::from_secs(3), request).await.ok()?.ok()
+}
+
+/// Applies a fault that is a request to etcd. `None` if it had no effect, as far as etcd has answered.
+async fn raw_fault(
+    kind: FaultKind,
+    raw: &mut etcd_client::Client,
+    random: &mut fastrand::Rng,
+    recorder: &Recorder,
+    read: i64,
+) -> Option<()> {
+    match kind {
+        FaultKind::Compaction => {
+            acknowledged(raw.compact(read, None)).await?;
+        }
+        FaultKind::Revocation => {
+            let leases = acknowledged(raw.leases()).await?;
+            let lease = random.choice(leases.leases())?.id();
+            recorder.revokes(lease);
+            acknowledged(raw.lease_revoke(lease)).await?;
+        }
+        FaultKind::InstanceDeletion => {
+            let key = format!("{PREFIX}o{}-{}", random.usize(..OWNERS), random.usize(..EACH));
+            return (acknowledged(raw.delete(key, None)).await?.deleted() > 0).then_some(());
+        }
+        FaultKind::EntryDeletion => {
+            let queue = if random.bool() { QUEUE } else { PERMIT_QUEUE };
+            let entries = acknowledged(raw.get(queue, Some(etcd_client::GetOptions::new().with_prefix()))).await?;
+            let entry = random.choice(entries.kvs())?;
+            let (now, token) = (recorder.micros(), number(entry.create_revision()));
+            // Tokens of both are revisions of one store.
+            recorder.record().locks.deleted(now, token);
+            recorder.record().semaphore.deleted(now, token);
+            return (acknowledged(raw.delete(entry.key(), None)).await?.deleted() > 0).then_some(());
+        }
+        FaultKind::Garbage => {
+            let prefix = [PREFIX, QUEUE, PERMIT_QUEUE][random.usize(..3)];
+            let key = format!("{prefix}garbage-{}", random.u8(..4));
+            acknowledged(raw.put(key, "{\"v\":", None)).await?;
+        }
+        FaultKind::Kill | FaultKind::Freeze | FaultKind::Network => unreachable!("no request to etcd"),
+    }
+    Some(())
 }
 
 /// Applies a long freeze, of the leader in a cluster; then wipes a member of the cluster and adds it again.
@@ -675,14 +719,16 @@ async fn run(mut store: Store) {
     }
     let mut lockers = lock_and_unlock(&etcds, &recorder, &resource, &stop, &mut random);
 
-    let mut freezes = LongFreezes::start();
+    let (mut freezes, mut counts) = (LongFreezes::start(), FaultCounts::default());
     let mut weight = 1;
     let mut gone = 0;
     while freezes.begun.elapsed() < length() {
         let read = read.load(Ordering::SeqCst);
-        match freezes.due() {
-            Some(length) => long_fault(length, &mut store, &mut random, &recorder).await,
-            None => fault(random.usize(..9), &mut store, &proxies, &mut random, &recorder, read).await,
+        if let Some(length) = freezes.due() {
+            long_fault(length, &mut store, &mut random, &recorder).await;
+        } else {
+            let kind = KINDS[random.usize(..KINDS.len())];
+            counts.add(kind, fault(kind, &mut store, &proxies, &mut random, &recorder, read).await);
         }
         weight += 1;
         drop(registrations[random.usize(..registrations.len())].update(move |update| {
@@ -744,6 +790,7 @@ async fn run(mut store: Store) {
          writes"
     );
     freezes.report();
+    counts.report(None);
     if let Store::Three(_) = store {
         println!("{} times a member was wiped and added again", freezes.count);
     }
@@ -779,12 +826,14 @@ async fn run_semaphore(mut store: Store) {
             contenders.spawn(permit_contender(etcd, contender, recorder, stop, random.fork()));
         }
     }
-    let mut freezes = LongFreezes::start();
+    let (mut freezes, mut counts) = (LongFreezes::start(), FaultCounts::default());
     while freezes.begun.elapsed() < length() {
         let read = read.load(Ordering::SeqCst);
-        match freezes.due() {
-            Some(length) => store.freeze(0, length, &recorder).await,
-            None => fault(random.usize(..9), &mut store, &proxies, &mut random, &recorder, read).await,
+        if let Some(length) = freezes.due() {
+            store.freeze(0, length, &recorder).await;
+        } else {
+            let kind = KINDS[random.usize(..KINDS.len())];
+            counts.add(kind, fault(kind, &mut store, &proxies, &mut random, &recorder, read).await);
         }
         // An operator changes the number now and then, also below what is in use.
         if random.u8(..3) == 0 {
@@ -800,6 +849,8 @@ async fn run_semaphore(mut store: Store) {
     queue_empties(&mut contenders, &raw, PERMIT_QUEUE).await;
     nothing_is_broken(&recorder).await;
     freezes.report();
+    // There are no instances.
+    counts.report(Some(FaultKind::InstanceDeletion));
     let grants = recorder.record().semaphore.grants();
     let excused = recorder.record().semaphore.excused();
     println!("{grants} grants; excused: {excused}, because others may have ended the entries of earlier holders");
