@@ -503,7 +503,7 @@ mod tests {
         let mut incoming = Box::pin(incoming(listener, Transport::Tcp, one_slot(), &owner));
         let _silent = TcpStream::connect(address).await.unwrap();
         let mut accepted = incoming.next().await.unwrap().unwrap();
-        let read = tokio::time::timeout(Duration::from_mins(1), accepted.read(&mut [0])).await;
+        let read = tokio::time::timeout(Duration::from_secs(60), accepted.read(&mut [0])).await;
         let end = read.expect("a silent connection is ended").unwrap_err();
         assert_eq!(end.kind(), io::ErrorKind::TimedOut);
         drop(accepted);
@@ -521,7 +521,7 @@ mod tests {
         let mut accepted = incoming.next().await.unwrap().unwrap();
         client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
         accepted.read_exact(&mut [0; 24]).await.unwrap();
-        let read = tokio::time::timeout(Duration::from_mins(1), accepted.read(&mut [0])).await;
+        let read = tokio::time::timeout(Duration::from_secs(60), accepted.read(&mut [0])).await;
         read.expect_err("it is open");
     }
 }

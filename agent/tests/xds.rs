@@ -135,7 +135,7 @@ async fn a_store_that_returns_late_empties_no_client() {
     resumed.resume(ASSIGNMENT, &["greeter"], "of the earlier agent").await;
     let mut other = AdsClient::connect(agent.address).await;
     other.resume(ASSIGNMENT, &["other"], "of the earlier agent").await;
-    tokio::time::sleep(Duration::from_mins(1)).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
     store.agents.heal();
     // The agent knows by now that the service is empty.
     assert_eq!(AdsClient::connect(agent.address).await.assignment("greeter").await, []);
