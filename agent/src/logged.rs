@@ -3,10 +3,15 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    sync::{Arc, Mutex},
+    sync::{Arc, LazyLock, Mutex},
 };
 
 use enlist::backend::MutexExt as _;
+use tracing::{Dispatch, subscriber::NoSubscriber};
+
+/// A second subscriber. With a single one, tracing asks that of the thread in which an event occurs first whether it is
+/// of interest: a test without a subscriber would decide for all others.
+static SECOND: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(NoSubscriber::new()));
 
 /// Fields of an event, the message included.
 type Fields = BTreeMap<&'static str, String>;
@@ -21,6 +26,7 @@ pub(crate) struct Logged {
 impl Logged {
     /// A subscriber for the events of a module.
     pub(crate) fn of(module: &'static str) -> Self {
+        LazyLock::force(&SECOND);
         Self { module, events: Arc::default() }
     }
 
