@@ -45,6 +45,15 @@ function navigate() {
   render();
 }
 
+// Uses the storage of the browser, which it may block.
+function stored(use) {
+  try {
+    return use(localStorage);
+  } catch {
+    return null;
+  }
+}
+
 // Shows the view that the user has opened. The focus would be lost with the row that had it.
 function open() {
   navigate();
@@ -105,9 +114,9 @@ function start() {
     event.preventDefault(); // its address is no view
     $("main").focus();
   });
-  $("shortcuts").checked = localStorage.getItem("shortcuts") !== "off";
+  $("shortcuts").checked = stored((storage) => storage.getItem("shortcuts")) !== "off";
   $("shortcuts").addEventListener("change", () =>
-    localStorage.setItem("shortcuts", $("shortcuts").checked ? "on" : "off"),
+    stored((storage) => storage.setItem("shortcuts", $("shortcuts").checked ? "on" : "off")),
   );
   $("previous").addEventListener("click", () => {
     view.page -= 1;

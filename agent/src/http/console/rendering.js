@@ -55,7 +55,7 @@ function renderView() {
   $("empty").textContent = !current.known() ? "Not known" : all > rows.length ? "Nothing matches" : current.empty;
   const counted = current.known() || all > 0;
   $("count").textContent = !counted ? "" : rows.length === all ? all : rows.length + " of " + all;
-  if (view.asked) setText($("spoken"), $("count").textContent + " rows");
+  if (view.asked && counted) setText($("spoken"), $("count").textContent + " rows");
   view.asked = false;
   $("pages").hidden = pages < 2;
   $("page").textContent = "Page " + (view.page + 1) + " of " + pages;
@@ -102,7 +102,7 @@ function header() {
   const spoken = announcement(state, Date.now());
   if (spoken !== null && spoken !== announced) {
     setText($("alert"), spoken);
-    if (!spoken) setText($("spoken"), "The data are live again.");
+    setText($("spoken"), spoken ? "" : "The data are live again.");
     announced = spoken;
   }
   const notice = limitNotice(state);

@@ -70,8 +70,9 @@ function staleParts(state) {
 const REFUSED = {
   xds_connections: "connections for xDS",
   xds_streams: "streams of xDS",
-  xds_names: "streams of xDS with too many names",
-  xds_services: "streams of xDS for further services",
+  xds_names: "requests of xDS with too many names",
+  xds_request_bytes: "requests of xDS that did not end",
+  xds_services: "services for further clients of xDS",
   http_connections: "connections for HTTP",
   http_event_clients: "event clients",
   http_views: "requests for further services and namespaces",
