@@ -126,7 +126,7 @@ impl HttpOptions {
 
     /// Sets the maximum number of namespaces and single services that are read at a time, by all clients. A request for
     /// a further one is refused with status 503. One without a reader is kept for 70 s, or until another one needs its
-    /// slot; it counts until its watch has ended, 5 s later
+    /// slot: a quarter of the maximum at a time, because each watch goes on for 5 s
     /// ([`DirectoryOptions::idle`](enlist::DirectoryOptions::idle)). Default: 1,000.
     #[must_use]
     pub fn max_views(mut self, max_views: usize) -> Self {

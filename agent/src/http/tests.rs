@@ -11,7 +11,7 @@ use axum::{
 };
 use enlist::{
     DEFAULT_IDLE, Directory, Endpoint, Health, Instance, InstanceId, LeaseChoice, Lock as _, LockName, LockOptions,
-    Namespace, Queues, RegisterOptions, Registration, Registry as _, ServiceName, ServiceRef,
+    Namespace, Queues, RegisterOptions, Registration, Registry as _, Resolver as _, ServiceName, ServiceRef,
 };
 use enlist_memory::{MemoryClient, MemoryStore};
 use enlist_testkit::eventually;
@@ -33,6 +33,8 @@ struct Fixture {
     /// The client that the routes read through.
     reader: MemoryClient,
     writer: MemoryClient,
+    /// Views that clients of xDS share.
+    directory: Directory,
     router: Router,
     stop: watch::Sender<Stop>,
 }
@@ -50,9 +52,9 @@ impl Fixture {
         let directory = Directory::new(Arc::clone(&resolver));
         let queues: Arc<dyn Queues> = Arc::new(reader.clone());
         let xds = XdsStatus::new(directory.clone(), Duration::ZERO, &XdsOptions::new());
-        let sources = Sources { resolver, directory, idle: DEFAULT_IDLE, queues: Some(queues), xds };
+        let sources = Sources { resolver, directory: directory.clone(), idle: DEFAULT_IDLE, queues: Some(queues), xds };
         let shared = RequestContext::new(sources, options, stopped);
-        Self { store, reader, writer, router: router(Arc::new(shared)), stop }
+        Self { store, reader, writer, directory, router: router(Arc::new(shared)), stop }
     }
 
     async fn register(&self, service: &str, instance: Instance) -> Registration {
@@ -339,7 +341,7 @@ async fn a_forgotten_end_has_no_cause() {
     let mut events = fixture.events("/v1/events", None).await;
     events.synced().await;
     registered.abandon();
-    tokio::time::sleep(Duration::from_mins(5)).await;
+    tokio::time::sleep(Duration::from_secs(300)).await;
     let removed = loop {
         let received = events.next().await.unwrap();
         if received.event == "removed" {
@@ -557,16 +559,34 @@ async fn an_unknown_state_is_an_error() {
 #[tokio::test(start_paused = true)]
 async fn views_are_limited() {
     let fixture = Fixture::with(&HttpOptions::new().max_views(1));
-    let _registered = fixture.register("two", instance("a")).await;
+    let _registered = [fixture.register("two", instance("a")).await, fixture.register("three", instance("a")).await];
     let events = fixture.events("/v1/events?service=one", None).await;
     let refused = fixture.refusal(request("/v1/services/default/two")).await;
     assert_eq!(refused, (503, "too_many_views".to_owned()));
     assert_eq!(fixture.refused("http_views").await, 1);
     drop(events);
-    // The watch of the ended view has a slot until the directory ends it.
-    assert_eq!(fixture.refusal(request("/v1/services/default/two")).await.0, 503);
-    tokio::time::sleep(DEFAULT_IDLE).await;
     fixture.json("/v1/services/default/two").await;
+    // The watch of the first one exists until the directory ends it.
+    assert_eq!(fixture.refusal(request("/v1/services/default/three")).await.0, 503);
+    tokio::time::sleep(DEFAULT_IDLE).await;
+    fixture.json("/v1/services/default/three").await;
+}
+
+/// Clients of xDS have a view of it, which holds an instance that the store has lost.
+#[tokio::test(start_paused = true)]
+async fn a_service_with_a_view_is_not_read_anew() {
+    let fixture = Fixture::new();
+    let registered = fixture.register("s", instance("a")).await;
+    let view = fixture.directory.view(&ServiceRef::parse("s").unwrap());
+    view.ready().await.unwrap();
+    fixture.writer.cut();
+    eventually("the store has lost it", || async {
+        let stored = fixture.reader.resolve(view.service()).await.unwrap();
+        if stored.is_empty() { Ok(()) } else { Err(stored) }
+    })
+    .await;
+    assert_eq!(fixture.json("/v1/services/default/s").await["instances"][0]["id"], "a");
+    drop(registered);
 }
 
 /// A request for something that the store does not have opens no watch, so it needs no slot.

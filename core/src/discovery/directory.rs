@@ -56,6 +56,12 @@ impl Directory {
         ServiceView { user }
     }
 
+    /// Returns `true` if `service` is watched: it has a view, or had one until a short time ago
+    /// ([`DirectoryOptions::idle`](crate::DirectoryOptions::idle)).
+    pub fn has_view(&self, service: &ServiceRef) -> bool {
+        self.inner.views.by_service.locked().contains_key(service)
+    }
+
     /// Ends all watches and waits for their tasks, at most `limit`. Views keep their last snapshot.
     ///
     /// # Errors

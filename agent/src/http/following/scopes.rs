@@ -1,10 +1,10 @@
 //! Scopes that are followed. All requests and event clients of a scope share one follower. The number of followers is
-//! bounded: one without a user ends after a while, or at once if another scope needs its slot. The slot is free again
-//! once the directory has ended the watch, so the limit is also that of the watches. What the store does not have is
-//! read once instead of followed: requests for names that do not exist open no watch.
+//! bounded: one without a user ends after a while, or at once if another scope needs its slot. The directory keeps the
+//! watches of those that ended for a time, so their number is bounded, too. What the store does not have is read once
+//! instead of followed, unless a client wants its events: requests for names that do not exist open no watch.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     fmt,
     sync::{Arc, Mutex, Weak},
     time::Duration,
@@ -40,8 +40,8 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Maximum number of such reads at a time; further requests wait.
 const PROBES: usize = 64;
 
-/// Divisor of the limit: the part of the slots that is kept free by ending followers without a user early.
-const SPARE: usize = 4;
+/// Divisor of the limit: the number of followers that other scopes end whose watches still exist.
+const EVICTED: usize = 4;
 
 /// All followers.
 pub(crate) struct Scopes {
@@ -56,35 +56,30 @@ pub(crate) struct Scopes {
     tasks: TaskOwner,
 }
 
-/// Scopes that count towards the limit. Each is in one of the maps.
+/// Followed scopes, and those that were until a short time ago.
 #[derive(Debug, Default)]
 struct ScopeTable {
     followed: HashMap<Scope, Arc<ScopeShared>>,
-    /// Scopes whose follower has ended, with the end of their watches.
-    ending: HashMap<Scope, Instant>,
+    /// Ends of the watches of evicted followers, in their order.
+    evicted: VecDeque<Instant>,
 }
 
 impl ScopeTable {
-    /// Number of scopes that have a watch.
-    fn used(&mut self) -> usize {
+    /// Ends the follower that has been without a user for the longest time, if there is one and fewer than `max`
+    /// watches of such followers exist. `idle`: time for which its watch goes on.
+    fn evict_unused(&mut self, max: usize, idle: Duration) {
         let now = Instant::now();
-        self.ending.retain(|_, end| *end > now);
-        self.followed.len() + self.ending.len()
-    }
-
-    /// Records that a follower has ended.
-    fn end(&mut self, scope: &Scope, idle: Duration) {
-        self.followed.remove(scope);
-        self.ending.insert(scope.clone(), Instant::now() + idle);
-    }
-
-    /// Ends the follower that has been without a user for the longest time, if there is one.
-    fn evict_unused(&mut self, idle: Duration) {
+        while self.evicted.front().is_some_and(|end| *end <= now) {
+            self.evicted.pop_front();
+        }
         let unused = self.followed.values().filter_map(|shared| Some((shared.unused_time()?, shared)));
-        let Some((_, shared)) = unused.max_by_key(|(time, _)| *time) else { return };
+        let Some((_, shared)) = unused.max_by_key(|(time, _)| *time).filter(|_| self.evicted.len() < max) else {
+            return;
+        };
         shared.evict();
         let scope = shared.scope.clone();
-        self.end(&scope, idle);
+        self.followed.remove(&scope);
+        self.evicted.push_back(now + idle);
     }
 }
 
@@ -96,8 +91,7 @@ enum Use {
 }
 
 impl Scopes {
-    /// Creates a set without followers.
-    /// `idle`: time for which the directory keeps a watch without a user.
+    /// Creates a set without followers. `idle`: time for which the directory keeps a watch without a user.
     pub(crate) fn new(resolver: Arc<dyn Resolver>, directory: Directory, idle: Duration, limits: Limits) -> Arc<Self> {
         Arc::new(Self {
             resolver,
@@ -123,7 +117,7 @@ impl Scopes {
 
     /// Returns the use of the limit of followers.
     pub(crate) fn usage(&self) -> LimitUse {
-        self.limit.usage(Some(self.slots.locked().used()))
+        self.limit.usage(Some(self.len()))
     }
 
     /// Returns the staleness of all followed scopes.
@@ -143,13 +137,14 @@ impl Scopes {
         self.slots.locked().followed.values().map(|shared| (shared.scope.clone(), shared.published())).collect()
     }
 
-    /// Returns the state of a scope, once it is completely known. A scope without instances gets no follower.
+    /// Returns the state of a scope, once it is completely known. A scope without instances gets no follower, unless
+    /// the directory has a view of it, which can hold instances that the store has lost.
     ///
     /// # Errors
     ///
     /// As [`open`](Self::open) and [`ScopeUser::ready`].
     pub(crate) async fn read(self: &Arc<Self>, scope: &Scope) -> Result<Arc<Published>, ApiError> {
-        if !self.has_instances(scope)
+        if !self.is_known(scope)
             && let Some(empty) = self.empty(scope).await
         {
             return Ok(Arc::new(empty));
@@ -157,8 +152,8 @@ impl Scopes {
         self.open(scope)?.ready().await
     }
 
-    /// Returns `true` if a scope is followed, or a service has instances in a followed namespace.
-    fn has_instances(&self, scope: &Scope) -> bool {
+    /// Returns `true` if a scope is followed, or a service is in a followed namespace or has a view.
+    fn is_known(&self, scope: &Scope) -> bool {
         let slots = self.slots.locked();
         let namespace = Scope::Namespace(scope.namespace().clone());
         let listed = |service: &ServiceRef| {
@@ -166,7 +161,8 @@ impl Scopes {
             Some(published.state.services.contains_key(service.name()))
         };
         slots.followed.contains_key(scope)
-            || matches!(scope, Scope::Service(service) if listed(service).unwrap_or_default())
+            || matches!(scope, Scope::Service(service)
+                if listed(service).unwrap_or_default() || self.directory.has_view(service))
     }
 
     /// Reads a scope from the store. Returns its state if it is empty; `None` if it is not, or if that is not known.
@@ -185,24 +181,22 @@ impl Scopes {
         timeout(PROBE_TIMEOUT, reading).await.ok().flatten()
     }
 
-    /// Returns a user of a scope. Starts its follower if there is none. While few slots are free, the follower that has
-    /// been without a user for the longest time ends.
+    /// Returns a user of a scope. Starts its follower if there is none. Above the limit, the follower that has been
+    /// without a user for the longest time ends.
     ///
     /// # Errors
     ///
-    /// [`Code::TooManyViews`] if no slot is free: each has a user, or its watch is about to end.
+    /// [`Code::TooManyViews`] if each follower has a user, or too many have ended a short time ago.
     pub(crate) fn open(self: &Arc<Self>, scope: &Scope) -> Result<ScopeUser, ApiError> {
         let mut slots = self.slots.locked();
         if let Some(shared) = slots.followed.get(scope) {
             return Ok(ScopeUser::new(shared));
         }
-        // The watch goes on with the new follower, in the same slot.
-        slots.ending.remove(scope);
         let max = self.limit.max();
-        if slots.followed.len() >= max - max / SPARE {
-            slots.evict_unused(self.idle);
+        if slots.followed.len() >= max {
+            slots.evict_unused(max.div_ceil(EVICTED), self.idle);
         }
-        if slots.used() >= max {
+        if slots.followed.len() >= max {
             self.limit.refuse();
             return Err(ApiError::new(Code::TooManyViews, "too many services and namespaces are read at a time"));
         }
@@ -227,7 +221,7 @@ impl Scopes {
         }
         // After an eviction, the scope can have another follower already.
         if slots.followed.get(&shared.scope).is_some_and(|followed| Arc::ptr_eq(followed, shared)) {
-            slots.end(&shared.scope, self.idle);
+            slots.followed.remove(&shared.scope);
         }
         Use::Unused
     }
