@@ -111,7 +111,7 @@ impl World {
     }
 
     async fn metric(&self, name: &str, is_counted: impl Fn(&str) -> bool) -> Result<f64> {
-        Ok(self.server.metric(name, is_counted).await.ok_or("no metrics")?)
+        Ok(self.server.metric(name, is_counted).await.ok_or_else(|| format!("etcd states no {name}"))?)
     }
 
     /// Returns the version of etcd.

@@ -239,15 +239,9 @@ impl EtcdServer {
     }
 
     /// Returns the sum of the values of a metric under all labels that `is_counted` accepts, written as in
-    /// `{grpc_method="Watch"}`, and without labels empty; `None` without an answer.
+    /// `{grpc_method="Watch"}`, and without labels empty; `None` without an answer, or if there is none.
     pub async fn metric(&self, name: &str, is_counted: impl Fn(&str) -> bool) -> Option<f64> {
-        let answer = gateway::page(self.address(), "/metrics").await?;
-        let values = answer.lines().filter_map(|line| {
-            let (labels, value) = line.strip_prefix(name)?.rsplit_once(' ')?;
-            let is_this = labels.is_empty() || labels.starts_with('{');
-            (is_this && is_counted(labels)).then(|| value.parse::<f64>().ok())?
-        });
-        Some(values.sum())
+        gateway::sum(&gateway::metrics(self.address()).await?, name, is_counted)
     }
 
     /// Returns `true` if the server reports that it is healthy, which needs a quorum.
