@@ -107,8 +107,7 @@ impl FakeEtcd {
         let expiring = async move {
             loop {
                 tokio::time::sleep(EXPIRY).await;
-                // The state owns the sender, so waiting cannot fail.
-                let _ = shared.frozen.subscribe().wait_for(|frozen| !frozen).await;
+                shared.thawed().await;
                 let expired = shared.store().expired();
                 for lease in expired {
                     shared.change(|store| store.has_expired(lease) && store.revoke(lease));

@@ -76,13 +76,17 @@ impl FakeState {
         self.released(&self.lease_queries_held).await;
     }
 
+    /// Waits until the server is not frozen, without a request that counts.
+    pub(super) async fn thawed(&self) {
+        wait_while(&self.frozen).await;
+    }
+
     /// Waits while requests or messages are `held` back, and counts that.
     async fn released(&self, held: &watch::Sender<bool>) {
         if *held.borrow() {
             self.count_delay();
         }
-        // `self` owns the sender, so waiting cannot fail.
-        let _ = held.subscribe().wait_for(|held| !held).await;
+        wait_while(held).await;
     }
 
     /// Counts a request or a message that is delayed.
@@ -166,4 +170,9 @@ impl FakeState {
         store.misbehaved.extend(next.map(|misbehavior| Misbehaved { at: Instant::now(), misbehavior }));
         next
     }
+}
+
+/// Waits while something is `held`. The caller owns the sender, so waiting cannot fail.
+async fn wait_while(held: &watch::Sender<bool>) {
+    let _ = held.subscribe().wait_for(|held| !held).await;
 }
