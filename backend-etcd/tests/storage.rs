@@ -223,19 +223,10 @@ async fn longest_outage(raw: &mut etcd_client::Client, over: &Cell<bool>) -> Dur
     longest.max(succeeded.elapsed())
 }
 
-/// The only etcd is defragmented. This takes it at least 8 s, in which it serves almost nothing, but less than a TTL.
-/// Control: no raw write succeeds for as long.
-#[tokio::test]
-async fn a_defragmentation_of_several_seconds_costs_nothing() {
-    const MEGABYTES: usize = 48;
+/// Defragments a server that is slowed. Returns the longest time without a successful write.
+async fn defragment(server: &EtcdServer, raw: &mut etcd_client::Client) -> Duration {
     /// Maximum time for which the server is slowed. The defragmentation then finishes at full speed.
     const SLOWED: Duration = Duration::from_secs(10);
-    let server = EtcdServer::start_with(Provider::Process, ServerOptions::new()).await;
-    let mut user = User::new(&server, Duration::from_secs(30)).await;
-    let mut raw = raw(&server).await;
-    for number in 0..MEGABYTES {
-        soon("written", raw.put(format!("blob/{number}"), vec![b'x'; 1 << 20], None)).await.unwrap();
-    }
     let (mut writer, begun, over) = (raw.clone(), Moment::now(), Cell::new(false));
     let defragment = async {
         raw.defragment().await.unwrap();
@@ -245,7 +236,7 @@ async fn a_defragmentation_of_several_seconds_costs_nothing() {
     let finished = tokio::select! {
         longest = both.as_mut() => Some(longest),
         () = tokio::time::sleep(SLOWED) => None,
-        never = slowed(&server, Duration::from_millis(297), Duration::from_millis(3)) => match never {},
+        never = slowed(server, Duration::from_millis(297), Duration::from_millis(3)) => match never {},
     };
     server.resume().await;
     let longest = match finished {
@@ -253,7 +244,30 @@ async fn a_defragmentation_of_several_seconds_costs_nothing() {
         None => both.await,
     };
     println!("defragmented in {:?}, no write for {longest:?}", begun.elapsed());
-    assert!(longest > Duration::from_secs(8), "the control: no write for {longest:?}");
+    longest
+}
+
+/// The only etcd is defragmented. This takes it at least 8 s, in which it serves almost nothing, but less than a TTL.
+/// Control: no raw write succeeds for as long.
+#[tokio::test]
+async fn a_defragmentation_of_several_seconds_costs_nothing() {
+    const MEGABYTES: usize = 48;
+    const LEAST: Duration = Duration::from_secs(8);
+    let server = EtcdServer::start_with(Provider::Process, ServerOptions::new()).await;
+    let mut user = User::new(&server, Duration::from_secs(30)).await;
+    let mut raw = raw(&server).await;
+    for number in 0..MEGABYTES {
+        soon("written", raw.put(format!("blob/{number}"), vec![b'x'; 1 << 20], None)).await.unwrap();
+    }
+    let mut longest = Duration::ZERO;
+    // On a busy machine, the server may run longer between its stops.
+    for _ in 0..3 {
+        longest = longest.max(defragment(&server, &mut raw).await);
+        if longest > LEAST {
+            break;
+        }
+    }
+    assert!(longest > LEAST, "the control: no write for {longest:?}");
     user.works(2).await;
 }
 
