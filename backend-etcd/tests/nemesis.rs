@@ -140,7 +140,7 @@ impl Recorder {
             semaphore.changed(revision, StoredChange::Number(permits));
         } else if event == EventType::Delete {
             semaphore.changed(revision, StoredChange::Gone { key });
-        } else if !key.contains("garbage") {
+        } else if !key.contains(GARBAGE) {
             let (token, granted) = (number(pair.create_revision()), value["granted"] == true);
             semaphore.queued(token, pair.lease());
             semaphore.changed(revision, StoredChange::Entry { key, token, permits, granted });
@@ -328,6 +328,9 @@ async fn raw(server: &EtcdServer) -> Option<etcd_client::Client> {
     tokio::time::timeout(Duration::from_secs(3), connect).await.ok()?.ok()
 }
 
+/// Part of the keys without a meaning.
+const GARBAGE: &str = "garbage";
+
 /// Kind of a short fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum FaultKind {
@@ -417,6 +420,13 @@ async fn acknowledged<T>(request: impl Future<Output = Result<T, etcd_client::Er
     tokio::time::timeout(Duration::from_secs(3), request).await.ok()?.ok()
 }
 
+/// Returns the keys below a prefix that are no garbage.
+async fn keys(raw: &mut etcd_client::Client, prefix: &str) -> Option<Vec<etcd_client::KeyValue>> {
+    let mut listed = acknowledged(raw.get(prefix, Some(etcd_client::GetOptions::new().with_prefix()))).await?;
+    let keys = listed.take_kvs().into_iter();
+    Some(keys.filter(|pair| !String::from_utf8_lossy(pair.key()).contains(GARBAGE)).collect())
+}
+
 /// Applies a fault that is a request to etcd. `None` if it had no effect, as far as etcd has answered.
 async fn raw_fault(
     kind: FaultKind,
@@ -436,13 +446,12 @@ async fn raw_fault(
             acknowledged(raw.lease_revoke(lease)).await?;
         }
         FaultKind::InstanceDeletion => {
-            let key = format!("{PREFIX}o{}-{}", random.usize(..OWNERS), random.usize(..EACH));
+            let key = random.choice(keys(raw, PREFIX).await?)?.key().to_vec();
             return (acknowledged(raw.delete(key, None)).await?.deleted() > 0).then_some(());
         }
         FaultKind::EntryDeletion => {
             let queue = if random.bool() { QUEUE } else { PERMIT_QUEUE };
-            let entries = acknowledged(raw.get(queue, Some(etcd_client::GetOptions::new().with_prefix()))).await?;
-            let entry = random.choice(entries.kvs())?;
+            let entry = random.choice(keys(raw, queue).await?)?;
             let (now, token) = (recorder.micros(), number(entry.create_revision()));
             // Tokens of both are revisions of one store.
             recorder.record().locks.deleted(now, token);
@@ -451,7 +460,7 @@ async fn raw_fault(
         }
         FaultKind::Garbage => {
             let prefix = [PREFIX, QUEUE, PERMIT_QUEUE][random.usize(..3)];
-            let key = format!("{prefix}garbage-{}", random.u8(..4));
+            let key = format!("{prefix}{GARBAGE}-{}", random.u8(..4));
             acknowledged(raw.put(key, "{\"v\":", None)).await?;
         }
         FaultKind::Kill | FaultKind::Freeze | FaultKind::Network => unreachable!("no request to etcd"),
@@ -636,7 +645,7 @@ async fn queue_empties(lockers: &mut JoinSet<()>, raw: &etcd_client::Client, que
     eventually("the queue is empty", || async {
         let found = raw.clone().get(queue, Some(etcd_client::GetOptions::new().with_prefix())).await.unwrap();
         let keys = found.kvs().iter().map(|pair| String::from_utf8_lossy(pair.key()).into_owned());
-        let left: Vec<String> = keys.filter(|key| !key.contains("garbage")).collect();
+        let left: Vec<String> = keys.filter(|key| !key.contains(GARBAGE)).collect();
         if left.is_empty() { Ok(()) } else { Err(left) }
     })
     .await;
