@@ -124,6 +124,7 @@ async fn running_clients_follow_changed_members() {
     let mut users = vec![User::new(following, "following").await];
     // Each client starts with a random endpoint; at least one has to start with the learner.
     while users.len() < 5 || proxy.connections().is_empty() {
+        assert!(users.len() < 60, "none starts with the learner");
         let etcd = Etcd::builder(endpoints.clone()).connect().await.unwrap();
         users.push(User::new(etcd, &format!("u{}", users.len())).await);
     }
