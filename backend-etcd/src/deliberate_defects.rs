@@ -169,7 +169,7 @@ impl DeliberateDefect {
         Self::QueueIgnored.is_on() || Self::ReadersIgnoreWriters.is_on() && mode == LockMode::Shared
     }
 
-    /// Returns `true` if an update of a key is not written, which is `own` or not.
+    /// Returns `true` if an update is not written. `own`: the present value is the registration's own.
     pub(crate) fn ignores_updates(own: bool) -> bool {
         own && Self::UpdatesIgnored.is_on()
     }

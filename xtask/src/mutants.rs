@@ -160,7 +160,7 @@ const PARTS: &[Part] = &[
     },
 ];
 
-/// What the parts with layouts have in common.
+/// Package and tests of the parts with layouts.
 const LAYOUTS: Part = Part {
     name: "",
     package: "enlist-etcd",

@@ -118,7 +118,8 @@ pub(crate) async fn elections(
     Ok(in_parts(&namespace, "elections", &read, write))
 }
 
-/// Returns a response with queues that requests share. It is written in parts, so that each client costs one.
+/// Returns a response with queues that requests share. It is written in parts, so that each client has one part of it
+/// in memory.
 fn in_parts<Q: Send + Sync + 'static>(
     namespace: &Namespace,
     list: &str,

@@ -84,7 +84,7 @@ pub(crate) fn admit(head: &RequestHead<'_>, hosts: &Hosts) -> Result<(), ApiErro
         return Err(ApiError::new(Code::ForbiddenOrigin, "pages of other origins are not served"));
     }
     // A page can request a resource without CORS, as an image: that has no `origin`, and its page cannot read the
-    // response, but it would open views and streams of events.
+    // response, but it would open views and streams of events. A link opens a tab of its own.
     let is_own = matches!(head.fetch_site, None | Some("same-origin" | "none")) || head.fetch_dest == Some("document");
     if !is_own {
         return Err(ApiError::new(Code::ForbiddenOrigin, "pages of other origins are not served"));

@@ -271,6 +271,7 @@ func call(arguments []string) {
 func main() {
 	bench.Measure(map[string]func([]string){
 		"follow-raw": followRaw, "follow-naming": followNaming, "register-raw": registerRaw,
-		"register-naming": registerNaming, "steady-raw": steadyRaw, "steady-naming": steadyNaming, "contend": contend, "lock": lock, "campaign": campaign, "call": call,
+		"register-naming": registerNaming, "steady-raw": steadyRaw, "steady-naming": steadyNaming,
+		"contend": contend, "lock": lock, "campaign": campaign, "call": call,
 	})
 }
