@@ -8,7 +8,7 @@ use futures::FutureExt as _;
 use crate::{
     error::AgentError,
     http::{HttpOptions, HttpServer, Sources},
-    xds::{XdsClient, XdsOptions, XdsServer, XdsStatus, XdsTotals},
+    xds::{ClientEntry, XdsClient, XdsOptions, XdsServer, XdsStatus, XdsTotals},
 };
 
 /// Parts of an agent that does not listen yet. See [`Agent::builder`].
@@ -68,7 +68,7 @@ impl AgentBuilder {
         self
     }
 
-    /// Sets the options of the views of services. Default: [`DirectoryOptions::new`], with the time of
+    /// Sets the options of the views of services, `hold` included. Default: [`DirectoryOptions::new`], with the time of
     /// [`XdsOptions::settle`] as `hold`.
     pub fn directory(mut self, options: DirectoryOptions) -> Self {
         self.directory = Some(options);
@@ -149,7 +149,7 @@ impl Agent {
 impl AgentStatus {
     /// The clients that have an open stream of xDS.
     pub fn xds_clients(&self) -> Vec<XdsClient> {
-        self.xds.clients()
+        self.xds.clients().iter().map(ClientEntry::description).collect()
     }
 
     /// Counters of xDS.

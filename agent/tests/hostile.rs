@@ -8,6 +8,7 @@ use std::{cell::Cell, future::poll_fn, net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
 use enlist::DirectoryOptions;
+use enlist_agent::ResourceType;
 use enlist_testkit::{eventually, soon};
 use http_body::Frame;
 use http_body_util::StreamBody;
@@ -282,33 +283,43 @@ async fn clients_that_do_not_read_cost_one_response() {
     serves(&store, agent.address).await;
 }
 
-/// Its connection answers pings meanwhile.
-#[tokio::test(start_paused = true)]
-async fn a_client_that_does_not_read_is_disconnected() {
+/// Returns the time until a client that does not read a large response is disconnected. Its connection answers pings
+/// meanwhile. `keep`: what it keeps open after its request.
+async fn disconnected<K>(keep: impl FnOnce(AdsClient) -> K) -> Duration {
     let _alone = ALONE.lock().await;
     let store = Store::new();
-    let one = store.register("large", instance("one", 1001).with_zone("z".repeat(500_000))).await;
+    let _one = store.register("large", instance("one", 1001).with_zone("z".repeat(500_000))).await;
     let agent = TestAgent::start(&store.agents, local()).await;
     let (mut sound, slow) = (AdsClient::connect(agent.address).await, AdsClient::connect(agent.address).await);
     slow.request(ASSIGNMENT, &["large"]).await;
     assert_eq!(sound.assignment("large").await, [(1001, HEALTHY)]);
-    let listed = || async {
-        let clients = agent.status.xds_clients().len();
-        if clients == 2 { Ok(()) } else { Err(clients) }
+    let sent = async || {
+        let sent = agent.status.xds_totals().responses[&ResourceType::Assignment];
+        if sent == 2 { Ok(()) } else { Err(sent) }
     };
-    eventually("both are listed", listed).await;
-    for weight in 1..=5 {
-        one.update(|update| _ = update.weight(weight)).await.unwrap();
-        sound.changed("large").await;
-    }
-    let start = Instant::now();
+    eventually("both have a response", sent).await;
+    let (start, _kept) = (Instant::now(), keep(slow));
     while agent.status.xds_clients().len() == 2 {
-        assert!(start.elapsed() < Duration::from_mins(3), "it is still connected");
+        assert!(start.elapsed() < Duration::from_secs(180), "it is still connected");
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
-    assert!(start.elapsed() >= Duration::from_secs(60), "after {:?}", start.elapsed());
+    let time = start.elapsed();
     let _two = store.register("large", instance("two", 1002)).await;
     assert_eq!(sound.changed("large").await.len(), 2, "a client that waits for changes stays");
+    time
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_read_is_disconnected() {
+    let time = disconnected(|client| client).await;
+    assert!(time >= Duration::from_secs(59), "{time:?}");
+}
+
+/// It sends no more requests, so its stream has ended for the agent.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_leaves_unread_is_disconnected() {
+    let time = disconnected(AdsClient::end_requests).await;
+    assert!(time >= Duration::from_secs(59), "{time:?}");
 }
 
 #[tokio::test]

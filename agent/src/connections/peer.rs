@@ -89,6 +89,12 @@ impl Peer {
         self.state.unused().is_some_and(|time| time >= UNUSED)
     }
 
+    /// Returns `true` once the connection is to be closed.
+    #[cfg(test)]
+    pub(crate) fn is_closing(&self) -> bool {
+        *self.state.closing.borrow()
+    }
+
     /// Number of streams that use the connection.
     #[cfg(test)]
     pub(crate) fn streams(&self) -> usize {

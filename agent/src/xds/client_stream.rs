@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     mem,
+    pin::pin,
     sync::Arc,
     time::Duration,
 };
@@ -14,7 +15,7 @@ use tonic::{Status, Streaming};
 
 use super::{
     clients::Connected,
-    delivery::Responses,
+    delivery::{DeliveryEnd, Progress},
     envoy::EnvoyResources,
     inbox::Inbox,
     options::ZonePreference,
@@ -26,8 +27,14 @@ use super::{
 };
 use crate::limits::Limit;
 
+/// Sender of responses to a client.
+pub(super) type Responses = mpsc::Sender<Result<DiscoveryResponse, Status>>;
+
 /// Interval of the attempts to follow names for which there was no room.
 const RETRY: Duration = Duration::from_secs(5);
+
+/// Maximum number of refusals in an attempt, so that it costs little.
+const MAX_REFUSED: usize = 16;
 
 /// Stream of a client.
 #[derive(Debug)]
@@ -94,12 +101,10 @@ impl StreamResources {
 /// Reason for the end of a stream.
 #[derive(Debug)]
 enum StreamEnd {
-    /// The client ended it, or is gone.
-    Client,
-    /// The client does not take what was sent.
-    Stalled,
-    /// A request cannot be read, or is not complete in time.
-    Request(Status),
+    /// The client ended its requests, or one cannot be read.
+    Client(Option<Status>),
+    /// The responses have ended, or the client does not take them.
+    Delivery(DeliveryEnd),
     /// The agent stops.
     Stopping,
 }
@@ -119,35 +124,49 @@ impl ClientStream {
         Self { state, resources, assignments, inbox, client, names, zones, waiting, retry }
     }
 
-    /// Serves the client until it ends the stream or `stop` completes.
+    /// Serves the client until it ends the stream or `stop` completes. `progress`: that of the client with the
+    /// responses.
     pub(super) async fn run(
         mut self,
         requests: Streaming<DiscoveryRequest>,
         responses: Responses,
+        mut progress: Progress,
         stop: impl Future<Output = ()>,
     ) {
+        let mut stop = pin!(stop);
         let end = tokio::select! {
-            () = stop => StreamEnd::Stopping,
-            () = responses.sender.closed() => StreamEnd::Client,
+            () = &mut stop => StreamEnd::Stopping,
+            end = progress.end() => StreamEnd::Delivery(end),
             end = self.serve(requests, &responses) => end,
         };
         tracing::debug!(client = ?self.client, ?end, "stream ended");
+        self.resources.subscriptions.clear();
         // A client that has not taken the last response sees the end only.
-        let _ = match end {
-            StreamEnd::Client => Ok(()),
-            // The end of the stream alone would wait behind what the client does not take.
-            StreamEnd::Stalled => {
-                self.client.disconnect();
-                Ok(())
+        let delivery = match end {
+            StreamEnd::Delivery(end) => end,
+            StreamEnd::Stopping => {
+                let _ = responses.try_send(Err(Status::unavailable("the agent stops")));
+                return;
             }
-            StreamEnd::Request(status) => responses.sender.try_send(Err(status)),
-            StreamEnd::Stopping => responses.sender.try_send(Err(Status::unavailable("the agent stops"))),
+            StreamEnd::Client(status) => {
+                if let Some(status) = status {
+                    let _ = responses.try_send(Err(status));
+                }
+                drop(responses);
+                tokio::select! {
+                    () = stop => return,
+                    end = progress.end() => end,
+                }
+            }
         };
+        // What the client does not take stays in memory as long as its connection.
+        if delivery == DeliveryEnd::Stalled {
+            self.client.disconnect();
+        }
     }
 
     async fn serve(&mut self, mut requests: Streaming<DiscoveryRequest>, responses: &Responses) -> StreamEnd {
         loop {
-            let deadline = responses.deadline();
             tokio::select! {
                 request = requests.message() => match request {
                     Ok(Some(request)) => {
@@ -155,8 +174,8 @@ impl ClientStream {
                             return end;
                         }
                     }
-                    Ok(None) => return StreamEnd::Client,
-                    Err(status) => return StreamEnd::Request(status),
+                    Ok(None) => return StreamEnd::Client(None),
+                    Err(status) => return StreamEnd::Client(Some(status)),
                 },
                 changed = self.inbox.take() => self.mark(&changed),
                 () = tokio::time::sleep_until(self.retry), if !self.waiting.is_empty() => {
@@ -164,15 +183,10 @@ impl ClientStream {
                         return end;
                     }
                 }
-                slot = responses.sender.reserve(), if self.state.is_due() => match slot {
-                    Ok(slot) => self.respond(responses, slot),
-                    Err(_) => return StreamEnd::Client,
+                slot = responses.reserve(), if self.state.is_due() => match slot {
+                    Ok(slot) => self.respond(slot),
+                    Err(_) => return StreamEnd::Delivery(DeliveryEnd::Complete),
                 },
-                () = tokio::time::sleep_until(deadline.unwrap_or(self.retry)), if deadline.is_some() => {
-                    if responses.is_late() {
-                        return StreamEnd::Stalled;
-                    }
-                }
             }
         }
     }
@@ -224,16 +238,28 @@ impl ClientStream {
         Ok(())
     }
 
-    /// Subscribes to the names that wait and for which there is room now.
+    /// Subscribes to names that wait, until there is no room. It begins with any of them: other clients may follow some
+    /// meanwhile, which need no room.
     fn follow_waiting(&mut self) -> Result<(), StreamEnd> {
         self.retry = Instant::now() + RETRY;
-        for name in mem::take(&mut self.waiting) {
+        let mut names: Vec<_> = mem::take(&mut self.waiting).into_iter().collect();
+        let first = fastrand::usize(..names.len().max(1));
+        names.rotate_left(first);
+        let mut refused = 0;
+        for name in names {
+            if refused == MAX_REFUSED {
+                self.waiting.insert(name);
+                continue;
+            }
             match self.assignments.subscribe(&name, &self.inbox) {
                 Ok(subscription) => {
                     self.state.mark(&name);
                     self.resources.subscriptions.insert(name, subscription);
                 }
-                Err(Refusal::TooManyNames) => _ = self.waiting.insert(name),
+                Err(Refusal::TooManyNames) => {
+                    refused += 1;
+                    self.waiting.insert(name);
+                }
                 Err(Refusal::Stopping) => return Err(StreamEnd::Stopping),
             }
         }
@@ -246,12 +272,12 @@ impl ClientStream {
         }
     }
 
-    fn respond(&mut self, responses: &Responses, slot: mpsc::Permit<'_, Result<DiscoveryResponse, Status>>) {
+    fn respond(&mut self, slot: mpsc::Permit<'_, Result<DiscoveryResponse, Status>>) {
         if let Some(response) = self.state.next(&self.resources) {
             if let Some(kind) = ResourceType::from_url(&response.type_url) {
                 self.client.count(kind);
             }
-            responses.send(slot, response);
+            slot.send(Ok(response));
         }
     }
 }

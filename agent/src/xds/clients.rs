@@ -94,7 +94,7 @@ pub(super) struct Clients {
     limit: Arc<Limit>,
     last: AtomicU64,
     opened: AtomicU64,
-    connected: Mutex<BTreeMap<u64, Entry>>,
+    connected: Mutex<BTreeMap<u64, ClientEntry>>,
     sent: ByType,
     rejected: ByType,
     rejections_log: LogThrottle,
@@ -102,13 +102,14 @@ pub(super) struct Clients {
 
 /// A connected client, and the other end of its connection, if that is known.
 #[derive(Clone, Debug)]
-struct Entry {
+pub(crate) struct ClientEntry {
     client: Arc<Mutex<XdsClient>>,
     peer: Option<Peer>,
 }
 
-impl Entry {
-    fn description(&self) -> XdsClient {
+impl ClientEntry {
+    /// Returns the present description.
+    pub(crate) fn description(&self) -> XdsClient {
         let client = self.client.locked().clone();
         XdsClient { heard: self.peer.as_ref().map_or(client.since, Peer::heard), ..client }
     }
@@ -173,15 +174,14 @@ impl Clients {
         }
         self.opened.fetch_add(1, Ordering::Relaxed);
         let number = self.last.fetch_add(1, Ordering::Relaxed);
-        connected.insert(number, Entry { client: Arc::clone(&client), peer: peer.clone() });
+        connected.insert(number, ClientEntry { client: Arc::clone(&client), peer: peer.clone() });
         drop(connected);
         Some(Connected { number, client, peer, in_use: OnceLock::new(), clients: Arc::clone(self) })
     }
 
     /// Returns the connected clients, in the order in which they came.
-    pub(super) fn list(&self) -> Vec<XdsClient> {
-        let connected: Vec<_> = self.connected.locked().values().cloned().collect();
-        connected.iter().map(Entry::description).collect()
+    pub(super) fn list(&self) -> Vec<ClientEntry> {
+        self.connected.locked().values().cloned().collect()
     }
 
     /// Returns the counters.
@@ -281,6 +281,8 @@ fn head(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::{limits::LOG_INTERVAL, logged::Logged};
 
@@ -290,7 +292,7 @@ mod tests {
         let one = clients.enter(None).unwrap();
         assert!(clients.enter(None).is_none());
         one.describe(&Node { id: "é".repeat(200), ..Node::default() });
-        assert_eq!(clients.list()[0].node, "é".repeat(128));
+        assert_eq!(clients.list()[0].description().node, "é".repeat(128));
         drop(one);
         assert!(clients.list().is_empty() && clients.enter(None).is_some());
         let totals = clients.totals();
@@ -310,6 +312,17 @@ mod tests {
         assert_eq!(peer.streams(), 0);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_without_a_subscription_gives_way() {
+        let (clients, [used, unused]) = (Arc::new(Clients::new(2)), [Peer::new(None), Peer::new(None)]);
+        let (one, _other) = (clients.enter(Some(used.clone())).unwrap(), clients.enter(Some(unused.clone())).unwrap());
+        one.record(&Received::Subscribed, std::iter::empty());
+        assert!(clients.enter(None).is_none() && !unused.is_closing(), "it is new");
+        tokio::time::advance(Duration::from_secs(11)).await;
+        assert!(clients.enter(None).is_none());
+        assert!(unused.is_closing() && !used.is_closing());
+    }
+
     #[test]
     fn rejections_are_counted() {
         let clients = Arc::new(Clients::new(1));
@@ -321,6 +334,7 @@ mod tests {
         }
         one.record(&Received::Accepted, std::iter::empty());
         let [client] = &clients.list()[..] else { panic!("one client") };
+        let client = client.description();
         assert_eq!((client.rejected, client.services.as_slice()), (2, &["a".to_owned()][..]));
         assert_eq!(client.last_rejection.as_ref().unwrap().message, "second");
         assert_eq!(clients.totals().rejections[&ResourceType::Assignment], 2);

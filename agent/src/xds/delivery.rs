@@ -1,133 +1,210 @@
-//! Responses on their way to a client, and the time for which it has taken none of them. A client can answer pings and
-//! send requests although it does not read: its connection shows nothing of that.
+//! Progress of clients with what is sent to them. A client can answer pings and send requests although it does not
+//! read: its connection shows nothing of that.
 
 use std::{
     pin::Pin,
-    sync::{Arc, Mutex},
     task::{Context, Poll},
-    time::Duration,
 };
 
-use enlist::backend::MutexExt as _;
-use envoy_types::pb::envoy::service::discovery::v3::DiscoveryResponse;
-use futures::Stream;
-use prost::Message as _;
-use tokio::{sync::mpsc, time::Instant};
-use tonic::Status;
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
+use tonic::{
+    Status,
+    body::Body,
+    codegen::{Service, http},
+    server::NamedService,
+};
 
 use crate::connections::STALL;
 
-/// Responses that wait for a client to take them. Later ones are made when it does.
-const RESPONSES: usize = 1;
+/// Maximum bytes that are passed to the connection at a time. It takes more once the client can receive some. With
+/// whole responses, a slow client could not be told from one that reads nothing.
+const PART_BYTES: usize = 64 << 10;
 
-/// Bytes of a response that a client takes in a second at least, after [`STALL`].
-const BYTES_PER_SECOND: u64 = 16 << 10;
-
-/// A response, or the end of the stream.
-type Item = Result<DiscoveryResponse, Status>;
-
-/// Sender of responses to a client.
+/// Service whose responses are sent in parts. Each request has the [`Progress`] of its response as an extension.
 #[derive(Clone, Debug)]
-pub(super) struct Responses {
-    pub(super) sender: mpsc::Sender<Item>,
-    taking: Taking,
-}
+pub(super) struct TrackedResponses<S>(S);
 
-/// Responses that the server takes when the client can receive more.
-#[derive(Debug)]
-pub(super) struct Delivery {
-    receiver: mpsc::Receiver<Item>,
-    taking: Taking,
-}
-
-/// Deadline at which the client must have taken what was sent; `None` if nothing was.
-#[derive(Clone, Debug, Default)]
-struct Taking(Arc<Mutex<Option<Instant>>>);
-
-impl Responses {
-    /// Creates both ends.
-    pub(super) fn new() -> (Self, Delivery) {
-        let ((sender, receiver), taking) = (mpsc::channel(RESPONSES), Taking::default());
-        (Self { sender, taking: taking.clone() }, Delivery { receiver, taking })
-    }
-
-    /// Sends a response.
-    pub(super) fn send(&self, slot: mpsc::Permit<'_, Item>, response: DiscoveryResponse) {
-        // Before the other end can take it.
-        self.taking.0.locked().get_or_insert_with(|| Instant::now() + STALL);
-        slot.send(Ok(response));
-    }
-
-    /// Deadline at which the client must have taken what was sent; `None` if nothing was.
-    pub(super) fn deadline(&self) -> Option<Instant> {
-        *self.taking.0.locked()
-    }
-
-    /// Returns `true` if the client has taken nothing for too long.
-    pub(super) fn is_late(&self) -> bool {
-        self.deadline().is_some_and(|deadline| deadline <= Instant::now())
+impl<S> TrackedResponses<S> {
+    pub(super) fn new(inner: S) -> Self {
+        Self(inner)
     }
 }
 
-impl Stream for Delivery {
-    type Item = Item;
+impl<S> Service<http::Request<Body>> for TrackedResponses<S>
+where
+    S: Service<http::Request<Body>, Response = http::Response<Body>>,
+    S::Future: Send + 'static,
+{
+    type Response = http::Response<Body>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
 
-    /// The server has at most one response that is on its way to the client when it asks for the next one.
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Item>> {
-        let next = self.receiver.poll_recv(cx);
-        *self.taking.0.locked() = match &next {
-            Poll::Ready(Some(Ok(response))) => Some(Instant::now() + allowed(response.encoded_len())),
-            Poll::Ready(Some(Err(_)) | None) | Poll::Pending => None,
-        };
-        next
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
+        let (deadline, progress) = watch::channel(None);
+        request.extensions_mut().insert(Progress(progress));
+        let response = self.0.call(request);
+        Box::pin(async move { Ok(response.await?.map(|body| Body::new(ResponseBody::new(body, deadline)))) })
     }
 }
 
-/// Returns the time in which a client takes a response of this size.
-fn allowed(bytes: usize) -> Duration {
-    STALL + Duration::from_secs(u64::try_from(bytes).unwrap_or(u64::MAX) / BYTES_PER_SECOND)
+impl<S: NamedService> NamedService for TrackedResponses<S> {
+    const NAME: &'static str = S::NAME;
+}
+
+/// Progress of a client with a stream of responses: the deadline at which it must have taken the last part; `None` if
+/// there is none that it has not taken.
+#[derive(Clone, Debug)]
+pub(super) struct Progress(watch::Receiver<Option<Instant>>);
+
+/// End of a stream of responses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum DeliveryEnd {
+    /// It is complete, or its connection has ended.
+    Complete,
+    /// The client has taken nothing for [`STALL`].
+    Stalled,
+}
+
+impl Progress {
+    /// Waits for the end. Dropping the future loses nothing.
+    pub(super) async fn end(&mut self) -> DeliveryEnd {
+        loop {
+            let deadline = *self.0.borrow_and_update();
+            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                return DeliveryEnd::Stalled;
+            }
+            tokio::select! {
+                changed = self.0.changed() => if changed.is_err() {
+                    return DeliveryEnd::Complete;
+                },
+                () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {}
+            }
+        }
+    }
+}
+
+/// Body of a stream of responses.
+struct ResponseBody {
+    body: Body,
+    /// Bytes that have not been passed on.
+    rest: Bytes,
+    deadline: watch::Sender<Option<Instant>>,
+}
+
+impl ResponseBody {
+    fn new(body: Body, deadline: watch::Sender<Option<Instant>>) -> Self {
+        Self { body, rest: Bytes::new(), deadline }
+    }
+
+    /// Sets the deadline. Only its beginning wakes what waits for the end: at a former deadline that looks again.
+    fn set_deadline(&self, deadline: Option<Instant>) {
+        self.deadline.send_if_modified(|known| {
+            let begins = known.is_none() && deadline.is_some();
+            *known = deadline;
+            begins
+        });
+    }
+}
+
+impl http_body::Body for ResponseBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    /// The connection asks for the next frame once it has taken the last one.
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        loop {
+            if !self.rest.is_empty() {
+                let bytes = self.rest.len().min(PART_BYTES);
+                let part = self.rest.split_to(bytes);
+                self.set_deadline(Some(Instant::now() + STALL));
+                return Poll::Ready(Some(Ok(Frame::data(part))));
+            }
+            let next = http_body::Body::poll_frame(Pin::new(&mut self.body), cx);
+            match next {
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) => self.rest = data,
+                    Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
+                },
+                other => {
+                    self.set_deadline(None);
+                    return other;
+                }
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty() && http_body::Body::is_end_stream(&self.body)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::default()
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt as _;
+    use http_body_util::{BodyExt as _, StreamBody};
+    use tokio::sync::mpsc;
+    use tokio_stream::wrappers::ReceiverStream;
+
     use super::*;
-    use futures::{FutureExt as _, StreamExt as _};
 
-    #[tokio::test(start_paused = true)]
-    async fn a_client_that_takes_nothing_is_late() {
-        let (responses, mut delivery) = Responses::new();
-        assert_eq!(responses.deadline(), None);
-        responses.send(responses.sender.reserve().await.unwrap(), DiscoveryResponse::default());
-        tokio::time::advance(STALL / 2).await;
-        assert!(delivery.next().await.is_some() && !responses.is_late());
-        // The second one waits while the first one is being sent.
-        responses.send(responses.sender.reserve().await.unwrap(), DiscoveryResponse::default());
-        tokio::time::advance(STALL * 9 / 10).await;
-        assert!(!responses.is_late());
-        tokio::time::advance(STALL / 10).await;
-        assert!(responses.is_late());
+    type Frames = mpsc::Sender<Result<Frame<Bytes>, Status>>;
+
+    fn body() -> (Frames, ResponseBody, Progress) {
+        let ((sender, frames), (deadline, progress)) = (mpsc::channel(8), watch::channel(None));
+        let body = Body::new(StreamBody::new(ReceiverStream::new(frames)));
+        (sender, ResponseBody::new(body, deadline), Progress(progress))
+    }
+
+    async fn send(sender: &Frames, bytes: usize) {
+        sender.send(Ok(Frame::data(vec![b'x'; bytes].into()))).await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_without_responses_is_never_late() {
-        let (responses, mut delivery) = Responses::new();
-        responses.send(responses.sender.reserve().await.unwrap(), DiscoveryResponse::default());
-        assert!(delivery.next().await.is_some());
-        assert!(delivery.next().now_or_never().is_none());
-        tokio::time::advance(10 * STALL).await;
-        assert!(!responses.is_late());
+    async fn parts_are_complete() {
+        let (sender, body, _progress) = body();
+        for bytes in [1, PART_BYTES, PART_BYTES + 1, 10 * PART_BYTES] {
+            send(&sender, bytes).await;
+        }
+        drop(sender);
+        assert_eq!(body.collect().await.unwrap().to_bytes().len(), 12 * PART_BYTES + 2);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_large_response_has_more_time() {
-        let (responses, mut delivery) = Responses::new();
-        let nonce = "x".repeat(3 << 20);
-        let large = DiscoveryResponse { nonce, ..DiscoveryResponse::default() };
-        responses.send(responses.sender.reserve().await.unwrap(), large);
-        assert!(delivery.next().await.is_some());
-        tokio::time::advance(4 * STALL).await;
-        assert!(!responses.is_late());
-        tokio::time::advance(STALL).await;
-        assert!(responses.is_late());
+    async fn a_client_that_takes_nothing_is_stalled() {
+        let (sender, mut body, mut progress) = body();
+        send(&sender, 1).await;
+        body.frame().await.unwrap().unwrap();
+        let begun = Instant::now();
+        assert_eq!(progress.end().await, DeliveryEnd::Stalled);
+        assert_eq!(begun.elapsed(), STALL);
+        drop(sender);
+    }
+
+    /// It takes a part a minute.
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_client_is_not_stalled() {
+        let (sender, mut body, mut progress) = body();
+        send(&sender, 10 * PART_BYTES).await;
+        for _ in 0..10 {
+            body.frame().await.unwrap().unwrap();
+            assert!(tokio::time::timeout(STALL.mul_f64(0.9), progress.end()).await.is_err());
+        }
+        assert!(body.frame().now_or_never().is_none(), "everything was taken");
+        assert!(tokio::time::timeout(10 * STALL, progress.end()).await.is_err());
+        drop(body);
+        assert_eq!(progress.end().await, DeliveryEnd::Complete);
     }
 }

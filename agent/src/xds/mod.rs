@@ -18,7 +18,6 @@ mod shared;
 mod stream;
 mod target;
 
-pub(crate) use self::server::{XdsServer, XdsStatus};
 pub use self::{
     assignment::Omission,
     clients::{XdsClient, XdsRejection, XdsTotals},
@@ -27,4 +26,8 @@ pub use self::{
         DEFAULT_XDS_NAMES, DEFAULT_XDS_PORT, DEFAULT_XDS_SERVICES, DEFAULT_XDS_SETTLE, DEFAULT_XDS_STREAMS, XdsOptions,
     },
     resource::ResourceType,
+};
+pub(crate) use self::{
+    clients::ClientEntry,
+    server::{XdsServer, XdsStatus},
 };

@@ -128,8 +128,10 @@ impl XdsOptions {
         self
     }
 
-    /// Sets the maximum number of names that one stream subscribes to, in all types together. Further ones are not
-    /// answered until a request of their type finds room. Default: 2,000, with 128 bytes on average.
+    /// Sets the maximum number of names that one stream subscribes to, of each type. Further ones are not answered
+    /// until a request of their type has room for them; while there are any, a client that has resources of an earlier
+    /// stream gets no listeners or clusters, because it would delete those that are missing. Default: 2,000, with 128
+    /// bytes on average.
     #[must_use]
     pub fn max_names(mut self, max_names: usize) -> Self {
         self.max_names = max_names;

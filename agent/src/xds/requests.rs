@@ -23,13 +23,16 @@ use tonic::{
     server::NamedService,
 };
 
-use crate::limits::Limit;
+use crate::limits::{Limit, LimitUse};
 
-/// Maximum time until a request that has begun is complete.
+/// Maximum time until a request that has begun is complete, from the time at which it has room.
 const COMPLETION: Duration = Duration::from_secs(10);
 
+/// Maximum time for which a request waits for room.
+const WAIT: Duration = Duration::from_secs(30);
+
 /// Maximum bytes of a request that needs no room in the budget. Requests of clients with up to a hundred names are
-/// smaller, so they never wait for others.
+/// smaller.
 const SMALL: usize = 16 << 10;
 
 /// Maximum bytes of all larger requests together that are not complete.
@@ -51,7 +54,18 @@ impl RequestBudget {
     /// Creates the budget of a server for requests of at most `max` bytes.
     pub(super) fn new(max: usize) -> Self {
         let free = Arc::new(Semaphore::new(BUDGET.max(max).min(Semaphore::MAX_PERMITS)));
-        Self { max, free, late: Limit::new("xds_incomplete_requests", max) }
+        let late = Limit::new("xds_request_bytes", free.available_permits());
+        Self { max, free, late }
+    }
+
+    /// Maximum bytes of one request.
+    pub(super) fn max(&self) -> usize {
+        self.max
+    }
+
+    /// Returns the use of the budget. Refused are requests that were not complete in time.
+    pub(super) fn usage(&self) -> LimitUse {
+        self.late.usage(Some(self.late.max().saturating_sub(self.free.available_permits())))
     }
 
     /// Returns room for a request of this length, if it needs any.
@@ -128,9 +142,13 @@ impl RequestBody {
         if self.position.is_between() {
             return;
         }
-        self.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(COMPLETION)));
         if self.room.is_none() {
             self.waiting = self.budget.room(self.position.length);
+        }
+        if self.waiting.is_some() {
+            self.deadline = Some(Box::pin(tokio::time::sleep(WAIT)));
+        } else {
+            self.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(COMPLETION)));
         }
     }
 }
@@ -149,7 +167,9 @@ impl http_body::Body for RequestBody {
             }
             if let Some(waiting) = &mut self.waiting {
                 self.room = ready!(waiting.as_mut().poll(cx));
-                self.waiting = None;
+                (self.waiting, self.deadline) = (None, Some(Box::pin(tokio::time::sleep(COMPLETION))));
+                // The deadline has to be polled.
+                continue;
             }
             if let Some(frame) = self.held.take() {
                 return Poll::Ready(Some(Ok(frame)));
@@ -301,5 +321,9 @@ mod tests {
         send(sender, vec![0; MAX - 1].into()).await;
         assert!(body.frame().await.unwrap().is_ok());
         assert!(tokio::time::timeout(COMPLETION / 4, large_body.frame()).await.unwrap().unwrap().is_ok());
+        // The time of its wait does not count.
+        tokio::time::advance(COMPLETION * 9 / 10).await;
+        send(&large, vec![0; MAX - 1].into()).await;
+        assert!(large_body.frame().await.unwrap().is_ok());
     }
 }

@@ -12,14 +12,14 @@ use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
     aggregated_discovery_service_server::{AggregatedDiscoveryService, AggregatedDiscoveryServiceServer},
 };
-use futures::Stream;
-use tokio::net::TcpListener;
+use futures::{Stream, stream};
+use tokio::{net::TcpListener, sync::mpsc};
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataValue, transport::Server};
 
 use super::{
     client_stream::ClientStream,
-    clients::{Clients, XdsClient, XdsTotals},
-    delivery,
+    clients::{ClientEntry, Clients, XdsTotals},
+    delivery::{Progress, TrackedResponses},
     envoy::EnvoyResources,
     options::{XdsOptions, ZonePreference},
     requests::{AccountedRequests, RequestBudget},
@@ -40,11 +40,15 @@ use crate::{
 /// contains the whole resource. A stream with a longer one is ended.
 const MAX_EXTRA_BYTES: usize = 256 << 10;
 
+/// Responses that wait for a client to take them. Later ones are made when it does.
+const RESPONSES: usize = 1;
+
 /// Maximum number of streams of one connection.
 const STREAMS_PER_CONNECTION: u32 = 100;
 
-/// Bytes that a client can send before the agent takes them, on a stream and on its connection.
-const WINDOW: u32 = 65_535;
+/// Bytes that a client can send before the agent takes them, on a stream and on its connection. A request that waits
+/// for room holds back the former only.
+const WINDOWS: (u32, u32) = (16_384, 65_535);
 
 /// Interval of the pings that find connections without a client, and the time for an answer. A client that is gone is
 /// listed for no longer than both together, and its silence is shown meanwhile.
@@ -69,8 +73,9 @@ pub(crate) struct XdsServer {
 pub(crate) struct XdsStatus {
     connections: Arc<Permits>,
     clients: Arc<Clients>,
-    /// Names of one stream.
+    /// Names of one stream, of each type.
     names: Arc<Limit>,
+    requests: RequestBudget,
     assignments: Arc<SharedAssignments>,
 }
 
@@ -130,11 +135,9 @@ impl XdsServer {
         let Self { transport, listener, service, streams, .. } = self;
         let slots = Arc::clone(&service.status.connections);
         let (stopped, connections) = (streams.stop_signal(), ConnectionOwner::default());
-        let max_request = max_request_bytes(service.status.names.max());
-        let service = AggregatedDiscoveryServiceServer::new(service).max_decoding_message_size(max_request);
-        let service = AccountedRequests::new(service, RequestBudget::new(max_request));
         let incoming = incoming_for_streams(listener, transport, slots, &connections);
-        let serving = server().add_service(service).serve_with_incoming_shutdown(incoming, stopped.cancelled());
+        let serving =
+            server().add_service(service.limited()).serve_with_incoming_shutdown(incoming, stopped.cancelled());
         let mut serving = std::pin::pin!(serving);
         let ended = tokio::select! {
             () = stop => None,
@@ -154,7 +157,7 @@ impl XdsServer {
     }
 }
 
-/// Returns the maximum bytes of a request of a stream that may subscribe to this number of names.
+/// Returns the maximum bytes of a request that names this number of services.
 fn max_request_bytes(max_names: usize) -> usize {
     max_names.saturating_mul(MEAN_NAME_BYTES).saturating_add(MAX_EXTRA_BYTES)
 }
@@ -165,8 +168,8 @@ fn server() -> Server {
         .http2_keepalive_interval(Some(KEEP_ALIVE.0))
         .http2_keepalive_timeout(Some(KEEP_ALIVE.1))
         .max_concurrent_streams(Some(STREAMS_PER_CONNECTION))
-        .initial_stream_window_size(Some(WINDOW))
-        .initial_connection_window_size(Some(WINDOW))
+        .initial_stream_window_size(Some(WINDOWS.0))
+        .initial_connection_window_size(Some(WINDOWS.1))
 }
 
 impl XdsStatus {
@@ -179,12 +182,13 @@ impl XdsStatus {
             connections: Arc::new(connections),
             clients: Arc::new(Clients::new(options.max_streams)),
             names: Limit::new("xds_names", options.max_names),
+            requests: RequestBudget::new(max_request_bytes(options.max_names)),
             assignments: Arc::new(assignments),
         }
     }
 
     /// Returns the connected clients.
-    pub(crate) fn clients(&self) -> Vec<XdsClient> {
+    pub(crate) fn clients(&self) -> Vec<ClientEntry> {
         self.clients.list()
     }
 
@@ -211,9 +215,9 @@ impl XdsStatus {
     }
 
     /// Returns the use of all limits.
-    pub(crate) fn limits(&self) -> [LimitUse; 4] {
-        let Self { connections, clients, names, assignments } = self;
-        [connections.usage(), clients.usage(), names.usage(None), assignments.usage()]
+    pub(crate) fn limits(&self) -> [LimitUse; 5] {
+        let Self { connections, clients, names, requests, assignments } = self;
+        [connections.usage(), clients.usage(), names.usage(None), requests.usage(), assignments.usage()]
     }
 }
 
@@ -229,17 +233,19 @@ impl AggregatedDiscoveryService for Service {
         request: Request<Streaming<DiscoveryRequest>>,
     ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
         self.check_token(&request)?;
+        let untracked = || Status::internal("the progress of the client is not known");
+        let progress = request.extensions().get::<Progress>().cloned().ok_or_else(untracked)?;
         let too_many = || Status::resource_exhausted("the agent has as many streams as permitted");
         let client = self.status.clients.enter(request.extensions().get().cloned()).ok_or_else(too_many)?;
         let (envoy, assignments) = (Arc::clone(&self.envoy), Arc::clone(&self.status.assignments));
         let stream = ClientStream::new(client, assignments, envoy, Arc::clone(&self.status.names), self.zones);
-        let (sender, responses) = delivery::Responses::new();
+        let (sender, mut responses) = mpsc::channel(RESPONSES);
         let stops = || Status::unavailable("the agent stops");
         let streams = self.streams.upgrade().ok_or_else(stops)?;
         let stop = streams.stop_signal();
-        let task = stream.run(request.into_inner(), sender, async move { stop.cancelled().await });
+        let task = stream.run(request.into_inner(), sender, progress, async move { stop.cancelled().await });
         streams.spawn("xds stream", task).map_err(|_| stops())?;
-        Ok(Response::new(Box::pin(responses)))
+        Ok(Response::new(Box::pin(stream::poll_fn(move |cx| responses.poll_recv(cx)))))
     }
 
     async fn delta_aggregated_resources(
@@ -251,6 +257,13 @@ impl AggregatedDiscoveryService for Service {
 }
 
 impl Service {
+    /// Returns the service with limits for what a client sends, and for what it does not take.
+    fn limited(self) -> TrackedResponses<AccountedRequests<AggregatedDiscoveryServiceServer<Self>>> {
+        let requests = self.status.requests.clone();
+        let server = AggregatedDiscoveryServiceServer::new(self).max_decoding_message_size(requests.max());
+        TrackedResponses::new(AccountedRequests::new(server, requests))
+    }
+
     fn check_token(&self, request: &Request<Streaming<DiscoveryRequest>>) -> Result<(), Status> {
         let header = request.metadata().get("authorization").map(MetadataValue::as_bytes);
         match &self.token {
@@ -292,7 +305,7 @@ mod tests {
         let (connection, mut far, _owner) = LimitedConnection::over_pipe(4096);
         let (client, mut near) = duplex(4096);
         let connections = futures::stream::iter(iter::once(Ok::<_, io::Error>(connection)));
-        let serving = server().add_service(AggregatedDiscoveryServiceServer::new(service));
+        let serving = server().add_service(service.limited());
         let serving = serving.serve_with_incoming(connections.chain(futures::stream::pending()));
         tasks.spawn_until_stopped("server", async { drop(serving.await) }).unwrap();
         let (fail, failed) = oneshot::channel::<()>();
@@ -313,11 +326,11 @@ mod tests {
         let _stream = client.stream_aggregated_resources(futures::stream::pending()).await.unwrap();
         // A client that answers pings is not silent for longer than their interval.
         tokio::time::sleep(10 * KEEP_ALIVE.0).await;
-        assert!(status.clients()[0].heard.elapsed() <= KEEP_ALIVE.0);
+        assert!(status.clients()[0].description().heard.elapsed() <= KEEP_ALIVE.0);
         fail.send(()).unwrap();
         let mut silence = Duration::ZERO;
         while let Some(client) = status.clients().first() {
-            silence = client.heard.elapsed();
+            silence = client.description().heard.elapsed();
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         assert!(silence > KEEP_ALIVE.0 + KEEP_ALIVE.1 / 2, "it was shown as silent: {silence:?}");

@@ -128,7 +128,7 @@ impl Subscription {
     }
 }
 
-/// Names that a stream can still subscribe to.
+/// Names of a type that a stream can still subscribe to.
 #[derive(Debug)]
 struct Room {
     names: usize,
@@ -188,7 +188,7 @@ pub(super) struct StreamState {
 }
 
 impl StreamState {
-    /// Creates the state of a new stream that may subscribe to this number of names in all types together.
+    /// Creates the state of a new stream that may subscribe to this number of names of each type.
     pub(super) fn new(max_names: usize) -> Self {
         let types = ResourceType::ALL.into_iter().map(|kind| (kind, TypeState::new(kind))).collect();
         Self { max_names, last_nonce: 0, types }
@@ -197,6 +197,7 @@ impl StreamState {
     /// Processes a request.
     pub(super) fn receive(&mut self, request: &DiscoveryRequest) -> Received {
         let Some(kind) = ResourceType::from_url(&request.type_url) else { return Received::UnknownType };
+        let mut room = Room { names: self.max_names, bytes: self.max_names.saturating_mul(MEAN_NAME_BYTES) };
         let state = self.state(kind);
         let rejection = request.error_detail.as_ref().map(|error| Rejection { kind, message: tail(&error.message) });
         let is_latest = request.response_nonce.is_empty() || request.response_nonce == state.nonce.to_string();
@@ -205,8 +206,6 @@ impl StreamState {
         }
         let is_resumed = state.subscription == Subscription::None && !request.version_info.is_empty();
         let mut subscription = state.subscription.after(kind, &request.resource_names);
-        let mut room = self.room_beside(kind);
-        let state = self.state(kind);
         state.omitted = subscription.limit(&state.subscription, &mut room);
         if is_resumed {
             state.resumed.extend(subscription.names().into_iter().flatten().cloned());
@@ -223,16 +222,6 @@ impl StreamState {
     /// Returns the number of requested names that are above the limit.
     pub(super) fn omitted(&self) -> usize {
         self.types.values().map(|state| state.omitted).sum()
-    }
-
-    /// Returns the room that the names of the other types leave to one.
-    fn room_beside(&self, kind: ResourceType) -> Room {
-        let mut room = Room { names: self.max_names, bytes: self.max_names.saturating_mul(MEAN_NAME_BYTES) };
-        let others = self.types.iter().filter(|(other, _)| **other != kind);
-        for name in others.filter_map(|(_, state)| state.subscription.names()).flatten() {
-            room.take(name);
-        }
-        room
     }
 
     /// Returns the names of the assignments that the client subscribes to.
@@ -268,6 +257,10 @@ impl StreamState {
     fn complete_set(&mut self, kind: ResourceType, resources: &impl Resources) -> Option<DiscoveryResponse> {
         let state = self.state(kind);
         if mem::replace(&mut state.due, Due::Set(Answer::Given)) == Due::Set(Answer::Given) {
+            return None;
+        }
+        if state.omitted > 0 && !state.resumed.is_empty() {
+            // The client may have those that are omitted, and would delete them.
             return None;
         }
         let found = state.wanted(kind, resources)?;
@@ -700,10 +693,24 @@ mod tests {
     }
 
     #[test]
+    fn names_above_the_limit_are_not_deleted() {
+        let (mut stream, registry) = (StreamState::new(2), Registry::with(&[]));
+        let mut resumed = request(Cluster, &["a", "b", "c"], "");
+        resumed.version_info = "of an earlier stream".to_owned();
+        stream.receive(&resumed);
+        assert_eq!((kinds(&respond(&mut stream, &registry)), stream.omitted()), (vec![], 1));
+        stream.receive(&request(Cluster, &["b", "c"], ""));
+        assert_eq!(kinds(&respond(&mut stream, &registry)), [(Cluster, 2)], "there is room for all");
+        let mut stream = StreamState::new(2);
+        stream.receive(&request(Cluster, &["a", "b", "c"], ""));
+        assert_eq!(kinds(&respond(&mut stream, &registry)), [(Cluster, 2)], "a new client has nothing");
+    }
+
+    #[test]
     fn names_are_limited() {
-        let mut stream = StreamState::new(3);
-        assert_eq!(stream.receive(&request(Assignment, &["a", "b"], "")), Received::Subscribed);
-        assert_eq!(stream.receive(&request(Cluster, &["a"], "")), Received::Subscribed);
+        let mut stream = StreamState::new(2);
+        assert_eq!(stream.receive(&request(Cluster, &["a", "b"], "")), Received::Subscribed);
+        assert_eq!(stream.receive(&request(Assignment, &["a", "b"], "")), Received::Subscribed, "of each type");
         assert_eq!(stream.receive(&request(Assignment, &["0", "b", "a"], "")), Received::Accepted);
         assert_eq!((stream.omitted(), stream.assignments().collect::<Vec<_>>()), (1, vec!["a", "b"]));
         assert_eq!(stream.receive(&request(Assignment, &["0", "b"], "")), Received::Subscribed, "there is room again");

@@ -150,6 +150,11 @@ impl AdsClient {
         Ok(Self { requests, responses, zone: "" })
     }
 
+    /// Ends the requests, and returns the responses.
+    pub(crate) fn end_requests(self) -> Streaming<DiscoveryResponse> {
+        self.responses
+    }
+
     /// Puts the client into a zone.
     pub(crate) fn in_zone(mut self, zone: &'static str) -> Self {
         self.zone = zone;

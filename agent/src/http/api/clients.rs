@@ -15,7 +15,7 @@ use crate::{
         shared::RequestContext,
     },
     staleness::Staleness,
-    xds::{XdsClient, XdsRejection},
+    xds::{ClientEntry, XdsClient, XdsRejection},
 };
 
 /// Number of names of services that are shown for a client.
@@ -98,7 +98,7 @@ pub(crate) async fn clients(
     let clients = shared.xds.clients();
     let not_sent = shared.xds.totals().not_sent;
     let head = ClientsHead { not_sent, views: shared.xds.staleness().into() };
-    let write = |client: XdsClient| Some(json::text(&ClientJson::from(&client)));
+    let write = |client: ClientEntry| Some(json::text(&ClientJson::from(&client.description())));
     json::in_parts(json::open_list(&head, "clients"), clients, write, b"]}")
 }
 

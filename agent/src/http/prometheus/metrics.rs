@@ -105,15 +105,17 @@ fn known(published: &Published) -> Option<&RegistryState> {
 }
 
 fn of_xds(text: &mut Exposition, xds: &XdsStatus) {
-    let (clients, totals) = (xds.clients(), xds.totals());
-    let mut streams = BTreeMap::from([("envoy", 0), ("grpc", 0), ("other", 0)]);
-    for client in &clients {
-        *streams.entry(client_kind(client)).or_default() += 1;
+    let totals = xds.totals();
+    let (mut streams, mut subscriptions) = (BTreeMap::from([("envoy", 0), ("grpc", 0), ("other", 0)]), 0);
+    for client in xds.clients() {
+        let client = client.description();
+        *streams.entry(client_kind(&client)).or_default() += 1;
+        subscriptions += client.services.len();
     }
     let streams = streams.into_iter().map(|(kind, count)| (label("client", kind), number(count)));
     text.metric(Gauge, "enlist_agent_xds_streams", "Open streams of xDS by kind of client.", streams);
-    let subscriptions = unlabelled(clients.iter().map(|client| client.services.len()).sum());
-    text.metric(Gauge, "enlist_agent_xds_subscriptions", "Subscriptions to assignments.", [subscriptions]);
+    let subscriptions = [unlabelled(subscriptions)];
+    text.metric(Gauge, "enlist_agent_xds_subscriptions", "Subscriptions to assignments.", subscriptions);
     let opened = (String::new(), number(totals.opened));
     text.metric(Counter, "enlist_agent_xds_streams_opened_total", "Streams that were opened.", [opened]);
     let refused = (String::new(), number(totals.refused));
