@@ -3,7 +3,7 @@
 
 use std::io;
 
-use enlist_agent::{DEFAULT_HTTP_CONNECTIONS, DEFAULT_XDS_STREAMS};
+use enlist_agent::{DEFAULT_HTTP_CONNECTIONS, DEFAULT_HTTP_EVENT_CLIENTS, DEFAULT_XDS_STREAMS};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
 
@@ -13,11 +13,12 @@ use crate::output::{Output, To};
 /// Files that are kept for the connections to the store, for listeners, and for what the process has open otherwise.
 const RESERVE: usize = 128;
 
-/// Raises the limit of open files as far as permitted, and lowers the limits of connections to it, with a message.
+/// Raises the limit of open files as far as needed and permitted. If that is too little, lowers the limits of
+/// connections, with a message.
 pub(super) fn fit(xds: &mut XdsSection, http: Option<&mut HttpSection>, output: Output) -> io::Result<()> {
-    let files = raised();
     let streams = xds.max_streams.unwrap_or(DEFAULT_XDS_STREAMS);
     let connections = http.as_ref().map_or(0, |http| http.max_connections.unwrap_or(DEFAULT_HTTP_CONNECTIONS));
+    let files = raised(streams.saturating_add(connections).saturating_add(RESERVE));
     let (max_streams, max_connections) = fitting(files, streams, connections);
     if (max_streams, max_connections) == (streams, connections) {
         return Ok(());
@@ -25,16 +26,24 @@ pub(super) fn fit(xds: &mut XdsSection, http: Option<&mut HttpSection>, output: 
     xds.max_streams = Some(max_streams);
     if let Some(http) = http {
         http.max_connections = Some(max_connections);
+        // Clients of events leave connections to the others, in the same proportion.
+        let clients = http.max_event_clients.unwrap_or(DEFAULT_HTTP_EVENT_CLIENTS);
+        http.max_event_clients = Some(proportion(clients, max_connections, connections));
     }
-    let text = format!("with {files} open files, at most {max_streams} streams and {max_connections} connections");
+    let text = format!(
+        "with {files} open files, at most {max_streams} streams (configured: {streams}) and {max_connections} \
+         connections (configured: {connections})"
+    );
     output.line(To::Stderr, text, &json!({ "files": files, "streams": max_streams, "connections": max_connections }))
 }
 
-/// Raises the limit of open files to the highest that is permitted, and returns it.
-fn raised() -> usize {
+/// Raises the limit of open files to `needed`, or as far as permitted, and returns it.
+fn raised(needed: usize) -> usize {
     let limit = getrlimit(Resource::Nofile);
-    let highest = Rlimit { current: limit.maximum, ..limit };
-    let limit = if setrlimit(Resource::Nofile, highest).is_ok() { highest } else { limit };
+    let needed = needed as u64;
+    let current = limit.current.map(|files| files.max(limit.maximum.map_or(needed, |maximum| maximum.min(needed))));
+    let raised = Rlimit { current, ..limit };
+    let limit = if setrlimit(Resource::Nofile, raised).is_ok() { raised } else { limit };
     // Without a value there is no limit.
     limit.current.map_or(usize::MAX, |files| usize::try_from(files).unwrap_or(usize::MAX))
 }
@@ -46,11 +55,13 @@ fn fitting(files: usize, streams: usize, connections: usize) -> (usize, usize) {
     if wanted <= free {
         return (streams, connections);
     }
-    let part = |limit: usize| {
-        let part = limit as u128 * free as u128 / wanted as u128;
-        usize::try_from(part).unwrap_or(limit).max(limit.min(1))
-    };
-    (part(streams), part(connections))
+    (proportion(streams, free, wanted), proportion(connections, free, wanted))
+}
+
+/// Returns a limit in the proportion of `free` to `wanted`, but no zero.
+fn proportion(limit: usize, free: usize, wanted: usize) -> usize {
+    let part = limit as u128 * free as u128 / wanted.max(1) as u128;
+    usize::try_from(part).unwrap_or(limit).max(limit.min(1))
 }
 
 #[cfg(test)]
@@ -74,9 +85,12 @@ mod tests {
 
     #[test]
     fn the_limit_of_open_files_is_raised() {
-        let files = raised();
-        let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-        assert_eq!(current, maximum);
-        assert_eq!(current.map_or(usize::MAX, |files| usize::try_from(files).unwrap()), files);
+        let before = getrlimit(Resource::Nofile);
+        let (Some(current), Some(maximum)) = (before.current, before.maximum) else { return };
+        let needed = (current + 1).min(maximum);
+        assert_eq!(raised(usize::try_from(needed).unwrap()) as u64, needed);
+        assert_eq!(getrlimit(Resource::Nofile).current, Some(needed));
+        assert_eq!(raised(1) as u64, needed, "it is not lowered");
+        assert_eq!(raised(usize::MAX) as u64, maximum);
     }
 }
