@@ -28,6 +28,9 @@ const FLEET: &str = "fleet";
 /// Modules with a program that is measured beside `enlist`, in their folder `bench`.
 const MEASURED: [&str; 6] = ["etcd", "gokit", "gozero", "kitex", "kratos", "xds"];
 
+/// Number of tests that run side by side, each with its own etcd. They wait for leases most of the time.
+const SIDE_BY_SIDE: &str = "6";
+
 /// Programs of the fleet.
 const MEMBERS: [&str; 3] = ["gokit", "gozero", "kratos"];
 
@@ -153,7 +156,8 @@ fn test_command() -> Result<Command> {
 fn test(programs: &[&str], folder: &Path, etcd: &Etcd, modules: &mut ByModule) -> Result<Counts> {
     let mut command = test_command()?;
     command.args(programs.iter().map(|program| format!("{program}::")));
-    counted::run_by_module(command.env("ENLIST_INTEROP_BIN", folder).envs(etcd.variables()), modules)
+    command.env("ENLIST_INTEROP_BIN", folder).env("RUST_TEST_THREADS", SIDE_BY_SIDE);
+    counted::run_by_module(command.envs(etcd.variables()), modules)
 }
 
 #[cfg(test)]
