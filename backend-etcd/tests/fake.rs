@@ -418,6 +418,24 @@ async fn a_token_refused_inside_streams_is_renewed_once() {
     }
 }
 
+/// A proxy may create a watch before it refuses it.
+#[tokio::test(start_paused = true)]
+async fn a_watch_refused_once_created_is_retried_slowly() {
+    let fake = FakeEtcd::start();
+    put(&fake, "a", 1);
+    let etcd = builder(&fake).user("u", "p".to_owned()).build().unwrap();
+    for _ in 0..20 {
+        fake.misbehave(Misbehavior::RefuseCreated(
+            "rpc error: code = PermissionDenied desc = etcdserver: permission denied",
+        ));
+    }
+    let mut watcher = etcd.watch(&service()).await.unwrap();
+    soon("a list", watcher.next()).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let requests = fake.requests();
+    assert_eq!((requests.watches, requests.tokens), (2, 3), "{requests:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_permanently_refused_watch_retries_slowly() {
     let fake = FakeEtcd::start();

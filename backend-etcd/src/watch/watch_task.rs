@@ -24,8 +24,10 @@ use enlist::{
     with_causes,
 };
 use etcd_client::WatchOptions;
+use tokio::time::Instant;
 
 use self::{
+    live_watch::{LiveWatch, OpenedAfter},
     low_read::LowRead,
     state::{Resync, State, WatchEnd, recover},
 };
@@ -50,6 +52,7 @@ use crate::{
 };
 
 mod first_list;
+mod live_watch;
 mod low_read;
 mod messages;
 mod state;
@@ -99,30 +102,6 @@ pub(crate) struct WatchTask {
     compacted: Option<Backoff>,
     /// The token was refreshed since the last success. In every state, it only limits the refreshes.
     token_refreshed: bool,
-}
-
-/// Open watch.
-#[derive(Debug)]
-struct LiveWatch {
-    stream: OpenWatch,
-    /// Time at which it was requested.
-    requested: Moment,
-    /// State of the store's revision before the request.
-    store: Seen,
-    opened_after: OpenedAfter,
-    /// Revision at which it starts. The changes of this revision itself are known.
-    begins: Revision,
-    /// Changes up to this revision were read once the watch was open.
-    read: Revision,
-}
-
-/// State before a watch was opened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum OpenedAfter {
-    List,
-    /// The start of the task, with known content.
-    Start,
-    Interruption,
 }
 
 /// Need for a progress request after a probe.
@@ -175,6 +154,9 @@ impl WatchTask {
                 }
                 Err(end) => end,
             };
+            if matches!(&state, State::Live(live) if live.has_lasted()) {
+                self.succeeded();
+            }
             self.audit.interrupt(self.replica.as_ref().map_or(0, Replica::len));
             state = recover(state, &end);
             let delay = self.report(end).await;
@@ -324,7 +306,8 @@ impl WatchTask {
         let from = if DeliberateDefect::WatchFromTooLate.is_on() && past { from.next().next() } else { from };
         let options = WatchOptions::new().with_start_revision(signed(from)).with_progress_notify();
         let stream = OpenWatch::open(&self.client, &self.range, options).await.map_err(WatchEnd::Broken)?;
-        Ok(State::Live(LiveWatch { stream, requested, store, opened_after, begins, read: Revision::default() }))
+        let (created, read) = (None, Revision::default());
+        Ok(State::Live(LiveWatch { stream, requested, store, opened_after, begins, created, read }))
     }
 
     /// Follows an open watch until it ends.
@@ -349,10 +332,11 @@ impl WatchTask {
             };
             let message = self.received(message, &connection)?;
             self.check(&message, live).await?;
-            self.succeeded();
             if message.created() {
+                live.created = Some(Instant::now());
                 self.note_open(live);
             } else {
+                self.succeeded();
                 self.compacted = None;
             }
             self.apply(message, live)?;

@@ -34,6 +34,8 @@ pub enum Misbehavior {
     Silence,
     /// The next watch is canceled at once, with this reason.
     Refuse(&'static str),
+    /// The next watch is created, and a second message cancels it, with this reason.
+    RefuseCreated(&'static str),
     /// The next watch is created only after this time.
     LateWatch(Duration),
     /// The next watch is created by a member that does not know the revision it starts at, and knows all after this
@@ -54,6 +56,7 @@ impl Misbehavior {
         !matches!(
             self,
             Self::Refuse(_)
+                | Self::RefuseCreated(_)
                 | Self::LateWatch(_)
                 | Self::LaggingWatch(_)
                 | Self::LateTxn(_)
@@ -122,6 +125,7 @@ pub(super) fn misreported(
         None
         | Some(
             Misbehavior::Refuse(_)
+            | Misbehavior::RefuseCreated(_)
             | Misbehavior::LateWatch(_)
             | Misbehavior::LaggingWatch(_)
             | Misbehavior::LateTxn(_)
@@ -141,8 +145,7 @@ pub(super) fn misreported(
         }
         Some(Misbehavior::EarlyProgress) => vec![message(at(revision), Vec::new()), truth],
         Some(Misbehavior::EarlyAnswer) => {
-            let answer = PbWatchResponse { watch_id: -1, ..message(at(revision), Vec::new()) };
-            vec![answer, truth]
+            vec![PbWatchResponse { watch_id: -1, ..message(at(revision), Vec::new()) }, truth]
         }
         Some(Misbehavior::UnknownType) => altered(|event| event.r#type = 9),
         Some(Misbehavior::NoKey) => altered(|event| event.kv = None),

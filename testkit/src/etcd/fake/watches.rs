@@ -222,6 +222,11 @@ impl Watch {
             header.revision = start - 1;
         }
         send(&responses, created).await?;
+        if let Some(Misbehavior::RefuseCreated(reason)) =
+            state.next_misbehavior(|next| matches!(next, Misbehavior::RefuseCreated(_)))
+        {
+            return Err(Ended::Canceled(PbWatchResponse { cancel_reason: reason.to_owned(), ..canceled(header) }));
+        }
         if let Some(Misbehavior::LaggingWatch(lag)) = lags {
             tokio::time::sleep(lag).await;
         }
