@@ -55,8 +55,10 @@ function renderView() {
   $("empty").textContent = !current.known() ? "Not known" : all > rows.length ? "Nothing matches" : current.empty;
   const counted = current.known() || all > 0;
   $("count").textContent = !counted ? "" : rows.length === all ? all : rows.length + " of " + all;
-  if (view.asked && counted) setText($("spoken"), $("count").textContent + " rows");
-  view.asked = false;
+  if (view.asked && counted) {
+    setText($("spoken"), $("count").textContent + " rows");
+    view.asked = false;
+  }
   $("pages").hidden = pages < 2;
   $("page").textContent = "Page " + (view.page + 1) + " of " + pages;
   $("previous").disabled = view.page === 0;

@@ -144,7 +144,7 @@ test("refusals and omitted services are shown", () => {
   ];
   const notice = limitNotice(state);
   assert.match(notice, /3 services of this namespace/);
-  assert.match(notice, /2 streams of xDS for further services \(limit 10\)\.$/);
+  assert.match(notice, /2 services for further clients of xDS \(limit 10\)\.$/);
 });
 
 test("an unread queue is not empty", () => {
