@@ -72,10 +72,11 @@ impl ScopeTable {
         while self.evicted.front().is_some_and(|end| *end <= now) {
             self.evicted.pop_front();
         }
-        let unused = self.followed.values().filter_map(|shared| Some((shared.unused_time()?, shared)));
-        let Some((_, shared)) = unused.max_by_key(|(time, _)| *time).filter(|_| self.evicted.len() < max) else {
+        if self.evicted.len() >= max {
             return;
-        };
+        }
+        let unused = self.followed.values().filter_map(|shared| Some((shared.unused_time()?, shared)));
+        let Some((_, shared)) = unused.max_by_key(|(time, _)| *time) else { return };
         shared.evict();
         let scope = shared.scope.clone();
         self.followed.remove(&scope);
