@@ -25,7 +25,7 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
-    Status,
+    Code, Status,
     body::Body,
     codegen::{Service as _, http},
     transport::Channel,
@@ -283,27 +283,34 @@ async fn clients_that_do_not_read_cost_one_response() {
     serves(&store, agent.address).await;
 }
 
-/// Returns the time until a client that does not read a large response is disconnected. Its connection answers pings
-/// meanwhile. `keep`: what it keeps open after its request.
-async fn disconnected<K>(keep: impl FnOnce(AdsClient) -> K) -> Duration {
+/// Returns the time until a client that does not read `responses` of this size is disconnected. Its connection answers
+/// pings meanwhile. `then`: what it does after its request.
+async fn disconnected(bytes: usize, responses: u32, then: impl FnOnce(&mut AdsClient)) -> Duration {
     let _alone = ALONE.lock().await;
     let store = Store::new();
-    let _one = store.register("large", instance("one", 1001).with_zone("z".repeat(500_000))).await;
+    let one = store.register("large", instance("one", 1001).with_zone("z".repeat(bytes))).await;
     let agent = TestAgent::start(&store.agents, local()).await;
-    let (mut sound, slow) = (AdsClient::connect(agent.address).await, AdsClient::connect(agent.address).await);
+    let (mut sound, mut slow) = (AdsClient::connect(agent.address).await, AdsClient::connect(agent.address).await);
     slow.request(ASSIGNMENT, &["large"]).await;
     assert_eq!(sound.assignment("large").await, [(1001, HEALTHY)]);
+    for weight in 1..responses {
+        one.update(|update| _ = update.weight(weight)).await.unwrap();
+        sound.changed("large").await;
+    }
     let sent = async || {
         let sent = agent.status.xds_totals().responses[&ResourceType::Assignment];
-        if sent == 2 { Ok(()) } else { Err(sent) }
+        if sent == 2 * u64::from(responses) { Ok(()) } else { Err(sent) }
     };
-    eventually("both have a response", sent).await;
-    let (start, _kept) = (Instant::now(), keep(slow));
+    eventually("both have the responses", sent).await;
+    then(&mut slow);
+    let start = Instant::now();
     while agent.status.xds_clients().len() == 2 {
         assert!(start.elapsed() < Duration::from_secs(180), "it is still connected");
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     let time = start.elapsed();
+    let end = slow.ended().await;
+    assert_ne!(end.code(), Code::Ok, "its connection is closed: {end:?}");
     let _two = store.register("large", instance("two", 1002)).await;
     assert_eq!(sound.changed("large").await.len(), 2, "a client that waits for changes stays");
     time
@@ -311,14 +318,21 @@ async fn disconnected<K>(keep: impl FnOnce(AdsClient) -> K) -> Duration {
 
 #[tokio::test(start_paused = true)]
 async fn a_client_that_does_not_read_is_disconnected() {
-    let time = disconnected(|client| client).await;
+    let time = disconnected(500_000, 1, |_| ()).await;
+    assert!(time >= Duration::from_secs(59), "{time:?}");
+}
+
+/// The second response is passed on in one part, of which the client's window has room for a few bytes.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_leaves_a_rest_is_disconnected() {
+    let time = disconnected(60_000, 2, |_| ()).await;
     assert!(time >= Duration::from_secs(59), "{time:?}");
 }
 
 /// It sends no more requests, so its stream has ended for the agent.
 #[tokio::test(start_paused = true)]
 async fn a_client_that_leaves_unread_is_disconnected() {
-    let time = disconnected(AdsClient::end_requests).await;
+    let time = disconnected(500_000, 1, AdsClient::end_requests).await;
     assert!(time >= Duration::from_secs(59), "{time:?}");
 }
 

@@ -21,8 +21,8 @@ use tonic::{
 
 use crate::connections::STALL;
 
-/// Maximum bytes that are passed to the connection at a time. It takes more once the client can receive some. With
-/// whole responses, a slow client could not be told from one that reads nothing.
+/// Maximum bytes that are passed to the connection at a time. With whole responses, a slow client could not be told
+/// from one that reads nothing.
 const PART_BYTES: usize = 64 << 10;
 
 /// Service whose responses are sent in parts. Each request has the [`Progress`] of its response as an extension.
@@ -119,11 +119,12 @@ impl http_body::Body for ResponseBody {
     type Data = Bytes;
     type Error = Status;
 
-    /// The connection asks for the next frame once it has taken the last one.
+    /// The connection asks for the next frame once the client can receive the first byte of the last one. The last byte
+    /// of a response is a part of its own, so that the client can receive everything before it.
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         loop {
             if !self.rest.is_empty() {
-                let bytes = self.rest.len().min(PART_BYTES);
+                let bytes = (self.rest.len() - 1).clamp(1, PART_BYTES);
                 let part = self.rest.split_to(bytes);
                 self.set_deadline(Some(Instant::now() + STALL));
                 return Poll::Ready(Some(Ok(Frame::data(part))));
@@ -198,7 +199,8 @@ mod tests {
     async fn a_slow_client_is_not_stalled() {
         let (sender, mut body, mut progress) = body();
         send(&sender, 10 * PART_BYTES).await;
-        for _ in 0..10 {
+        // The last byte is a part of its own.
+        for _ in 0..=10 {
             body.frame().await.unwrap().unwrap();
             assert!(tokio::time::timeout(STALL.mul_f64(0.9), progress.end()).await.is_err());
         }

@@ -1,6 +1,6 @@
 //! Requests of which a part has arrived. They occupy memory until they are complete: large ones share a budget, and
 //! each has a deadline. One that finds no room waits, and its client can send no more than the window of its
-//! connection.
+//! stream.
 
 use std::{
     fmt,

@@ -47,7 +47,7 @@ const RESPONSES: usize = 1;
 const STREAMS_PER_CONNECTION: u32 = 100;
 
 /// Bytes that a client can send before the agent takes them, on a stream and on its connection. A request that waits
-/// for room holds back the former only.
+/// for room holds back the former; several of them on one connection hold back the latter, too.
 const WINDOWS: (u32, u32) = (16_384, 65_535);
 
 /// Interval of the pings that find connections without a client, and the time for an answer. A client that is gone is

@@ -206,12 +206,17 @@ impl StreamState {
         }
         let is_resumed = state.subscription == Subscription::None && !request.version_info.is_empty();
         let mut subscription = state.subscription.after(kind, &request.resource_names);
-        state.omitted = subscription.limit(&state.subscription, &mut room);
+        let omitted = subscription.limit(&state.subscription, &mut room);
+        let is_complete_again = mem::replace(&mut state.omitted, omitted) > 0 && omitted == 0;
         if is_resumed {
             state.resumed.extend(subscription.names().into_iter().flatten().cloned());
         }
         let has_changed = subscription != state.subscription;
         state.subscribe(subscription);
+        if let (true, Due::Set(answer)) = (is_complete_again, &mut state.due) {
+            // It may have been held back.
+            *answer = Answer::Awaited;
+        }
         match rejection {
             Some(rejection) => Received::Rejected(rejection),
             None if has_changed => Received::Subscribed,
@@ -697,11 +702,13 @@ mod tests {
         let (mut stream, registry) = (StreamState::new(2), Registry::with(&[]));
         let mut resumed = request(Cluster, &["a", "b", "c"], "");
         resumed.version_info = "of an earlier stream".to_owned();
-        stream.receive(&resumed);
-        assert_eq!((kinds(&respond(&mut stream, &registry)), stream.omitted()), (vec![], 1));
-        stream.receive(&request(Cluster, &["b", "c"], ""));
-        assert_eq!(kinds(&respond(&mut stream, &registry)), [(Cluster, 2)], "there is room for all");
-        let mut stream = StreamState::new(2);
+        for fewer in [["b", "c"], ["a", "b"]] {
+            let mut stream = StreamState::new(2);
+            stream.receive(&resumed);
+            assert_eq!((kinds(&respond(&mut stream, &registry)), stream.omitted()), (vec![], 1));
+            stream.receive(&request(Cluster, &fewer, ""));
+            assert_eq!(kinds(&respond(&mut stream, &registry)), [(Cluster, 2)], "there is room for all");
+        }
         stream.receive(&request(Cluster, &["a", "b", "c"], ""));
         assert_eq!(kinds(&respond(&mut stream, &registry)), [(Cluster, 2)], "a new client has nothing");
     }

@@ -150,9 +150,9 @@ impl AdsClient {
         Ok(Self { requests, responses, zone: "" })
     }
 
-    /// Ends the requests, and returns the responses.
-    pub(crate) fn end_requests(self) -> Streaming<DiscoveryResponse> {
-        self.responses
+    /// Ends the requests.
+    pub(crate) fn end_requests(&mut self) {
+        self.requests = mpsc::channel(1).0;
     }
 
     /// Puts the client into a zone.
