@@ -15,7 +15,7 @@ const RESERVE: usize = 128;
 
 /// Raises the limit of open files as far as needed and permitted. If that is too little, lowers the limits of
 /// connections, with a message.
-pub(super) fn fit(xds: &mut XdsSection, http: Option<&mut HttpSection>, output: Output) -> io::Result<()> {
+pub(super) fn fit(xds: &mut XdsSection, mut http: Option<&mut HttpSection>, output: Output) -> io::Result<()> {
     let streams = xds.max_streams.unwrap_or(DEFAULT_XDS_STREAMS);
     let connections = http.as_ref().map_or(0, |http| http.max_connections.unwrap_or(DEFAULT_HTTP_CONNECTIONS));
     let files = raised(streams.saturating_add(connections).saturating_add(RESERVE));
@@ -24,17 +24,21 @@ pub(super) fn fit(xds: &mut XdsSection, http: Option<&mut HttpSection>, output: 
         return Ok(());
     }
     xds.max_streams = Some(max_streams);
-    if let Some(http) = http {
+    if let Some(http) = &mut http {
         http.max_connections = Some(max_connections);
         // Clients of events leave connections to the others, in the same proportion.
         let clients = http.max_event_clients.unwrap_or(DEFAULT_HTTP_EVENT_CLIENTS);
         http.max_event_clients = Some(proportion(clients, max_connections, connections));
     }
+    let event_clients = http.and_then(|http| http.max_event_clients);
     let text = format!(
         "with {files} open files, at most {max_streams} streams (configured: {streams}) and {max_connections} \
-         connections (configured: {connections})"
+         connections (configured: {connections}); event clients in the same proportion"
     );
-    output.line(To::Stderr, text, &json!({ "files": files, "streams": max_streams, "connections": max_connections }))
+    let fields = json!({
+        "files": files, "streams": max_streams, "connections": max_connections, "event_clients": event_clients,
+    });
+    output.line(To::Stderr, text, &fields)
 }
 
 /// Raises the limit of open files to `needed`, or as far as permitted, and returns it.
