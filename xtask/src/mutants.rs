@@ -8,6 +8,8 @@ use std::{
     process::Command,
 };
 
+use glob::Pattern;
+
 use crate::{
     command::{Result, protoc},
     etcd,
@@ -209,11 +211,16 @@ impl PartSelection {
         Ok(choice)
     }
 
-    /// Returns the chosen files of a part.
-    fn files(&self, part: &Part) -> Vec<&'static str> {
-        let is_chosen = self.parts.is_empty() || self.parts.contains(part.name);
-        let files = part.files.iter().copied().filter(|_| is_chosen);
-        files.filter(|file| self.files.is_empty() || self.files.contains(*file)).collect()
+    /// Returns the chosen files of the part with this number, as patterns, without those of the parts before.
+    fn sources(&self, number: usize) -> Sources<'_> {
+        let (part, excluded) = (&PARTS[number], PARTS[..number].iter().flat_map(|part| part.files).copied().collect());
+        let mut sources = Sources { files: part.files.to_vec(), excluded };
+        if !self.parts.is_empty() && !self.parts.contains(part.name) {
+            sources.files.clear();
+        } else if !self.files.is_empty() {
+            sources.files = self.files.iter().map(String::as_str).filter(|file| sources.contain(file)).collect();
+        }
+        sources
     }
 }
 
@@ -230,15 +237,13 @@ pub(crate) fn run(args: impl Iterator<Item = String>) -> Result {
     let reasons = reasons(&fs::read_to_string(SURVIVORS)?)?;
     let (mut all, mut unexplained, mut killed) = (Found::default(), Vec::new(), Vec::new());
     for (number, part) in PARTS.iter().enumerate() {
-        let files = choice.files(part);
-        if files.is_empty() {
+        let sources = choice.sources(number);
+        if sources.files.is_empty() {
             continue;
         }
-        // A pattern also matches files of other parts.
-        let excluded: Vec<_> = PARTS[..number].iter().flat_map(|part| part.files).copied().collect();
-        let found = mutate(part.name, part, &Sources { files: &files, excluded: &excluded }, choice.former)?;
+        let found = mutate(part.name, part, &sources, choice.former)?;
         unexplained.extend(without_reason(&found.missed, &reasons));
-        let of_part = reasons.keys().filter(|known| files.iter().any(|file| known.starts_with(&format!("{file}:"))));
+        let of_part = reasons.keys().filter(|known| sources.contain(file_of(known)));
         killed.extend(of_part.filter(|known| !found.missed.contains(*known)).cloned());
         all.add(found);
     }
@@ -268,8 +273,8 @@ fn without_reason(survivors: &[String], reasons: &BTreeMap<String, String>) -> V
 
 /// Measures the files of core that are in no part.
 fn measure_rest(former: FormerRun) -> Result {
-    let excluded: Vec<_> = PARTS.iter().flat_map(|part| part.files).copied().collect();
-    let found = mutate("rest", &PARTS[0], &Sources { files: &["core/src/**/*.rs"], excluded: &excluded }, former)?;
+    let excluded = PARTS.iter().flat_map(|part| part.files).copied().collect();
+    let found = mutate("rest", &PARTS[0], &Sources { files: vec!["core/src/**/*.rs"], excluded }, former)?;
     println!("\nthe rest of core: {found}:");
     found.missed.iter().for_each(|survivor| println!("{survivor}"));
     Ok(())
@@ -277,8 +282,22 @@ fn measure_rest(former: FormerRun) -> Result {
 
 /// Files whose mutants are tried, as patterns.
 struct Sources<'a> {
-    files: &'a [&'a str],
-    excluded: &'a [&'a str],
+    files: Vec<&'a str>,
+    excluded: Vec<&'a str>,
+}
+
+impl Sources<'_> {
+    fn contain(&self, file: &str) -> bool {
+        let matches = |patterns: &[&str]| {
+            patterns.iter().any(|pattern| Pattern::new(pattern).is_ok_and(|pattern| pattern.matches(file)))
+        };
+        matches(&self.files) && !matches(&self.excluded)
+    }
+}
+
+/// Returns the file of a mutant, given by its [`lasting_name`].
+fn file_of(mutant: &str) -> &str {
+    mutant.split_once(':').map_or(mutant, |(file, _)| file)
 }
 
 /// Outcome of the mutants of some files, by their [`lasting_name`].
@@ -386,8 +405,8 @@ fn try_tests(output: &Path, part: &Part, sources: &Sources<'_>, former: FormerRu
         part.package,
     ]);
     command.args((former == FormerRun::Continued).then_some("--iterate")).arg("--output").arg(output);
-    command.args(sources.files.iter().flat_map(|file| ["--file", file]));
-    command.args(sources.excluded.iter().flat_map(|file| ["--exclude", file]));
+    command.args(sources.files.iter().flat_map(|file| ["--file", *file]));
+    command.args(sources.excluded.iter().flat_map(|file| ["--exclude", *file]));
     command.args(packages.iter().flat_map(|package| ["--test-package", package]));
     // Options after `--` apply to the run of the tests only; these also leave the other programs unbuilt.
     command.args(options.iter().map(|option| format!("--cargo-arg={option}")));
@@ -450,8 +469,20 @@ mod tests {
     fn every_listed_file_exists() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         for file in PARTS.iter().flat_map(|part| part.files) {
+            assert!(Pattern::new(file).is_ok(), "{file}");
             let path = file.strip_suffix("**/*.rs").unwrap_or(file);
             assert!(root.join(path).exists(), "{file}");
+        }
+    }
+
+    #[test]
+    fn each_survivor_is_of_one_part() {
+        let known = reasons(include_str!("../survivors.txt")).expect("each has a reason");
+        let all = PartSelection::default();
+        for survivor in known.keys() {
+            let file = file_of(survivor);
+            let parts = (0..PARTS.len()).filter(|number| all.sources(*number).contain(file));
+            assert_eq!(parts.count(), 1, "{file}");
         }
     }
 
@@ -459,12 +490,23 @@ mod tests {
     fn parts_select_their_files() {
         let choice = |args: &[&str]| PartSelection::parse(args.iter().map(|arg| (*arg).to_owned()));
         let one = choice(&["--part", "grpc", "--resume"]).expect("a part");
-        for part in PARTS {
-            assert_eq!(one.files(part).len(), if part.name == "grpc" { part.files.len() } else { 0 }, "{}", part.name);
+        for (number, part) in PARTS.iter().enumerate() {
+            let expected = if part.name == "grpc" { part.files } else { &[] };
+            assert_eq!(one.sources(number).files, expected, "{}", part.name);
         }
         assert!(one.former == FormerRun::Continued && !one.rest);
-        let file = choice(&["--file", "core/src/lock/fence.rs"]).expect("a file");
-        assert_eq!(file.files(&PARTS[0]), ["core/src/lock/fence.rs"]);
+        // By name, by a pattern, and by a pattern that an earlier part has as well.
+        for (file, name) in [
+            ("core/src/lock/fence.rs", "core"),
+            ("backend-etcd/src/layout/kitex.rs", "other-layouts"),
+            ("backend-etcd/src/layout/native.rs", "layouts"),
+        ] {
+            let choice = choice(&["--file", file]).expect("a file");
+            for (number, part) in PARTS.iter().enumerate() {
+                let expected = if part.name == name { &[file][..] } else { &[] };
+                assert_eq!(choice.sources(number).files, expected, "{file}, {}", part.name);
+            }
+        }
         assert!(choice(&["--part", "other"]).is_err() && choice(&["--part"]).is_err());
     }
 
