@@ -93,19 +93,23 @@ type Lines = BTreeMap<String, Vec<(f64, Vec<f64>)>>;
 ///
 /// # Errors
 ///
-/// If a line is no measurement, a plot has no data, or a file cannot be written.
+/// If a line is no JSON, a plot has no data, or a file cannot be written. Without data for each plot, none is written.
 pub fn draw(texts: &[String], folder: &Path) -> Result {
     let mut rows = Vec::new();
     for line in texts.iter().flat_map(|text| text.lines()) {
         rows.push(serde_json::from_str(line)?);
     }
-    fs::create_dir_all(folder)?;
+    let mut drawn = Vec::new();
     for plot in &PLOTS {
         let lines = lines(plot, &rows);
         if lines.is_empty() {
             return Err(format!("no data for {}", plot.file).into());
         }
-        fs::write(folder.join(plot.file), svg(plot, &lines)?)?;
+        drawn.push((plot.file, svg(plot, &lines)?));
+    }
+    fs::create_dir_all(folder)?;
+    for (file, text) in drawn {
+        fs::write(folder.join(file), text)?;
     }
     Ok(())
 }
@@ -116,11 +120,13 @@ fn lines(plot: &Plot, rows: &[Value]) -> Lines {
     for row in rows.iter().filter(|row| row["scenario"] == plot.scenario) {
         let Some((size, peer, addition)) = row["case"].as_str().and_then(plot.point) else { continue };
         for (name, side) in [(OURS, &row["ours"]), (peer, &row["reference"])] {
-            let Some(median) = side["median"].as_f64() else { continue };
+            let Some(value) = side["median"].as_f64().map(plot.value).filter(|value| is_drawable(*value)) else {
+                continue;
+            };
             let line = lines.entry(format!("{name}{addition}")).or_default();
             match line.iter_mut().find(|(known, _)| known.total_cmp(&size).is_eq()) {
-                Some((_, values)) => values.push((plot.value)(median)),
-                None => line.push((size, vec![(plot.value)(median)])),
+                Some((_, values)) => values.push(value),
+                None => line.push((size, vec![value])),
             }
         }
     }
@@ -128,6 +134,11 @@ fn lines(plot: &Plot, rows: &[Value]) -> Lines {
         line.sort_by(|(one, _), (other, _)| one.total_cmp(other));
     }
     lines
+}
+
+/// Returns `true` if a logarithmic axis has the value: a rate of zero is an infinite time.
+fn is_drawable(value: f64) -> bool {
+    value.is_finite() && value > 0.0
 }
 
 /// Returns the least and the largest value.
@@ -198,6 +209,19 @@ mod tests {
         let lines = lines(&PLOTS[0], &rows);
         assert_eq!(lines[OURS], [(100.0, vec![1.0, 3.0, 2.0])]);
         assert_eq!(lines["go-kit"], [(100.0, vec![4.0; 3])]);
+    }
+
+    #[test]
+    fn what_no_axis_has_is_left_out() {
+        let rows = [0.0, 20.0].map(|rate| row("contended", "5 sessions, beside concurrency", rate, 10.0));
+        assert_eq!(lines(&PLOTS[1], &rows)[OURS], [(5.0, vec![50.0])]);
+    }
+
+    #[test]
+    fn without_all_data_no_file_is_written() {
+        let folder = std::env::temp_dir().join(format!("enlist-plots-{}", std::process::id()));
+        let text = row("change", "one instance of 100 changes, beside go-kit", 1.0, 4.0).to_string();
+        assert!(draw(&[text], &folder).is_err() && !folder.exists());
     }
 
     #[test]

@@ -5,10 +5,12 @@ use std::{
     time::Duration,
 };
 
-use enlist::{Directory, Moment, ServiceRef, ServiceView, TaskOwner, ViewChanges, backend::MutexExt as _};
+use enlist::{
+    Directory, DirectoryOptions, Moment, ServiceRef, ServiceView, TaskOwner, ViewChanges, backend::MutexExt as _,
+};
 use enlist_etcd::Etcd;
 use etcd_client::{Client, Txn};
-use tokio::{sync::watch, time::MissedTickBehavior};
+use tokio::{sync::watch, time::Instant};
 
 use crate::{
     measure::{Result, Spread, processor_time, quantile},
@@ -31,23 +33,24 @@ const LENGTH: Duration = Duration::from_secs(10);
 /// Time after which watches are open and buffers are freed.
 const REST: Duration = Duration::from_secs(10);
 
-/// Maximum time until all have seen the last change of a measurement.
+/// Maximum time until a view is complete, and until all have seen the last change of a measurement.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Weight of the changing instance before its first change. Each change adds one.
 const FIRST_WEIGHT: u32 = 1000;
 
-/// Times at which the changes were sent.
-type Sent = Arc<Mutex<Vec<Moment>>>;
+/// Times at which the changes were due. One that is sent later, because etcd has not answered the one before, counts
+/// from then, too.
+type Due = Arc<Mutex<Vec<Instant>>>;
 
 pub(crate) async fn run(report: &mut Report) -> Result {
     let (world, service) = (World::start().await, ServiceRef::parse("watched")?);
     world.fill(&service, INSTANCES).await?;
-    let mut writer = Writer { client: world.raw().await?, service: service.clone(), sent: Sent::default() };
+    let mut writer = Writer { client: world.raw().await?, service: service.clone(), due: Due::default() };
     let (mut sessions, mut costs) = (Vec::new(), Vec::new());
     for count in SESSIONS {
         for _ in sessions.len()..usize::try_from(count)? {
-            sessions.push(Session::start(&world, &service, &writer.sent).await?);
+            sessions.push(Session::start(&world, &service, &writer.due).await?);
         }
         tokio::time::sleep(REST).await;
         let before = idle(&world).await?;
@@ -66,7 +69,7 @@ pub(crate) async fn run(report: &mut Report) -> Result {
     knee(report, &world, &mut writer, &mut sessions).await
 }
 
-/// Raises the rate, and reports the last one before the latency doubles.
+/// Raises the rate until the latency doubles, and reports the last one before.
 async fn knee(report: &mut Report, world: &World, writer: &mut Writer, sessions: &mut [Session]) -> Result {
     let (mut usual, mut knee) = (f64::INFINITY, 0.0);
     for rate in RATES {
@@ -74,9 +77,6 @@ async fn knee(report: &mut Report, world: &World, writer: &mut Writer, sessions:
         let (late, reached) = (quantile(&load.latencies, 0.99), load.rate);
         if rate == RATES[0] {
             usual = late;
-        }
-        if late <= 2.0 * usual {
-            knee = reached;
         }
         let case = format!("{} sessions, {rate} changes per second", sessions.len());
         let mut add = |what: &str, unit, number| {
@@ -87,6 +87,10 @@ async fn knee(report: &mut Report, world: &World, writer: &mut Writer, sessions:
         add("99 %", "ms", late);
         add("etcd's processor, of one core", "%", load.server / 1e4);
         add("processor of the sessions and the writer, of one core", "%", load.own / 1e4);
+        if late > 2.0 * usual {
+            break;
+        }
+        knee = reached;
     }
     let case = format!("{} sessions: changes per second before 99 % doubles", sessions.len());
     report.number("watchers", case, "per s", Spread::exactly(knee), None);
@@ -104,7 +108,7 @@ async fn idle(world: &World) -> Result<f64> {
 struct Writer {
     client: Client,
     service: ServiceRef,
-    sent: Sent,
+    due: Due,
 }
 
 /// Result of a measurement.
@@ -112,7 +116,7 @@ struct Load {
     changes: u32,
     /// Changes per second that were reached.
     rate: f64,
-    /// Sorted times from a change to its publication by a view, in milliseconds.
+    /// Sorted times from when a change was due to its publication by a view, in milliseconds.
     latencies: Vec<f64>,
     /// Processor time of etcd and of this process per second, in microseconds.
     server: f64,
@@ -125,17 +129,16 @@ impl Writer {
             session.latencies.locked().clear();
         }
         let mut due = tokio::time::interval(Duration::from_secs(1) / rate);
-        due.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (begun, server, own) = (Moment::now(), world.processor_time().await?, processor_time());
         let mut changes = 0;
         while begun.elapsed() < LENGTH {
-            due.tick().await;
-            self.change().await?;
+            let due = due.tick().await;
+            self.change(due).await?;
             changes += 1;
         }
         let time = begun.elapsed().as_secs_f64();
         let (server, own) = ((world.processor_time().await? - server) / time, (processor_time() - own) / time);
-        let last = self.sent.locked().len();
+        let last = self.due.locked().len();
         for session in &mut *sessions {
             let complete = session.seen.wait_for(|seen| *seen == last);
             tokio::time::timeout(LIMIT, complete).await.map_err(|_| "a session does not see the last change")??;
@@ -146,11 +149,11 @@ impl Writer {
         Ok(Load { changes, rate: f64::from(changes) / time, latencies, server, own })
     }
 
-    async fn change(&mut self) -> Result {
+    async fn change(&mut self, due: Instant) -> Result {
         let number = {
-            let mut sent = self.sent.locked();
-            sent.push(Moment::now());
-            u32::try_from(sent.len())?
+            let mut all = self.due.locked();
+            all.push(due);
+            u32::try_from(all.len())?
         };
         let change = put(&self.service, 0, FIRST_WEIGHT + number, None)?;
         self.client.txn(Txn::new().and_then([change])).await?;
@@ -169,13 +172,15 @@ struct Session {
 }
 
 impl Session {
-    async fn start(world: &World, service: &ServiceRef, sent: &Sent) -> Result<Self> {
+    async fn start(world: &World, service: &ServiceRef, due: &Due) -> Result<Self> {
         let etcd = world.ours().await?;
-        let view = Directory::new(Arc::new(etcd.clone())).view(service);
-        view.ready().await?;
+        // Each change is published at once: a wait would be the same at all rates, and hide what they cost.
+        let options = DirectoryOptions::new().debounce(Duration::ZERO);
+        let view = Directory::with_options(Arc::new(etcd.clone()), options).view(service);
+        tokio::time::timeout(LIMIT, view.ready()).await.map_err(|_| "a view is not complete")??;
         let (latencies, task) = (Arc::<Mutex<Vec<f64>>>::default(), TaskOwner::new());
-        let (shown, seen) = watch::channel(sent.locked().len());
-        let following = follow(view.changes(), Arc::clone(sent), shown, Arc::clone(&latencies));
+        let (shown, seen) = watch::channel(due.locked().len());
+        let following = follow(view.changes(), Arc::clone(due), shown, Arc::clone(&latencies));
         task.spawn_until_stopped("session", async move {
             // Its end is seen by the receiver of `seen`.
             let _ = following.await;
@@ -187,7 +192,7 @@ impl Session {
 /// Records the time of each change until a view has shown it, or a later one.
 async fn follow(
     mut changes: ViewChanges,
-    sent: Sent,
+    due: Due,
     shown: watch::Sender<usize>,
     latencies: Arc<Mutex<Vec<f64>>>,
 ) -> Result {
@@ -197,7 +202,7 @@ async fn follow(
         let weight = snapshot.get(&changing).map_or(0, |entry| entry.instance().weight());
         let (before, now) = (*shown.borrow(), usize::try_from(weight.saturating_sub(FIRST_WEIGHT))?);
         if now > before {
-            let times: Vec<f64> = sent.locked()[before..now].iter().map(|sent| micros(sent.elapsed()) / 1e3).collect();
+            let times: Vec<f64> = due.locked()[before..now].iter().map(|due| micros(due.elapsed()) / 1e3).collect();
             latencies.locked().extend(times);
             shown.send_replace(now);
         }
