@@ -159,7 +159,7 @@ impl ClientStream {
                 }
             }
         };
-        // What the client does not take stays in memory as long as its connection.
+        // Bytes that the client does not take stay in memory as long as its connection.
         if delivery == DeliveryEnd::Stalled {
             self.client.disconnect();
         }
