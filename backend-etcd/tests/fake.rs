@@ -418,22 +418,42 @@ async fn a_token_refused_inside_streams_is_renewed_once() {
     }
 }
 
-/// A proxy may create a watch before it refuses it.
-#[tokio::test(start_paused = true)]
-async fn a_watch_refused_once_created_is_retried_slowly() {
+const DENIED: &str = "rpc error: code = PermissionDenied desc = etcdserver: permission denied";
+
+/// A client with a password, whose next watches are created, and canceled after this time for these reasons.
+fn canceled_once_created(after: Duration, reasons: &[&'static str]) -> (FakeEtcd, Etcd) {
     let fake = FakeEtcd::start();
     put(&fake, "a", 1);
-    let etcd = builder(&fake).user("u", "p".to_owned()).build().unwrap();
-    for _ in 0..20 {
-        fake.misbehave(Misbehavior::RefuseCreated(
-            "rpc error: code = PermissionDenied desc = etcdserver: permission denied",
-        ));
+    for reason in reasons {
+        fake.misbehave(Misbehavior::RefuseCreated(after, reason));
     }
+    let etcd = builder(&fake).user("u", "p".to_owned()).build().unwrap();
+    (fake, etcd)
+}
+
+/// A server may create a watch before it refuses it. If that lasted for a while, a token may have expired since.
+#[tokio::test(start_paused = true)]
+async fn a_watch_refused_once_created_is_retried_slowly() {
+    for (after, expected) in [(Duration::ZERO, (2, 3)), (Duration::from_millis(1200), (3, 4))] {
+        let (fake, etcd) = canceled_once_created(after, &[DENIED; 20]);
+        let mut watcher = etcd.watch(&service()).await.unwrap();
+        soon("a list", watcher.next()).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let requests = fake.requests();
+        assert_eq!((requests.watches, requests.tokens), expected, "after {after:?}");
+    }
+}
+
+/// A refusal after another end of a watch is the first one, so that a token is renewed at once.
+#[tokio::test(start_paused = true)]
+async fn a_token_is_renewed_after_an_interruption() {
+    let (fake, etcd) = canceled_once_created(Duration::ZERO, &[DENIED, "etcdserver: no leader", DENIED]);
     let mut watcher = etcd.watch(&service()).await.unwrap();
-    soon("a list", watcher.next()).await.unwrap();
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    let requests = fake.requests();
-    assert_eq!((requests.watches, requests.tokens), (2, 3), "{requests:?}");
+    let mut seen = soon("a list", watcher.next()).await.unwrap().snapshot;
+    let begun = tokio::time::Instant::now();
+    put(&fake, "b", 1);
+    converged(&fake, &mut watcher, &mut seen).await;
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
 }
 
 #[tokio::test(start_paused = true)]

@@ -154,7 +154,7 @@ impl WatchTask {
                 }
                 Err(end) => end,
             };
-            if matches!(&state, State::Live(live) if live.has_lasted()) {
+            if matches!(&state, State::Live(live) if live.has_succeeded(&end)) {
                 self.succeeded();
             }
             self.audit.interrupt(self.replica.as_ref().map_or(0, Replica::len));
@@ -198,10 +198,7 @@ impl WatchTask {
             WatchEnd::TooLarge => tracing::debug!("watch message too large, listing again"),
             WatchEnd::Outdated => tracing::debug!("watch opened before a restore was noticed, opening it again"),
             WatchEnd::Oversized(error) => return self.report_oversized(error),
-            // etcd 3.5 reports an expired token on a watch as a missing permission. A fresh token distinguishes them.
-            WatchEnd::Broken(Failure::StaleAuthToken(_) | Failure::NoUser(_) | Failure::Denied)
-                if !self.token_refreshed && self.client.data.refresh_token().await.is_ok() =>
-            {
+            end if end.is_refusal() && !self.token_refreshed && self.client.data.refresh_token().await.is_ok() => {
                 self.token_refreshed = true;
             }
             WatchEnd::Silent(_, failure) | WatchEnd::Broken(failure) => return self.report_broken(failure),

@@ -5,10 +5,11 @@ use std::time::Duration;
 use enlist::{Moment, Revision};
 use tokio::time::Instant;
 
+use super::state::WatchEnd;
 use crate::{client::store_revision::Seen, watch::watch_stream::OpenWatch};
 
-/// Time after which a watch that etcd has created counts as a success, without a further message. A proxy may create a
-/// watch before it refuses it.
+/// Time after which a watch that etcd has created counts as a success, although it is refused then. A server may create
+/// a watch before it refuses it.
 const LASTING: Duration = Duration::from_secs(1);
 
 /// Open watch.
@@ -29,9 +30,9 @@ pub(super) struct LiveWatch {
 }
 
 impl LiveWatch {
-    /// Returns `true` if the watch counts as a success, although it may have reported nothing.
-    pub(super) fn has_lasted(&self) -> bool {
-        self.created.is_some_and(|at| at.elapsed() >= LASTING)
+    /// Returns `true` if the watch counts as a success, although it may have reported nothing before this end.
+    pub(super) fn has_succeeded(&self, end: &WatchEnd) -> bool {
+        self.created.is_some_and(|at| !end.is_refusal() || at.elapsed() >= LASTING)
     }
 }
 

@@ -57,6 +57,14 @@ pub(super) enum WatchEnd {
     Broken(Failure),
 }
 
+impl WatchEnd {
+    /// Returns `true` if etcd refused the watch, which may be because of an expired token: etcd 3.5 reports one on a
+    /// watch as a missing permission. A fresh token distinguishes them.
+    pub(super) const fn is_refusal(&self) -> bool {
+        matches!(self, Self::Broken(Failure::StaleAuthToken(_) | Failure::NoUser(_) | Failure::Denied))
+    }
+}
+
 /// Returns the state after `end`: resync if the history is gone, or if a list is due that has not succeeded yet;
 /// otherwise resume.
 pub(super) fn recover<W>(state: State<W>, end: &WatchEnd) -> State<W> {

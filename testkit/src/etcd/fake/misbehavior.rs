@@ -34,8 +34,8 @@ pub enum Misbehavior {
     Silence,
     /// The next watch is canceled at once, with this reason.
     Refuse(&'static str),
-    /// The next watch is created, and a second message cancels it, with this reason.
-    RefuseCreated(&'static str),
+    /// The next watch is created, and a second message cancels it after this time, with this reason.
+    RefuseCreated(Duration, &'static str),
     /// The next watch is created only after this time.
     LateWatch(Duration),
     /// The next watch is created by a member that does not know the revision it starts at, and knows all after this
@@ -56,7 +56,7 @@ impl Misbehavior {
         !matches!(
             self,
             Self::Refuse(_)
-                | Self::RefuseCreated(_)
+                | Self::RefuseCreated(..)
                 | Self::LateWatch(_)
                 | Self::LaggingWatch(_)
                 | Self::LateTxn(_)
@@ -125,7 +125,7 @@ pub(super) fn misreported(
         None
         | Some(
             Misbehavior::Refuse(_)
-            | Misbehavior::RefuseCreated(_)
+            | Misbehavior::RefuseCreated(..)
             | Misbehavior::LateWatch(_)
             | Misbehavior::LaggingWatch(_)
             | Misbehavior::LateTxn(_)

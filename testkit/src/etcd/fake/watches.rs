@@ -222,9 +222,10 @@ impl Watch {
             header.revision = start - 1;
         }
         send(&responses, created).await?;
-        if let Some(Misbehavior::RefuseCreated(reason)) =
-            state.next_misbehavior(|next| matches!(next, Misbehavior::RefuseCreated(_)))
+        if let Some(Misbehavior::RefuseCreated(delay, reason)) =
+            state.next_misbehavior(|next| matches!(next, Misbehavior::RefuseCreated(..)))
         {
+            tokio::time::sleep(delay).await;
             return Err(Ended::Canceled(PbWatchResponse { cancel_reason: reason.to_owned(), ..canceled(header) }));
         }
         if let Some(Misbehavior::LaggingWatch(lag)) = lags {
