@@ -213,8 +213,8 @@ impl StreamState {
         }
         let has_changed = subscription != state.subscription;
         state.subscribe(subscription);
-        if let (true, Due::Set(answer)) = (is_complete_again, &mut state.due) {
-            // It may have been held back.
+        if let (true, Due::Set(answer)) = (is_complete_again && !state.resumed.is_empty(), &mut state.due) {
+            // The set was held back.
             *answer = Answer::Awaited;
         }
         match rejection {
@@ -711,6 +711,8 @@ mod tests {
         }
         stream.receive(&request(Cluster, &["a", "b", "c"], ""));
         assert_eq!(kinds(&respond(&mut stream, &registry)), [(Cluster, 2)], "a new client has nothing");
+        stream.receive(&request(Cluster, &["a", "b"], "1"));
+        assert_eq!(kinds(&respond(&mut stream, &registry)), [], "it has these");
     }
 
     #[test]
