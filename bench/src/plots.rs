@@ -120,9 +120,7 @@ fn lines(plot: &Plot, rows: &[Value]) -> Lines {
     for row in rows.iter().filter(|row| row["scenario"] == plot.scenario) {
         let Some((size, peer, addition)) = row["case"].as_str().and_then(plot.point) else { continue };
         for (name, side) in [(OURS, &row["ours"]), (peer, &row["reference"])] {
-            let Some(value) = side["median"].as_f64().map(plot.value).filter(|value| is_drawable(*value)) else {
-                continue;
-            };
+            let Some(value) = side["median"].as_f64().map(plot.value) else { continue };
             let line = lines.entry(format!("{name}{addition}")).or_default();
             match line.iter_mut().find(|(known, _)| known.total_cmp(&size).is_eq()) {
                 Some((_, values)) => values.push(value),
@@ -131,9 +129,15 @@ fn lines(plot: &Plot, rows: &[Value]) -> Lines {
         }
     }
     for line in lines.values_mut() {
+        line.retain(|(_, values)| is_drawable(median(values)));
         line.sort_by(|(one, _), (other, _)| one.total_cmp(other));
     }
+    lines.retain(|_, line| !line.is_empty());
     lines
+}
+
+fn median(values: &[f64]) -> f64 {
+    Spread::of(values.iter().copied()).median
 }
 
 /// Returns `true` if a logarithmic axis has the value: a rate of zero is an infinite time.
@@ -148,7 +152,7 @@ fn extent(values: impl Iterator<Item = f64>) -> (f64, f64) {
 
 fn svg(plot: &Plot, lines: &Lines) -> Result<String> {
     let points = |line: &[(f64, Vec<f64>)]| -> Vec<(f64, f64)> {
-        line.iter().map(|(size, values)| (*size, Spread::of(values.iter().copied()).median)).collect()
+        line.iter().map(|(size, values)| (*size, median(values))).collect()
     };
     let all: Vec<(f64, f64)> = lines.values().flat_map(|line| points(line)).collect();
     let (x, y) = (extent(all.iter().map(|point| point.0)), extent(all.iter().map(|point| point.1)));
@@ -213,8 +217,9 @@ mod tests {
 
     #[test]
     fn what_no_axis_has_is_left_out() {
-        let rows = [0.0, 20.0].map(|rate| row("contended", "5 sessions, beside concurrency", rate, 10.0));
-        assert_eq!(lines(&PLOTS[1], &rows)[OURS], [(5.0, vec![50.0])]);
+        let rates = |rates: [f64; 3]| rates.map(|rate| row("contended", "5 sessions, beside concurrency", rate, 10.0));
+        assert!(!lines(&PLOTS[1], &rates([0.0, 0.0, 20.0])).contains_key(OURS), "most have no rate");
+        assert_eq!(lines(&PLOTS[1], &rates([0.0, 10.0, 20.0]))[OURS][0].1.len(), 3, "the median has one");
     }
 
     #[test]

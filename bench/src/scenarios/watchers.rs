@@ -128,8 +128,8 @@ impl Writer {
         for session in &*sessions {
             session.latencies.locked().clear();
         }
-        let mut due = tokio::time::interval(Duration::from_secs(1) / rate);
-        let (begun, server, own) = (Moment::now(), world.processor_time().await?, processor_time());
+        let (server, own) = (world.processor_time().await?, processor_time());
+        let (begun, mut due) = (Moment::now(), tokio::time::interval(Duration::from_secs(1) / rate));
         let mut changes = 0;
         while begun.elapsed() < LENGTH {
             let due = due.tick().await;
