@@ -30,10 +30,10 @@ pub(super) fn fit(xds: &mut XdsSection, mut http: Option<&mut HttpSection>, outp
         let clients = http.max_event_clients.unwrap_or(DEFAULT_HTTP_EVENT_CLIENTS);
         http.max_event_clients = Some(proportion(clients, max_connections, connections));
     }
-    let event_clients = http.and_then(|http| http.max_event_clients);
+    let event_clients = http.and_then(|http| http.max_event_clients).unwrap_or(0);
     let text = format!(
         "with {files} open files, at most {max_streams} streams (configured: {streams}) and {max_connections} \
-         connections (configured: {connections}); event clients in the same proportion"
+         connections (configured: {connections}), {event_clients} of them of event clients"
     );
     let fields = json!({
         "files": files, "streams": max_streams, "connections": max_connections, "event_clients": event_clients,
