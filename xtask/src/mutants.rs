@@ -8,12 +8,13 @@ use std::{
     process::Command,
 };
 
-use glob::Pattern;
-
+use self::parts::{PARTS, Part, Sources};
 use crate::{
     command::{Result, protoc},
     etcd,
 };
+
+mod parts;
 
 /// Path of the list of survivors with reasons.
 const SURVIVORS: &str = "xtask/survivors.txt";
@@ -27,150 +28,6 @@ const LIMIT: &str = "240";
 
 /// Variables that shorten the build of a mutant.
 const FAST_BUILD: [(&str, &str); 2] = [("CARGO_INCREMENTAL", "1"), ("CARGO_PROFILE_DEV_DEBUG", "0")];
-
-/// Files of a package that make decisions, and the tests that have to notice their mutants. Only mutants that survive
-/// the first tests, which run fast, meet all tests.
-struct Part {
-    name: &'static str,
-    package: &'static str,
-    files: &'static [&'static str],
-    /// Options of `cargo test` for the first tests, which are those of the package itself.
-    first: &'static [&'static str],
-    /// Packages with the other tests, and options of `cargo test` for them.
-    tested_by: &'static [&'static str],
-    options: &'static [&'static str],
-}
-
-const PARTS: &[Part] = &[
-    Part {
-        name: "core",
-        package: "enlist",
-        files: &[
-            // Steps of a registration, and observations of a leftover.
-            "core/src/backend/registration/reconcile.rs",
-            "core/src/backend/registration/observation.rs",
-            "core/src/backend/registration/key_claims.rs",
-            // Delays and repetitions; transitions of a lease.
-            "core/src/runtime/backoff.rs",
-            "core/src/backend/retries.rs",
-            "core/src/backend/session/renewal.rs",
-            "core/src/backend/session/lease_terms.rs",
-            // Queue positions, the validity of locks, fences.
-            "core/src/backend/lock/contender/state.rs",
-            "core/src/backend/lock/guard_driver.rs",
-            "core/src/backend/lock/queue_position.rs",
-            "core/src/backend/lock/permit_position.rs",
-            "core/src/lock/guard.rs",
-            "core/src/lock/options.rs",
-            "core/src/backend/lock/lock_validity.rs",
-            "core/src/lock/fence.rs",
-            // The mark of a job that ran.
-            "core/src/lock/job_record.rs",
-            // Errors after which a call may be repeated.
-            "core/src/error.rs",
-            // Views after a mass loss.
-            "core/src/discovery/mass_loss.rs",
-            // Ejection of an instance.
-            "core/src/balancing/ejection.rs",
-        ],
-        first: &["--lib"],
-        tested_by: &["enlist", "enlist-memory"],
-        options: &["--lib", "--tests"],
-    },
-    Part {
-        name: "pool",
-        package: "enlist",
-        files: &["core/src/balancing/pool/retry.rs", "core/src/balancing/pool/members.rs"],
-        first: &["--test", "pool"],
-        tested_by: &["enlist"],
-        options: &["--lib", "--tests"],
-    },
-    Part {
-        name: "etcd",
-        package: "enlist-etcd",
-        files: &[
-            // Transitions of watches.
-            "backend-etcd/src/watch/watch_task/state.rs",
-            "backend-etcd/src/watch/watch_task/low_read.rs",
-            "backend-etcd/src/watch/replica.rs",
-            "backend-etcd/src/watch/proofs.rs",
-            "backend-etcd/src/watch/audit.rs",
-            "backend-etcd/src/watch/key_monitors.rs",
-            // Own keys, their loss, queue positions.
-            "backend-etcd/src/registration/registration_task/own_writes.rs",
-            "backend-etcd/src/registration/registration_task/eviction.rs",
-            "backend-etcd/src/lock/contender/position.rs",
-            // Departures of instances, renewals of a lease, restores of the store.
-            "backend-etcd/src/discovery/watcher/departure.rs",
-            "backend-etcd/src/session/renewal.rs",
-            "backend-etcd/src/client/store_revision.rs",
-            // Repetitions of a request, the next member.
-            "backend-etcd/src/client/connection/repetitions.rs",
-            "backend-etcd/src/client/connection/pinned.rs",
-            // The class of an error.
-            "backend-etcd/src/error/mod.rs",
-            "backend-etcd/src/error/answers.rs",
-            "backend-etcd/src/error/texts.rs",
-        ],
-        first: &["--lib"],
-        tested_by: &["enlist-etcd"],
-        options: &[
-            "--lib",
-            "--test",
-            "contenders",
-            "--test",
-            "etcd_defects",
-            "--test",
-            "fake",
-            "--test",
-            "late_writes",
-            "--test",
-            "replies",
-            "--test",
-            "restored",
-        ],
-    },
-    Part {
-        name: "layouts",
-        package: "enlist-etcd",
-        files: &[
-            "backend-etcd/src/layout/guarded.rs",
-            "backend-etcd/src/layout/mod.rs",
-            "backend-etcd/src/layout/native.rs",
-            "backend-etcd/src/layout/native/**/*.rs",
-        ],
-        ..LAYOUTS
-    },
-    // All but those of the part before. Together they take longer than a job may.
-    Part { name: "other-layouts", files: &["backend-etcd/src/layout/**/*.rs"], ..LAYOUTS },
-    Part {
-        name: "grpc",
-        package: "enlist-grpc",
-        files: &[
-            // Retries.
-            "resolver-grpc/src/retry/policy.rs",
-            "resolver-grpc/src/retry/failure.rs",
-            "resolver-grpc/src/retry/status.rs",
-            "resolver-grpc/src/retry/deadline.rs",
-            // Ejection.
-            "resolver-grpc/src/subchannel/liveness/ejection.rs",
-            "resolver-grpc/src/subchannel/connectivity.rs",
-        ],
-        first: &["--lib"],
-        tested_by: &["enlist-grpc"],
-        options: &["--lib", "--tests"],
-    },
-];
-
-/// Package and tests of the parts with layouts.
-const LAYOUTS: Part = Part {
-    name: "",
-    package: "enlist-etcd",
-    files: &[],
-    first: &["--lib", "--test", "wire"],
-    tested_by: &["enlist-etcd"],
-    options: &["--lib", "--test", "layouts", "--test", "wire"],
-};
 
 /// Use of the results of a former run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -199,7 +56,13 @@ impl PartSelection {
         while let Some(arg) = args.next() {
             match arg.as_str() {
                 "--part" => drop(choice.parts.insert(args.next().ok_or("--part needs a value")?)),
-                "--file" => drop(choice.files.insert(args.next().ok_or("--file needs a value")?)),
+                "--file" => {
+                    let file = args.next().ok_or("--file needs a value")?;
+                    if file.contains('*') && !PARTS.iter().any(|part| part.files.contains(&file.as_str())) {
+                        return Err(format!("{file} is no file, and no pattern of a part").into());
+                    }
+                    choice.files.insert(file);
+                }
                 "--rest" => choice.rest = true,
                 "--resume" => choice.former = FormerRun::Continued,
                 other => return Err(format!("{other} is no option of mutants").into()),
@@ -278,21 +141,6 @@ fn measure_rest(former: FormerRun) -> Result {
     println!("\nthe rest of core: {found}:");
     found.missed.iter().for_each(|survivor| println!("{survivor}"));
     Ok(())
-}
-
-/// Files whose mutants are tried, as patterns.
-struct Sources<'a> {
-    files: Vec<&'a str>,
-    excluded: Vec<&'a str>,
-}
-
-impl Sources<'_> {
-    fn contain(&self, file: &str) -> bool {
-        let matches = |patterns: &[&str]| {
-            patterns.iter().any(|pattern| Pattern::new(pattern).is_ok_and(|pattern| pattern.matches(file)))
-        };
-        matches(&self.files) && !matches(&self.excluded)
-    }
 }
 
 /// Returns the file of a mutant, given by its [`lasting_name`].
@@ -449,6 +297,8 @@ fn reasons(text: &str) -> Result<BTreeMap<String, String>> {
 
 #[cfg(test)]
 mod tests {
+    use glob::Pattern;
+
     use super::*;
 
     #[test]
@@ -507,6 +357,7 @@ mod tests {
                 assert_eq!(choice.sources(number).files, expected, "{file}, {}", part.name);
             }
         }
+        assert!(choice(&["--file", "core/src/lock/*.rs"]).is_err());
         assert!(choice(&["--part", "other"]).is_err() && choice(&["--part"]).is_err());
     }
 
