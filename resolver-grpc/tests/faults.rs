@@ -66,7 +66,8 @@ async fn a_dying_instance_fails_only_calls_in_flight() {
 
 #[tokio::test]
 async fn a_silent_instance_costs_one_call_per_caller() {
-    let limit = Duration::from_millis(500);
+    // Calls to the others do not take as long, also on a busy machine.
+    let limit = Duration::from_secs(2);
     for from_the_start in [false, true] {
         let servers = three().await;
         let world = World::of(&servers).await;
@@ -121,7 +122,7 @@ async fn a_silent_instance_fails_calls_without_deadline() {
 #[tokio::test]
 async fn a_slow_instance_gets_fewer_calls() {
     let servers =
-        [Server::slow("slow", Duration::from_secs(1)).await, Server::start("b").await, Server::start("c").await];
+        [Server::slow("slow", Duration::from_secs(5)).await, Server::start("b").await, Server::start("c").await];
     let world = World::of(&servers).await;
     let channel = world.channel(Channel::builder(), 3).await;
     let failed = calls_side_by_side(60, 900, || say(&channel, String::new())).await;

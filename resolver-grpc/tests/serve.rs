@@ -60,7 +60,7 @@ async fn health_reports_not_serving_before_the_end() {
     let instance = Instance::new(id("a"), [Endpoint::try_from(address).unwrap()]).unwrap();
     let router = tonic::transport::Server::builder().add_service(support::echo("a"));
     let (stop, stopped) = oneshot::channel::<()>();
-    let graceful = Graceful::new().propagation(Duration::from_secs(2));
+    let graceful = Graceful::new().propagation(Duration::from_secs(5));
     let server = serve(listener, router).services(["test.Echo"]).graceful(graceful);
     let reporter = server.health();
     let server = server.until(async {
