@@ -55,11 +55,15 @@ async fn the_watches_of_the_documentation_work() {
     assert_eq!(run(shell(&server, directory, prepare)).await.code, Some(0));
     let watches: Vec<_> = block("### Commands on change").lines().collect();
     assert_eq!(watches.len(), 2);
-    for (watch, begin) in watches.into_iter().zip(["changed", "started"]) {
+    // The first command ends by itself, perhaps before the signal arrives.
+    for (watch, begin, codes) in
+        [(watches[0], "changed", &[Some(143), Some(0)][..]), (watches[1], "started", &[Some(143)])]
+    {
         let mut watching = Running::start(shell(&server, directory, &format!("exec {watch}")));
         watching.says(begin).await;
         watching.says("level = 1").await;
         watching.signal("-TERM");
-        assert_eq!(watching.code().await, Some(143));
+        let code = watching.code().await;
+        assert!(codes.contains(&code), "{watch}: {code:?}");
     }
 }

@@ -8,7 +8,7 @@ use std::{fs, path::Path, process::Stdio};
 
 use enlist_testkit::{EtcdServer, eventually, soon};
 use etcd_client::GetOptions;
-use support::{Done, Running, bare, enlist, raw, run, server, with_default_signals};
+use support::{Done, Running, bare, enlist, hears_signals, raw, run, server, with_default_signals};
 
 /// Commands that run a program.
 const COMMANDS: [&[&str]; 7] = [
@@ -166,6 +166,7 @@ async fn an_empty_service_can_fail_or_be_awaited() {
     }
     let mut interrupted = Running::start(enlist(&server, ["resolve", "other", "--wait", "1h"]));
     assert_eq!(run(enlist(&server, ["resolve", "other", "--wait", "200ms"])).await.code, Some(1));
+    hears_signals(interrupted.child.id()).await;
     interrupted.signal("-TERM");
     assert_eq!(interrupted.code().await, Some(143));
 }

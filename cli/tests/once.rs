@@ -22,7 +22,7 @@ const RECORD: &str = "enlist/config/once:default/job";
 
 /// `enlist once job … -- sh -c SCRIPT`.
 fn once(server: &EtcdServer, more: &[&str], script: &str) -> Command {
-    let base = ["once", "job", "--ttl", "2s"];
+    let base = ["once", "job", "--ttl", "5s"];
     enlist(server, base.iter().chain(more).chain(&["--", "sh", "-c", script]))
 }
 
@@ -133,7 +133,7 @@ async fn kills_leave_exactly_one_mark() {
     let command = |name: &str| {
         let directory = directory.path().join(name);
         fs::create_dir_all(&directory).unwrap();
-        let mut command = enlist(&server, ["once", name, "--ttl", "2s", "--", "bash", "-c", WORK]);
+        let mut command = enlist(&server, ["once", name, "--ttl", "5s", "--", "bash", "-c", WORK]);
         command.env("DIR", &directory);
         (command, directory.join("log"))
     };

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use enlist_testkit::eventually;
 use serde_json::{Value, json};
-use support::{Running, bare, enlist, raw, run, server};
+use support::{Running, bare, enlist, hears_signals, raw, run, server};
 
 #[tokio::test]
 async fn locks_are_shown_with_their_queues() {
@@ -190,13 +190,7 @@ async fn a_wait_ends_in_time_without_answers() {
         let mut codes = Vec::new();
         while codes.len() < 5 && codes.last() != Some(&Some(143)) {
             let mut asking = Running::start(started("1ms"));
-            eventually("it hears signals", || async {
-                let status = std::fs::read_to_string(format!("/proc/{}/status", asking.child.id())).unwrap_or_default();
-                let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap_or_default();
-                let caught = u64::from_str_radix(caught.trim(), 16).unwrap_or(0);
-                if caught >> 14 & 1 == 1 { Ok(()) } else { Err(status) }
-            })
-            .await;
+            hears_signals(asking.child.id()).await;
             asking.signal("-TERM");
             codes.push(asking.code().await);
         }

@@ -17,11 +17,11 @@ async fn a_lock_in_a_background_job_is_kept() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("order");
     let mut shell = Shell::start(&server).await;
-    let work = format!("echo first begins >> {0}; echo beg''un; sleep 4; echo first ends >> {0}", file.display());
-    shell.types(&format!("$E lock l --ttl 2s -- sh -c \"{work}\" &\n"));
+    let work = format!("echo first begins >> {0}; echo beg''un; sleep 8; echo first ends >> {0}", file.display());
+    shell.types(&format!("$E lock l --ttl 5s -- sh -c \"{work}\" &\n"));
     shell.shows("begun").await;
     let next = format!("echo second begins >> {}", file.display());
-    let done = run(enlist(&server, ["lock", "l", "--ttl", "2s", "--", "sh", "-c", &next])).await;
+    let done = run(enlist(&server, ["lock", "l", "--ttl", "5s", "--", "sh", "-c", &next])).await;
     assert_eq!(done.code, Some(0), "{done:?}");
     assert_eq!(fs::read_to_string(&file).unwrap(), "first begins\nfirst ends\nsecond begins\n");
 }

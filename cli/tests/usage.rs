@@ -6,6 +6,7 @@ mod support;
 
 use std::process::Command;
 
+use enlist_testkit::eventually;
 use support::{Done, Running, bare, enlist, run, server};
 
 async fn with(arguments: &[&str], environment: &[(&str, &str)]) -> Done {
@@ -123,16 +124,26 @@ async fn a_wait_during_an_outage_names_the_cause() {
 #[tokio::test]
 async fn a_removed_instance_is_not_shown_draining() {
     let server = server().await;
-    // A publication is two writes, which may be two lines of a watch that is under way.
-    let published = run(enlist(&server, ["publish", "db", "10.0.0.1:80", "--id", "a"])).await;
-    assert_eq!(published.code, Some(0), "{published:?}");
-    let mut watching = Running::start(enlist(&server, ["watch", "db"]));
-    watching.says("= 1 instances").await;
-    let removed = run(enlist(&server, ["remove", "db", "a"])).await;
-    assert_eq!(removed.code, Some(0), "{removed:?}");
-    let seen = watching.says_all("- a ").await;
+    let removal = async || {
+        // A publication is two writes, which may be two lines of a watch that is under way.
+        let published = run(enlist(&server, ["publish", "db", "10.0.0.1:80", "--id", "a"])).await;
+        assert_eq!(published.code, Some(0), "{published:?}");
+        let mut watching = Running::start(enlist(&server, ["watch", "db"]));
+        watching.says("= 1 instances").await;
+        let removed = run(enlist(&server, ["remove", "db", "a"])).await;
+        assert_eq!(removed.code, Some(0), "{removed:?}");
+        let seen = watching.says_all("- a ").await;
+        (watching, seen)
+    };
+    let (mut watching, mut seen) = removal().await;
+    // On a busy machine, its two writes may be too far apart.
+    for _ in 0..4 {
+        if seen.lines().count() > 1 {
+            (watching, seen) = removal().await;
+        }
+    }
     assert_eq!(seen.lines().count(), 1, "{seen}");
-    let registered = Running::start(enlist(&server, ["register", "db", "10.0.0.1:80", "--id", "b", "--drain", "1s"]));
+    let registered = Running::start(enlist(&server, ["register", "db", "10.0.0.1:80", "--id", "b", "--drain", "5s"]));
     watching.says("+ b ").await;
     registered.signal("-TERM");
     watching.says("~ b 10.0.0.1:80 weight=100 health=draining").await;
@@ -181,17 +192,26 @@ async fn lost_leases_do_not_empty_a_watched_service() {
     let mut text = Running::start(enlist(&server, ["watch", "db"]));
     json.says("synced").await;
     text.says("= 1 instances").await;
+    // It registers again once both have shown the loss.
+    registered.signal("-STOP");
+    eventually("it is stopped", || async {
+        let state = support::state(registered.child.id());
+        if state == Some('T') { Ok(()) } else { Err(state) }
+    })
+    .await;
     let mut raw = support::raw(&server).await;
     for lease in raw.leases().await.unwrap().leases().to_vec() {
         raw.lease_revoke(lease.id()).await.unwrap();
     }
-    for presence in ["held", "live"] {
+    let shows = async |json: &mut Running, text: &mut Running, presence: &str, shown: &str| {
         let line = json.next().await.unwrap();
         let event: serde_json::Value = serde_json::from_str(&line).unwrap();
         assert_eq!((&event["event"], &event["instance"]["presence"]), (&"updated".into(), &presence.into()), "{line}");
-    }
-    assert_eq!(text.next().await.unwrap(), "~ a 10.0.0.1:80 weight=100 health=serving held");
-    assert_eq!(text.next().await.unwrap(), "~ a 10.0.0.1:80 weight=100 health=serving");
+        assert_eq!(text.next().await.unwrap(), format!("~ a 10.0.0.1:80 weight=100 health=serving{shown}"));
+    };
+    shows(&mut json, &mut text, "held", " held").await;
+    registered.signal("-CONT");
+    shows(&mut json, &mut text, "live", "").await;
 }
 
 #[tokio::test]

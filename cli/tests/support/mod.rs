@@ -10,7 +10,7 @@ use std::{
     process::{Child, Command, Output, Stdio},
 };
 
-use enlist_testkit::{EtcdServer, Provider, ServerOptions, soon};
+use enlist_testkit::{EtcdServer, Provider, ServerOptions, eventually, soon};
 use tokio::sync::mpsc;
 
 /// Starts a server that the test may stop.
@@ -173,6 +173,17 @@ pub(crate) fn signal(pid: u32, name: &str) {
 pub(crate) fn state(pid: u32) -> Option<char> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit(") ").next().and_then(|rest| rest.chars().next())
+}
+
+/// Waits until a process handles SIGTERM.
+pub(crate) async fn hears_signals(pid: u32) {
+    eventually("it handles SIGTERM", || async {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap_or_default();
+        let caught = u64::from_str_radix(caught.trim(), 16).unwrap_or(0);
+        if caught >> 14 & 1 == 1 { Ok(()) } else { Err(status) }
+    })
+    .await;
 }
 
 /// Returns `true` if a process runs. Zombies do not count.
