@@ -29,8 +29,9 @@ pub(crate) trait Client {
     /// Beginning of the failure of calls for which there is no instance.
     const UNAVAILABLE: &'static str = "UNAVAILABLE";
 
-    /// Maximum milliseconds of the first call, with the start of the library. Unanswered requests take 15,000.
-    const FIRST_CALL_MS: u64 = 1_000;
+    /// Maximum milliseconds of the first call, with the start of the library. Unanswered requests take 15,000, and the
+    /// deadline of a call is 5,000.
+    const FIRST_CALL_MS: u64 = 4_500;
 
     /// Options of the agent that it needs.
     fn options(&self) -> XdsOptions {
