@@ -5,10 +5,14 @@ use std::{fmt::Debug, future::Future, time::Duration};
 /// Maximum wait for a condition.
 pub const LIMIT: Duration = Duration::from_secs(30);
 
-/// Interval of checks of a condition.
-const CONDITION_POLL: Duration = Duration::from_millis(20);
+/// Minimum pause between two checks of a condition.
+const MIN_PAUSE: Duration = Duration::from_millis(10);
 
-/// Calls `check` until it returns `Ok`, and returns that value.
+/// Maximum pause between two checks of a condition.
+const MAX_PAUSE: Duration = Duration::from_millis(100);
+
+/// Calls `check` until it returns `Ok`, and returns that value. The pause between two checks is a tenth of the time so
+/// far, from 10 ms to 100 ms: many tests that wait side by side for seconds would take the processors from each other.
 ///
 /// # Panics
 ///
@@ -29,8 +33,9 @@ where
             Ok(value) => return value,
             Err(seen) => seen,
         };
-        assert!(start.elapsed() < LIMIT, "not within {LIMIT:?}: {what}; last seen: {seen:?}");
-        tokio::time::sleep(CONDITION_POLL).await;
+        let waited = start.elapsed();
+        assert!(waited < LIMIT, "not within {LIMIT:?}: {what}; last seen: {seen:?}");
+        tokio::time::sleep((waited / 10).clamp(MIN_PAUSE, MAX_PAUSE)).await;
     }
 }
 
