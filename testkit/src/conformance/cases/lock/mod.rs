@@ -35,7 +35,7 @@ pub async fn impossible_lock_options_are_refused_locally(h: &impl Harness) {
 pub async fn contenders_renew_at_the_requested_interval(h: &impl Harness) {
     let (client, name) = (h.client().await, lock(h, "l"));
     // By default the first renewal would come after a third of this.
-    let ttl = h.ttl() * 10;
+    let ttl = h.ttl() * 30;
     let options = lock_options(h).ttl(ttl).renewal_interval(Duration::from_millis(500));
     let begun = Moment::now();
     let guard = soon("acquired", client.acquire(&name, options.clone())).await.unwrap();

@@ -103,7 +103,7 @@ pub async fn an_observation_outlives_the_call_that_began_it(h: &impl Harness) {
     one.crash().await;
     let short = long.clone().start(Start::Wait(h.ttl() / 2));
     let mut lefts = Vec::new();
-    while lefts.len() < 2 {
+    while lefts.len() < 3 {
         match soon("an answer", two.register(&service, instance("a"), short.clone())).await {
             Err(Error::Timeout { cause: Some(cause), .. }) => match cause.downcast_ref() {
                 Some(Error::Observing { left, .. }) => lefts.push(*left),
@@ -117,7 +117,8 @@ pub async fn an_observation_outlives_the_call_that_began_it(h: &impl Harness) {
     // A call that ends while it takes over would remove the key, so the last one has time.
     let last = long.start(Start::Wait(Duration::from_secs(60)));
     let _b = soon("taken over", two.register(&service, instance("a"), last)).await.unwrap();
-    assert!(lefts[0] > lefts[1] + h.ttl() / 4, "each call goes on where the last one ended: {lefts:?} are left");
+    // The second call lies between the first answer and the third one.
+    assert!(lefts[0] > lefts[2] + h.ttl() / 2, "each call goes on where the last one ended: {lefts:?} are left");
     // The key is taken over, not created after the lease has ended.
     assert_eq!(only(&two, &service, |_| true).await.created(), before.created());
 }
@@ -223,7 +224,8 @@ async fn newest_stands(h: &impl Harness, entitled: RegisterOptions) {
     assert_eq!(soon("deregistered", b.deregister()).await.unwrap(), Deregistered::Removed);
     let free = Moment::now();
     only(&client, &service, |entry| entry.instance().weight() == 3).await;
-    assert!(free.elapsed() < Duration::from_secs(2), "back after {:?}", free.elapsed());
+    // At the end of the other one, and not at the next attempt, which is made after ten seconds.
+    assert!(free.elapsed() < Duration::from_secs(8), "back after {:?}", free.elapsed());
     assert_eq!(soon("deregistered", a.deregister()).await.unwrap(), Deregistered::Removed);
 }
 
