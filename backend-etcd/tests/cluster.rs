@@ -122,13 +122,29 @@ async fn a_frozen_leader_costs_no_instance() {
 
     cluster.member(leader).resume().await;
     // Longer than a TTL, so that the thawed leader has made its revocations.
-    sleep_until_elapsed(Moment::now(), 2 * TTL).await;
+    let slowest = slowest_write(&raw, 2 * TTL).await;
     listed(&etcd, COUNT).await;
     let missing = missing.lock().await;
     let longest = missing.total.values().max().copied().unwrap_or_default();
-    println!("{} deletions after the thaw, the longest absence {longest:?}; control lost {lost}", missing.deletions);
+    let deletions = missing.deletions;
+    println!(
+        "{deletions} deletions, the longest absence {longest:?}, the slowest write {slowest:?}; control lost {lost}"
+    );
     assert!(missing.since.is_empty(), "{missing:?}");
-    assert!(longest <= Duration::from_secs(2), "{missing:?}");
+    // An instance is written again after an answer about its lease, a grant, and a look at its key.
+    assert!(longest <= Duration::from_secs(2) + 4 * slowest, "{slowest:?}: {missing:?}");
+}
+
+/// Writes for this time, and returns the duration of the slowest write, which may fail.
+async fn slowest_write(raw: &etcd_client::Client, time: Duration) -> Duration {
+    let (begun, mut slowest) = (Moment::now(), Duration::ZERO);
+    while begun.elapsed() < time {
+        let asked = Moment::now();
+        let _ = raw.clone().put("probe", "", None).await;
+        slowest = slowest.max(asked.elapsed());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    slowest
 }
 
 /// Row 5: the follower in use is frozen, then killed.
@@ -246,7 +262,10 @@ async fn without_a_quorum_the_last_snapshot_stays() {
     let settled = async {
         loop {
             let change = watcher.next().await.unwrap();
-            assert!(change.events.iter().all(|event| !matches!(event, Event::Updated { .. })));
+            // One that was deleted and created while nothing was received is an update, of another key.
+            let in_place =
+                |event: &Event| matches!(event, Event::Updated { old, new } if old.created() == new.created());
+            assert!(!change.events.iter().any(in_place), "{:?}", change.events);
             if change.snapshot.len() == COUNT && change.freshness.is_live() {
                 return;
             }

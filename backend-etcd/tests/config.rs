@@ -416,7 +416,9 @@ async fn a_burst_of_changes_is_conflated_without_gaps() {
             write_both(&writer, number).await.unwrap();
         }
     });
-    quick.until("the last values", |change| texts(&change.snapshot) == shows(LAST)).await;
+    let all = |change: &ConfigChange| texts(&change.snapshot) == shows(LAST);
+    // A thousand writes, one after the other.
+    quick.until_within("the last values", Duration::from_secs(180), all).await;
     writing.done("all writes").await;
     slow.until("the last values", |change| texts(&change.snapshot) == shows(LAST)).await;
     assert!(slow.observed.len() <= 4, "a slow watcher skips: {} changes", slow.observed.len());
@@ -434,9 +436,13 @@ struct Spoilt {
 
 impl Spoilt {
     async fn start() -> Self {
+        Self::with_timeout(SHORT).await
+    }
+
+    async fn with_timeout(timeout: Duration) -> Self {
         let server = server().await;
         let between = Between::start(&server).await;
-        let etcd = Etcd::builder([&between.url]).request_timeout(SHORT).connect().await.unwrap();
+        let etcd = Etcd::builder([&between.url]).request_timeout(timeout).connect().await.unwrap();
         let raw = raw(&server).await;
         Self { _server: server, between, etcd, raw }
     }
@@ -601,7 +607,8 @@ async fn an_overwritten_write_is_found_in_the_history() {
 
 #[tokio::test]
 async fn an_outcome_that_was_compacted_is_unknown() {
-    let mut spoilt = Spoilt::start().await;
+    // The history is compacted before the write is given up.
+    let mut spoilt = Spoilt::with_timeout(Duration::from_secs(8)).await;
     let before = spoilt.set("a", "1").await;
     let mut writing = begin_silent(&spoilt, "a", Expect::Revision(before)).await;
     let present = spoilt.set("a", "3").await;

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use enlist::{
     Counter, Election, Error, Lock, LockName, LockOptions, OnDelete, RegisterOptions, RegistrationState, Registry,
-    Released,
+    Released, Start,
 };
 use enlist_etcd::Etcd;
 use enlist_testkit::{BackgroundTask, EtcdServer, eventually, soon};
@@ -140,15 +140,17 @@ async fn everything(server: &EtcdServer, between: &Between) {
 /// Renewals of a registration and of a lock.
 async fn renewals(server: &EtcdServer, between: &Between) {
     let etcd = Etcd::builder([&between.url]).build().unwrap();
-    let short = Duration::from_secs(3);
+    // A lost reply costs a second, and the connection.
+    let (short, often) = (Duration::from_secs(6), Duration::from_secs(1));
     let name = LockName::parse("l").unwrap();
-    let guard = soon("acquired", etcd.acquire(&name, LockOptions::new().ttl(short))).await.unwrap();
-    let options = RegisterOptions::new().ttl(short);
+    let options = LockOptions::new().ttl(short).renewal_interval(often);
+    let guard = soon("acquired", etcd.acquire(&name, options)).await.unwrap();
+    let options = RegisterOptions::new().ttl(short).renewal_interval(often);
     let registration = soon("registered", etcd.register(&service(), instance("a"), options)).await.unwrap();
     // Two leases, each renewed every second, for longer than an unrenewed lease lives.
     eventually("both are renewed", || async {
         let renewals = etcd.counters().get(Counter::Renewals);
-        if renewals >= 8 { Ok(()) } else { Err(renewals) }
+        if renewals >= 14 { Ok(()) } else { Err(renewals) }
     })
     .await;
     assert!(guard.is_held());
@@ -176,6 +178,8 @@ async fn questions(server: &EtcdServer, between: &Between) {
     let value = r#"{"endpoints":["10.0.0.9:80"]}"#;
     raw.put(format!("{PREFIX}a"), value, Some(PutOptions::new().with_lease(leftover))).await.unwrap();
     let options = RegisterOptions::new().ttl(Duration::from_secs(60)).on_delete(OnDelete::Respect);
+    // A lost answer about the leftover costs half of the default limit.
+    let options = options.start(Start::Wait(Duration::from_secs(25)));
     let registration = soon("registered", etcd.register(&service(), instance("a"), options)).await.unwrap();
     let found = raw.get(format!("{PREFIX}a"), None).await.unwrap();
     assert_ne!(found.kvs()[0].lease(), leftover);
