@@ -45,7 +45,7 @@ use tokio::{sync::Semaphore, task::JoinSet};
 const ETCD_CONCURRENCY: &str = include_str!("fixtures/etcd-concurrency.json");
 
 /// Number of concurrent cases in this program, each with its own etcd.
-static SIDE_BY_SIDE: Semaphore = Semaphore::const_new(14);
+static SIDE_BY_SIDE: Semaphore = Semaphore::const_new(20);
 
 /// Runs the cases that need no more than `carries`, and prints the omitted ones.
 async fn conform<F>(carries: &'static [LayoutFeature], wanted: impl Fn(&str) -> bool, harness: fn() -> F)

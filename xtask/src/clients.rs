@@ -61,15 +61,14 @@ pub(crate) fn test(parts: impl Iterator<Item = String>) -> Result {
     let over_layouts = over_layouts.map_err(|error| format!("{LAYOUTS}: {error}"))?;
     if !names.is_empty() {
         let mut tests = cargo()?;
-        // With the packages and features of `cargo xtask test`, whose build is used where there is one.
-        let features = format!("{FEATURES},enlist-agent/tls");
-        tests.args(["test", "--workspace", "--features", &features, "--test", "clients", "--", "--ignored"]);
+        tests.args(["test", "--workspace", "--features", FEATURES, "--test", "clients", "--", "--ignored"]);
         // The clients need the cores more than the tests do.
         run(tests.args(["--test-threads", "2"]).args(names).envs(variables))?;
     }
     if let Some((etcd, variables)) = over_layouts {
         let mut tests = cargo()?;
-        tests.args(["test", "--package", "enlist-cli", "--features", "agent", "--test", "agent_layouts", "--"]);
+        let features = format!("{FEATURES},enlist-cli/agent");
+        tests.args(["test", "--workspace", "--features", &features, "--test", "agent_layouts", "--"]);
         run(tests.args(["--ignored", "--test-threads", "2"]).envs(variables).envs(etcd.variables()))?;
     }
     Ok(())

@@ -2,8 +2,10 @@
 
 use std::{env, error::Error, process::Command};
 
-/// Features that are tested beside the default ones.
-pub(crate) const FEATURES: &str = "enlist-examples/etcd,enlist/metrics,enlist-config/tracing,enlist-grpc/tls-ring";
+/// Features that are tested beside the default ones. Commands name the whole workspace with them, also for a single
+/// test program: the selected packages decide on the features of every dependency, and others would be built again.
+pub(crate) const FEATURES: &str =
+    "enlist-examples/etcd,enlist/metrics,enlist-config/tracing,enlist-grpc/tls-ring,enlist-agent/tls";
 
 /// Text of `cargo xtask` without a command.
 pub(crate) const HELP: &str = "\

@@ -91,7 +91,7 @@ fn needed(wanted: &[&str]) -> Vec<&'static str> {
 /// Runs the fleet on these releases of etcd.
 pub(crate) fn test_fleet(folder: &Path, releases: &[(&'static str, PathBuf)]) -> Result<Counts> {
     // Its members in Rust are processes of this example.
-    let server = ["build", "--package", "enlist-examples", "--features", FEATURES, "--example", "greeter_server"];
+    let server = ["build", "--workspace", "--features", FEATURES, "--example", "greeter_server"];
     run_command(cargo()?.args(server))?;
     let mut command = test_command()?;
     command.arg(format!("{FLEET}::")).arg("--nocapture").env("ENLIST_INTEROP_BIN", folder);
@@ -148,7 +148,7 @@ fn build_parts(programs: &[(&str, &str, String)]) -> Result<PathBuf> {
 
 fn test_command() -> Result<Command> {
     let mut command = cargo()?;
-    command.args(["test", "--package", "enlist-examples", "--features", FEATURES, "--test", "interop", "--"]);
+    command.args(["test", "--workspace", "--features", FEATURES, "--test", "interop", "--"]);
     command.arg("--ignored");
     Ok(command)
 }

@@ -213,18 +213,18 @@ fn test() -> Result {
     let etcd = etcd::find()?;
     etcd::need_etcdctl(&etcd)?;
     println!("etcd for the tests: {etcd}");
-    // The other commands test single crates, which do not depend on the agent.
-    let features = format!("{FEATURES},enlist-agent/tls");
-    let everything = ["test", "--workspace", "--features", &features];
+    let everything = ["test", "--workspace", "--features", FEATURES];
     run(cargo()?.args(everything).env("RUST_TEST_THREADS", SIDE_BY_SIDE).envs(etcd.variables()))?;
     let without_tls = ["test", "--package", "enlist-etcd", "--no-default-features", "--lib", "--", "without_a_feature"];
     counted::passed(counted::run(cargo()?.args(without_tls))?)?;
-    let agent = ["test", "--package", "enlist-cli", "--features", "agent"];
-    let agent = agent.into_iter().chain(["--bins", "--test", "agent", "--test", "hostile", "--test", "text"]);
+    let features = format!("{FEATURES},enlist-cli/agent");
+    let agent = ["test", "--workspace", "--features", &features, "--bin", "enlist"];
+    let agent = agent.into_iter().chain(["--test", "agent", "--test", "hostile_values", "--test", "text"]);
     run(cargo()?.args(agent).envs(etcd.variables()))?;
     // The table of the deliberate defects, and the repetition of seeds that fail with one.
-    let teeth =
-        ["test", "--package", "enlist-simulation", "--features", "defects", "--bins", "--test", "failing_seeds"];
+    let features = format!("{FEATURES},enlist-simulation/defects");
+    let teeth = ["test", "--workspace", "--features", &features, "--bin", "enlist-simulation"];
+    let teeth = teeth.into_iter().chain(["--test", "failing_seeds"]);
     counted::passed(counted::run(cargo()?.args(teeth))?)?;
     simulate_many(SEEDS)?;
     let left_out = containers(&etcd)?;

@@ -101,7 +101,7 @@ fn supply_all(versions: &[Version]) -> Result<Vec<PathBuf>> {
 /// Upgrades a cluster under traffic.
 fn test_upgrade(releases: &[(&'static str, PathBuf)]) -> Result<Counts> {
     let mut command = cargo()?;
-    command.args(["test", "--package", "enlist-examples", "--features", FEATURES, "--test", "upgrade", "--"]);
+    command.args(["test", "--workspace", "--features", FEATURES, "--test", "upgrade", "--"]);
     command.args(["--ignored", "--nocapture"]);
     counted::run(command.envs(releases.iter().map(|(variable, etcd)| (variable, etcd))))
 }

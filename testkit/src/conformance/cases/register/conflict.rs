@@ -95,8 +95,8 @@ pub async fn a_leftover_is_taken_over(h: &impl Harness) {
 
 pub async fn an_observation_outlives_the_call_that_began_it(h: &impl Harness) {
     let (one, two, service) = (h.client().await, h.client().await, service(h, "svc"));
-    // An observation takes a third of the TTL and a few seconds. It has to go on beyond the short calls, and to end well
-    // before the lease does.
+    // An observation takes a third of the TTL and a few seconds. It has to go on beyond the short calls, and to end
+    // well before the lease does.
     let long = options(h).ttl(h.ttl() * 8);
     let _a = one.register(&service, instance("a"), long.clone()).await.unwrap();
     let before = only(&two, &service, |_| true).await;
