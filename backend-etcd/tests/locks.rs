@@ -185,8 +185,7 @@ async fn a_queue_entry_from_frozen_connections_is_removed() {
     panic!("in no round was the late creation done");
 }
 
-/// Waits until `count` keys are below `prefix`.
-/// Waits until this number of keys is in a queue. Returns the number of requests that this took.
+/// Waits until `count` keys are below `prefix`. Returns the number of requests that this took.
 async fn wait_for_queue(server: &EtcdServer, prefix: &str, count: usize) -> u32 {
     let (raw, requests) = (raw(server).await, AtomicU32::new(0));
     eventually(&format!("{count} are in the queue"), || async {
