@@ -179,6 +179,19 @@ pub(crate) async fn pass(time: Duration) {
     sleep_until_elapsed(Moment::now(), time).await;
 }
 
+/// Measures up to three times, until a time is below the limit: on a busy machine, a single answer may be late.
+pub(crate) async fn once_within(limit: Duration, mut measured: impl AsyncFnMut() -> Duration) {
+    let mut times = Vec::new();
+    while times.len() < 3 {
+        let time = measured().await;
+        if time < limit {
+            return;
+        }
+        times.push(time);
+    }
+    panic!("none of these is below {limit:?}: {times:?}");
+}
+
 /// Runs a task in the background of the test until the owner is dropped.
 pub(crate) fn in_background(tasks: &TaskOwner, task: impl Future<Output = ()> + Send + 'static) {
     let stop = tasks.stop_signal();
