@@ -10,9 +10,6 @@ use crate::{
     wait::{begun, eventually, soon},
 };
 
-/// Interval of checks of the queue.
-const POLL: Duration = Duration::from_millis(20);
-
 pub async fn a_lock_delay_passes_only_after_a_crash(h: &impl Harness) {
     let (one, two, three, name) = (h.client().await, h.client().await, h.client().await, lock(h, "l"));
     let delay = Duration::from_secs(2);
@@ -25,21 +22,15 @@ pub async fn a_lock_delay_passes_only_after_a_crash(h: &impl Harness) {
     let mut last = contend(&three, &name, delayed());
     queue_has(h, &name, 2).await;
     two.crash().await;
-    let free = soon("its entry is gone", async {
-        let mut free = Moment::now();
-        loop {
-            let asked = Moment::now();
-            if h.queue_length(&name).await == 1 {
-                // At the last check it was still there.
-                return free;
-            }
-            free = asked;
-            tokio::time::sleep(POLL).await;
-        }
+    // The time of the last check at which its entry was there.
+    let (name, mut asked) = (&name, Moment::now());
+    let there = eventually("its entry is gone", || {
+        let before = std::mem::replace(&mut asked, Moment::now());
+        async move { if h.queue_length(name).await == 1 { Ok(before) } else { Err(before) } }
     })
     .await;
     let guard = last.done("its turn, after the delay").await.unwrap();
-    assert!(free.elapsed() >= delay, "granted {:?} after the crash or the loss", free.elapsed());
+    assert!(there.elapsed() >= delay, "granted {:?} after the crash or the loss", there.elapsed());
     assert!(begun(guard.lost()).await.is_none());
 }
 

@@ -5,10 +5,12 @@ use std::time::Duration;
 use enlist::{LockGuard, Loss, Moment, Released};
 
 use super::super::support::*;
-use crate::{conformance::harness::Harness, wait::soon};
+use crate::{
+    conformance::harness::Harness,
+    wait::{begun, soon},
+};
 
-/// Locks that are lost one after the other. At least one loss has to be noticed in time: an answer of a busy store may
-/// be late.
+/// Locks that are lost one after the other, until a loss is noticed in time: a single answer of a busy store may be late.
 const TRIES: [&str; 3] = ["l0", "l1", "l2"];
 
 /// Waits for the loss, and returns it. Returns `true` beside it if it was noticed within a second.
@@ -32,7 +34,7 @@ pub async fn a_revoked_lease_is_lost_within_a_second(h: &impl Harness) {
             return;
         }
     }
-    panic!("each loss was noticed after more than a second");
+    panic!("no loss was noticed within a second");
 }
 
 pub async fn a_deleted_key_is_lost_within_a_second(h: &impl Harness) {
@@ -46,7 +48,7 @@ pub async fn a_deleted_key_is_lost_within_a_second(h: &impl Harness) {
             return;
         }
     }
-    panic!("each loss was noticed after more than a second");
+    panic!("no loss was noticed within a second");
 }
 
 pub async fn a_cut_off_holder_stops_before_its_successor(h: &impl Harness) {
@@ -56,13 +58,9 @@ pub async fn a_cut_off_holder_stops_before_its_successor(h: &impl Harness) {
     queue_has(h, &name, 2).await;
     one.cut().await;
     assert!(guard.is_held(), "an outage is no loss yet");
-    let winning = async {
-        let successor = next.done("its turn").await.unwrap();
-        assert!(!guard.is_held(), "the holder stops before its successor starts");
-        successor
-    };
-    let (loss, _successor) = soon("both", async { tokio::join!(guard.lost(), winning) }).await;
-    assert_eq!(loss, Loss::Expired);
+    let _successor = next.done("its turn").await.unwrap();
+    assert!(!guard.is_held(), "the holder stops before its successor starts");
+    assert_eq!(begun(guard.lost()).await, Some(Loss::Expired), "and has been told");
 }
 
 pub async fn a_wiped_store_is_a_loss(h: &impl Harness) {
@@ -130,15 +128,21 @@ pub async fn work_is_aborted_at_the_loss(h: &impl Harness) {
 }
 
 pub async fn a_lock_on_its_own_lease_ends_alone(h: &impl Harness) {
-    let (client, name, other) = (h.client().await, lock(h, "own"), lock(h, "other"));
+    let (client, other) = (h.client().await, lock(h, "other"));
     let shared = acquire(h, &client, &other).await;
-    let own = soon("acquired", client.acquire(&name, lock_options(h).own_lease())).await.unwrap();
-    let lease = h.lease_of_holder(&name).await.unwrap();
-    assert_ne!(Some(lease), h.lease_of_holder(&other).await);
-    h.revoke(lease).await;
-    lost(&own).await;
-    assert!(shared.is_held());
-    let again = soon("acquired", client.acquire(&name, lock_options(h).own_lease())).await.unwrap();
-    assert_eq!(soon("released", again.release()).await.unwrap(), Released::Released);
-    queue_has(h, &name, 0).await;
+    for name in TRIES.map(|name| lock(h, name)) {
+        let own = soon("acquired", client.acquire(&name, lock_options(h).own_lease())).await.unwrap();
+        let lease = h.lease_of_holder(&name).await.unwrap();
+        assert_ne!(Some(lease), h.lease_of_holder(&other).await);
+        h.revoke(lease).await;
+        let (_, is_in_time) = lost(&own).await;
+        assert!(shared.is_held());
+        let again = soon("acquired", client.acquire(&name, lock_options(h).own_lease())).await.unwrap();
+        assert_eq!(soon("released", again.release()).await.unwrap(), Released::Released);
+        queue_has(h, &name, 0).await;
+        if is_in_time {
+            return;
+        }
+    }
+    panic!("no loss was noticed within a second");
 }
