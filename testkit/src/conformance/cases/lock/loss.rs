@@ -10,7 +10,8 @@ use crate::{
     wait::{begun, soon},
 };
 
-/// Locks that are lost one after the other, until a loss is noticed in time: a single answer of a busy store may be late.
+/// Locks that are lost one after the other, until a loss is noticed in time: a single answer of a busy store may be
+/// late.
 const TRIES: [&str; 3] = ["l0", "l1", "l2"];
 
 /// Waits for the loss, and returns it. Returns `true` beside it if it was noticed within a second.
