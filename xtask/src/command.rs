@@ -1,11 +1,20 @@
 //! Parts that several commands share: running programs, and texts about usage.
 
-use std::{env, error::Error, process::Command};
+use std::{
+    env,
+    error::Error,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 /// Features that are tested beside the default ones. Commands name the whole workspace with them, also for a single
 /// test program: the selected packages decide on the features of every dependency, and others would be built again.
 pub(crate) const FEATURES: &str =
     "enlist-examples/etcd,enlist/metrics,enlist-config/tracing,enlist-grpc/tls-ring,enlist-agent/tls";
+
+/// Arguments of cargo for the conformance suite on etcd. The name of its module leaves out that of the memory backend.
+pub(crate) const CONFORMANCE: [&str; 8] =
+    ["test", "--workspace", "--features", FEATURES, "--test", "conformance", "--", "etcd::"];
 
 /// Text of `cargo xtask` without a command.
 pub(crate) const HELP: &str = "\
@@ -68,6 +77,17 @@ pub(crate) fn protoc() -> Result<Vec<(&'static str, String)>> {
     let path = protoc_bin_vendored::protoc_bin_path()?;
     let include = protoc_bin_vendored::include_path()?;
     Ok(vec![("PROTOC", path.display().to_string()), ("PROTOC_INCLUDE", include.display().to_string())])
+}
+
+/// Returns the build folder.
+pub(crate) fn target() -> Result<PathBuf> {
+    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    Ok(std::path::absolute(target)?)
+}
+
+/// Returns the folder of the project.
+pub(crate) fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
 /// Returns the cargo that runs this program, with the variables that a build needs.

@@ -20,7 +20,7 @@ use std::{
 };
 
 use self::{
-    command::{FEATURES, HELP, Result, cargo, protoc, run},
+    command::{CONFORMANCE, FEATURES, HELP, Result, cargo, protoc, run, target},
     counted::Counts,
     etcd::{Etcd, Override, Version},
 };
@@ -228,10 +228,11 @@ fn test() -> Result {
     counted::passed(counted::run(cargo()?.args(teeth))?)?;
     simulate_many(SEEDS)?;
     let left_out = containers(&etcd)?;
+    // The tests of the whole workspace have built them.
+    let folder = target()?.join("debug/examples");
     for example in EXAMPLES {
         let (name, args) = example.split_first().ok_or("an example has a name")?;
-        let example = ["run", "--quiet", "--package", "enlist-examples", "--example", name, "--"];
-        run(cargo()?.args(example).args(args))?;
+        run(Command::new(folder.join(name)).args(args))?;
     }
     println!("\nevery test and every example passed");
     if let Some(left_out) = left_out {
@@ -244,10 +245,10 @@ fn test() -> Result {
 /// where it cannot.
 fn containers(etcd: &Etcd) -> Result<Option<String>> {
     let mut command = cargo()?;
-    command.args(["test", "--package", "enlist-etcd", "--test", "conformance"]).envs(etcd.variables());
+    command.args(CONFORMANCE).envs(etcd.variables());
     let engine = if etcd.is_process() { etcd::docker_engine() } else { Err("the etcd is given".to_owned()) };
     if let Err(reason) = engine {
-        let list = command.args(["--quiet", "--", "--list"]).stderr(Stdio::null()).output()?;
+        let list = command.arg("--list").stderr(Stdio::null()).output()?;
         let count = String::from_utf8_lossy(&list.stdout).lines().filter(|line| line.ends_with(": test")).count();
         return Ok(Some(format!("{count} container tests were left out: {reason}")));
     }

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use crate::{
-    command::{FEATURES, HELP, Result, cargo},
+    command::{CONFORMANCE, FEATURES, HELP, Result, cargo},
     counted::{self, Counts},
     etcd::{self, Etcd, Override, Version, upgrade},
     interop,
@@ -16,6 +16,11 @@ const PACKAGED: &str = "3.4.23";
 
 /// Path of the table of the last run.
 const RECORD: &str = "target/matrix.md";
+
+/// Arguments of cargo for the tests without Go. The feature is that of `enlist agent`, which some tests of the command
+/// need.
+const WITHOUT_GO: [&str; 8] =
+    ["test", "--no-fail-fast", "--package", "enlist-etcd", "--package", "enlist-cli", "--features", "enlist-cli/agent"];
 
 /// Number of cases that run side by side.
 const SIDE_BY_SIDE: &str = "8";
@@ -106,21 +111,10 @@ fn test_upgrade(releases: &[(&'static str, PathBuf)]) -> Result<Counts> {
     counted::run(command.envs(releases.iter().map(|(variable, etcd)| (variable, etcd))))
 }
 
-/// Arguments of cargo that select the tests without Go.
-fn selection(extent: Extent) -> &'static [&'static str] {
-    match extent {
-        Extent::Conformance => &["--package", "enlist-etcd", "--test", "conformance"],
-        // The feature is that of `enlist agent`; the tests of the command are left out without it.
-        Extent::Everything | Extent::Upgrade => {
-            &["--package", "enlist-etcd", "--package", "enlist-cli", "--features", "enlist-cli/agent"]
-        }
-    }
-}
-
 fn test(extent: Extent, etcd: &Etcd, programs: Option<&PathBuf>) -> Result<Counts> {
     etcd::need_etcdctl(etcd)?;
     let mut command = cargo()?;
-    command.args(["test", "--no-fail-fast"]).args(selection(extent));
+    command.args(if extent == Extent::Conformance { CONFORMANCE } else { WITHOUT_GO });
     // These variables name another etcd, or the `etcdctl` of another one.
     for variable in ["ENLIST_TEST_ETCD", "ENLIST_TEST_PROVIDER", "ENLIST_ETCDCTL_BIN"] {
         command.env_remove(variable);
@@ -159,9 +153,8 @@ mod tests {
         let needed = manifest.lines().filter_map(|line| line.strip_prefix("required-features = "));
         let needed: Vec<_> = needed.map(|list| list.trim_matches(['[', ']', '"'])).collect();
         assert!(!needed.is_empty());
-        let selected = selection(Extent::Everything);
         for feature in needed {
-            assert!(selected.contains(&format!("enlist-cli/{feature}").as_str()), "{feature}: {selected:?}");
+            assert!(WITHOUT_GO.contains(&format!("enlist-cli/{feature}").as_str()), "{feature}: {WITHOUT_GO:?}");
         }
     }
 

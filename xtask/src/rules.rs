@@ -129,7 +129,8 @@ fn check_dependencies() -> Result {
     for (package, _, options) in whole.chain(bare) {
         run(cargo()?.args(["check", "--quiet", "--package", package]).args(options))?;
     }
-    Ok(())
+    // A newcomer runs them without a protoc.
+    run(cargo()?.args(["check", "--quiet", "--package", "enlist-examples", "--examples"]).env_remove("PROTOC"))
 }
 
 /// Returns the names of all dependencies of a package, built with these options, apart from development dependencies.
