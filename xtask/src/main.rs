@@ -228,7 +228,8 @@ fn test() -> Result {
     counted::passed(counted::run(cargo()?.args(teeth))?)?;
     simulate_many(SEEDS)?;
     let left_out = containers(&etcd)?;
-    // The tests of the whole workspace have built them.
+    // The tests of the whole workspace have built them, apart from one that is a test itself.
+    run(cargo()?.args(["build", "--workspace", "--features", FEATURES, "--examples"]))?;
     let folder = target()?.join("debug/examples");
     for example in EXAMPLES {
         let (name, args) = example.split_first().ok_or("an example has a name")?;
