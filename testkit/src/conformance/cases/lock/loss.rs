@@ -5,13 +5,10 @@ use std::time::Duration;
 use enlist::{LockGuard, Loss, Moment, Released};
 
 use super::super::support::*;
-use crate::{
-    conformance::harness::Harness,
-    wait::{begun, soon},
-};
+use crate::{conformance::harness::Harness, wait::soon};
 
-/// Locks that are lost one after the other, until a loss is noticed in time: a single answer of a busy store may be
-/// late.
+/// Locks that are lost one after the other. Two losses have to be noticed in time: a single answer of a busy store may
+/// be late.
 const TRIES: [&str; 3] = ["l0", "l1", "l2"];
 
 /// Waits for the loss, and returns it. Returns `true` beside it if it was noticed within a second.
@@ -25,31 +22,29 @@ async fn lost(guard: &LockGuard) -> (Loss, bool) {
 
 pub async fn a_revoked_lease_is_lost_within_a_second(h: &impl Harness) {
     let client = h.client().await;
+    let mut in_time = 0;
     for name in TRIES.map(|name| lock(h, name)) {
         let options = lock_options(h).ttl(Duration::from_secs(300));
         let guard = soon("acquired", client.acquire(&name, options)).await.unwrap();
         h.revoke(h.lease_of_holder(&name).await.unwrap()).await;
         let (loss, is_in_time) = lost(&guard).await;
         assert!(matches!(loss, Loss::KeyGone | Loss::LeaseGone), "the loss says what is gone: {loss:?}");
-        if is_in_time {
-            return;
-        }
+        in_time += u32::from(is_in_time);
     }
-    panic!("no loss was noticed within a second");
+    assert!(in_time >= 2, "{in_time} of three losses were noticed within a second");
 }
 
 pub async fn a_deleted_key_is_lost_within_a_second(h: &impl Harness) {
     let client = h.client().await;
+    let mut in_time = 0;
     for name in TRIES.map(|name| lock(h, name)) {
         let guard = acquire(h, &client, &name).await;
         h.delete_holder(&name).await;
         let (loss, is_in_time) = lost(&guard).await;
         assert_eq!(loss, Loss::KeyGone);
-        if is_in_time {
-            return;
-        }
+        in_time += u32::from(is_in_time);
     }
-    panic!("no loss was noticed within a second");
+    assert!(in_time >= 2, "{in_time} of three losses were noticed within a second");
 }
 
 pub async fn a_cut_off_holder_stops_before_its_successor(h: &impl Harness) {
@@ -59,9 +54,17 @@ pub async fn a_cut_off_holder_stops_before_its_successor(h: &impl Harness) {
     queue_has(h, &name, 2).await;
     one.cut().await;
     assert!(guard.is_held(), "an outage is no loss yet");
+    let noticed = async {
+        // A wait that is under way: a later one, like `is_held`, looks at the clock itself.
+        tokio::select! {
+            biased;
+            loss = guard.lost() => loss,
+            _ = next.done("its turn") => panic!("the successor starts before the holder notices"),
+        }
+    };
+    assert_eq!(soon("the loss", noticed).await, Loss::Expired);
+    assert!(!guard.is_held());
     let _successor = next.done("its turn").await.unwrap();
-    assert!(!guard.is_held(), "the holder stops before its successor starts");
-    assert_eq!(begun(guard.lost()).await, Some(Loss::Expired), "and has been told");
 }
 
 pub async fn a_wiped_store_is_a_loss(h: &impl Harness) {
@@ -131,6 +134,7 @@ pub async fn work_is_aborted_at_the_loss(h: &impl Harness) {
 pub async fn a_lock_on_its_own_lease_ends_alone(h: &impl Harness) {
     let (client, other) = (h.client().await, lock(h, "other"));
     let shared = acquire(h, &client, &other).await;
+    let mut in_time = 0;
     for name in TRIES.map(|name| lock(h, name)) {
         let own = soon("acquired", client.acquire(&name, lock_options(h).own_lease())).await.unwrap();
         let lease = h.lease_of_holder(&name).await.unwrap();
@@ -141,9 +145,7 @@ pub async fn a_lock_on_its_own_lease_ends_alone(h: &impl Harness) {
         let again = soon("acquired", client.acquire(&name, lock_options(h).own_lease())).await.unwrap();
         assert_eq!(soon("released", again.release()).await.unwrap(), Released::Released);
         queue_has(h, &name, 0).await;
-        if is_in_time {
-            return;
-        }
+        in_time += u32::from(is_in_time);
     }
-    panic!("no loss was noticed within a second");
+    assert!(in_time >= 2, "{in_time} of three losses were noticed within a second");
 }

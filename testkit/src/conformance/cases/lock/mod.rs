@@ -35,15 +35,14 @@ pub async fn impossible_lock_options_are_refused_locally(h: &impl Harness) {
 pub async fn contenders_renew_at_the_requested_interval(h: &impl Harness) {
     let (client, name) = (h.client().await, lock(h, "l"));
     // By default the first renewal would come after a third of this.
-    let ttl = h.ttl() * 30;
-    let options = lock_options(h).ttl(ttl).renewal_interval(Duration::from_millis(500));
+    let options = lock_options(h).ttl(h.ttl() * 30).renewal_interval(Duration::from_millis(500));
     let begun = Moment::now();
     let guard = soon("acquired", client.acquire(&name, options.clone())).await.unwrap();
     renewed_often(&guard).await;
     soon("released", guard.release()).await.unwrap();
     let leadership = soon("elected", client.campaign(&name, "me", options)).await.unwrap();
     renewed_often(&leadership).await;
-    assert!(begun.elapsed() < ttl / 3, "six renewals took {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(15), "six renewals took {:?}", begun.elapsed());
 }
 
 /// Waits until a lock was renewed three times. Each renewal extends its remaining time.
