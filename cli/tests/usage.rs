@@ -135,14 +135,16 @@ async fn a_removed_instance_is_not_shown_draining() {
         let seen = watching.says_all("- a ").await;
         (watching, seen)
     };
-    let (mut watching, mut seen) = removal().await;
-    // On a busy machine, its two writes may be too far apart.
-    for _ in 0..4 {
-        if seen.lines().count() > 1 {
-            (watching, seen) = removal().await;
+    // Three of five: on a busy machine, its two writes may be too far apart.
+    let mut lines = Vec::new();
+    let mut watching = loop {
+        let (watching, seen) = removal().await;
+        lines.push(seen.lines().count());
+        if lines.iter().filter(|lines| **lines == 1).count() == 3 {
+            break watching;
         }
-    }
-    assert_eq!(seen.lines().count(), 1, "{seen}");
+        assert!(lines.len() < 5, "{lines:?} lines");
+    };
     let registered = Running::start(enlist(&server, ["register", "db", "10.0.0.1:80", "--id", "b", "--drain", "5s"]));
     watching.says("+ b ").await;
     registered.signal("-TERM");
