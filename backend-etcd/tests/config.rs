@@ -22,7 +22,7 @@ use enlist_testkit::{BackgroundTask, Direction, EtcdServer, FakeEtcd, Misbehavio
 use etcd_client::PutOptions;
 use support::{
     between::{Between, Fault, Victim},
-    raw,
+    pass, raw,
     recorder::{History, Observer, Recorder, pairs, texts},
     scripted::client,
     server,
@@ -78,9 +78,9 @@ fn write_on(etcd: Etcd, stop: &Arc<AtomicBool>) -> BackgroundTask<usize> {
         while !stop.load(Ordering::Relaxed) {
             number += 1;
             while write_both(&etcd, number).await.is_err() {
-                tokio::time::sleep(PACE).await;
+                pass(PACE).await;
             }
-            tokio::time::sleep(PACE).await;
+            pass(PACE).await;
         }
         number
     })

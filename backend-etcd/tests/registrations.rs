@@ -24,8 +24,8 @@ use futures::{StreamExt, stream};
 use support::{
     CHILD, PREFIX, Renewal, TTL,
     between::{Between, Fault, Victim},
-    enable_authentication, instance, is_registered, leases, listed, no_lease_is_left, once_within, options, pass, raw,
-    register, register_many, renew_without_permission, server, server_with, state,
+    enable_authentication, instance, is_registered, leases, listed, mostly_within, no_lease_is_left, options, pass,
+    raw, register, register_many, renew_without_permission, server, server_with, state,
 };
 
 /// TTL that outlives each wait of these tests, so that what disappears was removed.
@@ -55,7 +55,7 @@ async fn a_key_deleted_under_a_live_lease_returns() {
     let lease = raw.lease_grant(5, None).await.unwrap().id();
     raw.put(format!("{PREFIX}control"), "{}", Some(PutOptions::new().with_lease(lease))).await.unwrap();
     let (mut keeper, mut answers) = raw.lease_keep_alive(lease).await.unwrap();
-    once_within(Duration::from_secs(2), async || {
+    mostly_within(Duration::from_secs(2), async || {
         for key in ["a", "control"] {
             raw.delete(format!("{PREFIX}{key}"), None).await.unwrap();
         }
@@ -847,8 +847,8 @@ async fn a_panicked_process_leaves_nothing_after_its_ttl() {
         if left.is_empty() { Ok(()) } else { Err(left) }
     })
     .await;
-    // A lease that is still renewed would not end.
-    assert!(dead.elapsed() < Duration::from_secs(10), "{:?}", dead.elapsed());
+    // Its TTL of 2 s, and time for a busy machine.
+    assert!(dead.elapsed() < Duration::from_secs(6), "{:?}", dead.elapsed());
     drop(etcd);
 }
 

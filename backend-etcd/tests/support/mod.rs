@@ -179,17 +179,16 @@ pub(crate) async fn pass(time: Duration) {
     sleep_until_elapsed(Moment::now(), time).await;
 }
 
-/// Measures up to three times, until a time is below the limit: on a busy machine, a single answer may be late.
-pub(crate) async fn once_within(limit: Duration, mut measured: impl AsyncFnMut() -> Duration) {
+/// Measures up to three times. Two times have to be below the limit: on a busy machine, a single answer may be late.
+pub(crate) async fn mostly_within(limit: Duration, mut measured: impl AsyncFnMut() -> Duration) {
     let mut times = Vec::new();
     while times.len() < 3 {
-        let time = measured().await;
-        if time < limit {
+        times.push(measured().await);
+        if times.iter().filter(|time| **time < limit).count() == 2 {
             return;
         }
-        times.push(time);
     }
-    panic!("none of these is below {limit:?}: {times:?}");
+    panic!("these have to be below {limit:?}: {times:?}");
 }
 
 /// Runs a task in the background of the test until the owner is dropped.
