@@ -155,6 +155,12 @@ pub(crate) async fn calls_of_an_unknown_service_fail_at_once<C: Client>(client: 
     let mut caller = client.start(agent.address, "team/unknown").await;
     let report = caller.fails().await;
     assert!(report.failures[0].starts_with(C::UNAVAILABLE) && report.slowest_ms < C::FIRST_CALL_MS, "{report:?}");
+    // The start of the library is in the first report only. On a busy machine, the quickest of five counts.
+    let mut quickest = u64::MAX;
+    for _ in 0..5 {
+        quickest = quickest.min(caller.fails().await.slowest_ms);
+    }
+    assert!(quickest < 1_000, "{quickest} ms");
 }
 
 /// Checks that calls go on without a failure, to exactly these servers.
