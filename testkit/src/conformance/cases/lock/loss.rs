@@ -11,6 +11,9 @@ use crate::{conformance::harness::Harness, wait::soon};
 /// be late.
 const TRIES: [&str; 3] = ["l0", "l1", "l2"];
 
+/// TTL that ends in no test.
+const LONG_TTL: Duration = Duration::from_secs(300);
+
 /// Waits for the loss, and returns it. Returns `true` beside it if it was noticed within a second.
 async fn lost(guard: &LockGuard) -> (Loss, bool) {
     let begun = Moment::now();
@@ -24,8 +27,7 @@ pub async fn a_revoked_lease_is_lost_within_a_second(h: &impl Harness) {
     let client = h.client().await;
     let mut in_time = 0;
     for name in TRIES.map(|name| lock(h, name)) {
-        let options = lock_options(h).ttl(Duration::from_secs(300));
-        let guard = soon("acquired", client.acquire(&name, options)).await.unwrap();
+        let guard = soon("acquired", client.acquire(&name, lock_options(h).ttl(LONG_TTL))).await.unwrap();
         h.revoke(h.lease_of_holder(&name).await.unwrap()).await;
         let (loss, is_in_time) = lost(&guard).await;
         assert!(matches!(loss, Loss::KeyGone | Loss::LeaseGone), "the loss says what is gone: {loss:?}");
@@ -38,7 +40,7 @@ pub async fn a_deleted_key_is_lost_within_a_second(h: &impl Harness) {
     let client = h.client().await;
     let mut in_time = 0;
     for name in TRIES.map(|name| lock(h, name)) {
-        let guard = acquire(h, &client, &name).await;
+        let guard = soon("acquired", client.acquire(&name, lock_options(h).ttl(LONG_TTL))).await.unwrap();
         h.delete_holder(&name).await;
         let (loss, is_in_time) = lost(&guard).await;
         assert_eq!(loss, Loss::KeyGone);
@@ -133,7 +135,7 @@ pub async fn work_is_aborted_at_the_loss(h: &impl Harness) {
 
 pub async fn a_lock_on_its_own_lease_ends_alone(h: &impl Harness) {
     let (client, other) = (h.client().await, lock(h, "other"));
-    let shared = acquire(h, &client, &other).await;
+    let shared = soon("acquired", client.acquire(&other, lock_options(h).ttl(LONG_TTL))).await.unwrap();
     let mut in_time = 0;
     for name in TRIES.map(|name| lock(h, name)) {
         let own = soon("acquired", client.acquire(&name, lock_options(h).own_lease())).await.unwrap();

@@ -223,10 +223,14 @@ async fn newest_stands(h: &impl Harness, entitled: RegisterOptions) {
     });
     assert!(matches!(soon("refused", update).await, Err(Error::NotOwner { .. })));
     assert_eq!(only(&client, &service, |_| true).await.instance().weight(), 2);
+    let free = Moment::now();
     assert_eq!(soon("deregistered", b.deregister()).await.unwrap(), Deregistered::Removed);
     only(&client, &service, |entry| entry.instance().weight() == 3).await;
-    // At the end of the other one: the next attempt would be made ten seconds after it was superseded.
-    assert!(begun.elapsed() < Duration::from_secs(10), "back {:?} after the other began", begun.elapsed());
+    // At the end of the other one: the next attempt would be made ten seconds after it was superseded. On a busy
+    // machine that much may have passed, but not since the key was free.
+    let (since_free, since_begun) = (free.elapsed(), begun.elapsed());
+    let is_prompt = since_free < Duration::from_secs(2) || since_begun < Duration::from_secs(10);
+    assert!(is_prompt, "back {since_free:?} after the other ended, and {since_begun:?} after it began");
     assert_eq!(soon("deregistered", a.deregister()).await.unwrap(), Deregistered::Removed);
 }
 
