@@ -55,11 +55,12 @@ async fn a_call_waits_for_the_first_connection() {
 #[tokio::test]
 async fn an_empty_service_fails_at_once() {
     let world = World::of(&[]).await;
-    world.view().ready().await.unwrap();
+    let view = world.view();
+    view.ready().await.unwrap();
     // The fastest of several first calls, because the machine may be busy.
     let mut quickest = Duration::MAX;
     for _ in 0..10 {
-        let channel = Channel::new(&world.view()).unwrap();
+        let channel = Channel::new(&view).unwrap();
         let start = Moment::now();
         let failed = say(&channel, String::new()).await.unwrap_err();
         quickest = quickest.min(start.elapsed());
