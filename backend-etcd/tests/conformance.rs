@@ -5,7 +5,7 @@
 #[path = "support/harness.rs"]
 mod harness;
 
-/// Its name selects these tests where those of other backends are built beside them.
+/// The cases on etcd. `CONFORMANCE` in `xtask/src/command.rs` selects them by this name.
 mod etcd {
     use super::harness::EtcdHarness;
 

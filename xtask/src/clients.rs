@@ -1,9 +1,13 @@
 //! Runs the agent with clients in other languages, whose libraries are installed below the build folder.
 
-use std::{env, fs, path::PathBuf, process::Command};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use crate::{
-    command::{FEATURES, HELP, Result, cargo, root, run, target},
+    command::{FEATURES, HELP, Result, cargo, run},
     etcd::{self, Etcd},
     interop,
 };
@@ -189,4 +193,14 @@ fn environment(client: &str) -> Result<PathBuf> {
 /// Returns the folder for what is installed or built. The tests run in another folder, so the path is absolute.
 fn installations() -> Result<PathBuf> {
     Ok(target()?.join("clients"))
+}
+
+/// Returns the build folder.
+fn target() -> Result<PathBuf> {
+    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    Ok(std::path::absolute(target)?)
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }

@@ -1,11 +1,6 @@
 //! Parts that several commands share: running programs, and texts about usage.
 
-use std::{
-    env,
-    error::Error,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{env, error::Error, process::Command};
 
 /// Features that are tested beside the default ones. Commands name the whole workspace with them, also for a single
 /// test program: the selected packages decide on the features of every dependency, and others would be built again.
@@ -63,8 +58,9 @@ cargo xtask <command>
   env     print the exports for a plain shell: eval \"$(cargo xtask env)\"
   rules   [--bless]
           check that no crate depends on what it must not know, that each one builds alone, `enlist-etcd` also without
-          TLS, and that at most 4 % of the documentation comments open with an interrogative; check lengths, names, and
-          the listings of the public API; print the cycles of imports between files; --bless writes the listings
+          TLS, and the examples without protoc, and that at most 4 % of the documentation comments open with an
+          interrogative; check lengths, names, and the listings of the public API; print the cycles of imports between
+          files; --bless writes the listings
 ";
 
 pub(crate) type Result<T = ()> = std::result::Result<T, Box<dyn Error>>;
@@ -77,17 +73,6 @@ pub(crate) fn protoc() -> Result<Vec<(&'static str, String)>> {
     let path = protoc_bin_vendored::protoc_bin_path()?;
     let include = protoc_bin_vendored::include_path()?;
     Ok(vec![("PROTOC", path.display().to_string()), ("PROTOC_INCLUDE", include.display().to_string())])
-}
-
-/// Returns the build folder.
-pub(crate) fn target() -> Result<PathBuf> {
-    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-    Ok(std::path::absolute(target)?)
-}
-
-/// Returns the folder of the project.
-pub(crate) fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
 /// Returns the cargo that runs this program, with the variables that a build needs.
