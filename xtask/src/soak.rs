@@ -25,29 +25,23 @@ const SATURATION: &str = "60";
 /// Number of times that the fault tests run.
 const ROUNDS: usize = 10;
 
-/// The programs whose tests inject faults: those that `docs/faults.md` names.
+/// The programs whose tests inject faults: those that `docs/faults.md` names, or a module of which it names.
 const FAULTS: &[&str] = &[
     "changed_security",
     "cluster",
     "conformance",
-    "contenders",
-    "departures",
     "differential",
-    "etcd_defects",
     "failover",
-    "fake",
     "faults",
     "host",
-    "late_writes",
     "locks",
     "membership",
     "nemesis",
     "registrations",
     "releases",
     "replies",
-    "restored",
+    "scripted",
     "security",
-    "semaphores",
     "storage",
     "views",
     "warnings",
@@ -119,8 +113,12 @@ mod tests {
         let page = std::fs::read_to_string(root.join("docs/faults.md")).expect("the page");
         let quoted = page.split('`').skip(1).step_by(2);
         let first_names = quoted.map(|quoted| quoted.split("::").next().unwrap_or(quoted));
-        let is_program = |name: &&str| root.join(format!("backend-etcd/tests/{name}.rs")).exists();
-        let programs: BTreeSet<_> = first_names.filter(is_program).collect();
+        let is_there = |path: String| root.join("backend-etcd/tests").join(path).exists();
+        let program = |name| match () {
+            () if is_there(format!("{name}.rs")) => Some(name),
+            () => is_there(format!("scripted/{name}.rs")).then_some("scripted"),
+        };
+        let programs: BTreeSet<_> = first_names.filter_map(program).collect();
         assert_eq!(programs, FAULTS.iter().copied().collect());
     }
 }

@@ -1,10 +1,6 @@
 //! Known defects of etcd, each as a switch of the scripted etcd under a paused clock: views, registrations and locks
 //! survive them. A raw client shows in each case that the switch has an effect. `docs/faults.md` lists the releases.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
-
-mod support;
-
 use std::time::Duration;
 
 use enlist::{
@@ -14,12 +10,13 @@ use enlist::{
 use enlist_etcd::{Etcd, EtcdNaming, SessionRuntime};
 use enlist_testkit::{BackgroundTask, EtcdDefect, FakeEtcd, Link, Misbehavior, eventually, soon};
 use etcd_client::{GetOptions, PutOptions, WatchOptions, WatchResponse, WatchStream};
-use support::{
+use tokio::time::Instant;
+
+use crate::support::{
     PREFIX, lock_name,
     scripted::{acquire, contend, put, register, shown, stored, watched},
     service,
 };
-use tokio::time::Instant;
 
 const LOCKS: &[u8] = b"enlist/locks/";
 const AUDIT: Duration = Duration::from_secs(60);

@@ -2,10 +2,6 @@
 //! paused clock. Also behaviour that depends on timing: registrations returning together, and detection of a silent
 //! watch.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
-
-mod support;
-
 use std::{
     collections::BTreeMap,
     pin::Pin,
@@ -25,12 +21,13 @@ use enlist::{
 use enlist_etcd::{Etcd, SessionRuntime};
 use enlist_testkit::{FakeEtcd, Minority, Misbehavior, eventually, soon};
 use futures::{FutureExt, future::join_all};
-use support::{
+use tower::ServiceExt;
+
+use crate::support::{
     PREFIX,
     scripted::{builder, put, register, shown, stored, value, watched},
     service,
 };
-use tower::ServiceExt;
 
 const AUDIT: Duration = Duration::from_secs(60);
 

@@ -1,16 +1,13 @@
 //! The lease query for an instance that is gone, under a paused clock: its condition, and its cost without a response.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
-
-mod support;
-
 use std::time::Duration;
 
 use enlist::{Change, Endpoint, Instance, InstanceId, RegisterOptions, Registry, Resolver, ServiceRef, Watcher};
 use enlist_etcd::{Etcd, EtcdBuilder, EtcdNaming};
 use enlist_testkit::{FakeEtcd, soon};
-use support::scripted::{builder, watched};
 use tokio::time::Instant;
+
+use crate::support::scripted::{builder, watched};
 
 fn service() -> ServiceRef {
     ServiceRef::parse("s").unwrap()

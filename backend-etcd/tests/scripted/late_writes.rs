@@ -2,10 +2,6 @@
 //! member has answered every request. Elapsed time does not make them harmless; the end of their lease does. A scripted
 //! etcd under a paused clock applies them when every plausible client timeout has passed.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
-
-mod support;
-
 use std::{
     sync::{
         Arc,
@@ -20,7 +16,8 @@ use enlist::{
 };
 use enlist_etcd::{Etcd, GobaseLock};
 use enlist_testkit::{FakeEtcd, LateWrite, Misbehavior, eventually, soon};
-use support::{
+
+use crate::support::{
     instance,
     scripted::{builder, client, live_tasks, no_lease_is_left},
     service,

@@ -1,19 +1,16 @@
 //! Changes of an instance that etcd refuses: the instance stays published unchanged and is still maintained.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
-
-mod support;
-
 use std::time::Duration;
 
 use enlist::{Deregistered, Error, LeaseChoice, LeaseId, RegisterOptions, Registration, RegistrationState};
 use enlist_etcd::Etcd;
 use enlist_testkit::{FakeEtcd, eventually, soon};
-use support::{
+use tokio::time::Instant;
+
+use crate::support::{
     is_registered,
     scripted::{client, register},
 };
-use tokio::time::Instant;
 
 const KEY: &[u8] = b"enlist/services/default/svc/a";
 

@@ -1,20 +1,17 @@
 //! The close of a session with instances on given leases.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
-
-mod support;
-
 use std::time::Duration;
 
 use enlist::{Error, LeaseChoice, LeaseId, RegisterOptions, Registration, Resolver};
 use enlist_etcd::Etcd;
 use enlist_testkit::{FakeEtcd, eventually};
 use futures::FutureExt;
-use support::{
+use tokio::time::Instant;
+
+use crate::support::{
     scripted::{client, register},
     service,
 };
-use tokio::time::Instant;
 
 const KEYS: &[u8] = b"enlist/services/default/svc/";
 

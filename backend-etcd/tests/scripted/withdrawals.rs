@@ -1,9 +1,5 @@
 //! Instances that are withdrawn while their health check fails, in a layout without health, when etcd is late.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
-
-mod support;
-
 use std::{
     future::ready,
     sync::{
@@ -19,7 +15,8 @@ use enlist::{
 };
 use enlist_etcd::{Etcd, EtcdNaming};
 use enlist_testkit::{FakeEtcd, Misbehavior, eventually, soon};
-use support::{is_registered, scripted::builder};
+
+use crate::support::{is_registered, scripted::builder};
 
 const SECOND: Duration = Duration::from_secs(1);
 

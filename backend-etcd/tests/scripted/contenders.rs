@@ -1,10 +1,6 @@
 //! Contenders of a scripted etcd under a paused clock: silence, refusals and late responses, which a real server cannot
 //! be made to produce at the right moment.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
-
-mod support;
-
 use std::time::Duration;
 
 use enlist::{
@@ -13,11 +9,12 @@ use enlist::{
 };
 use enlist_etcd::{Etcd, EtcdConcurrency};
 use enlist_testkit::{BackgroundTask, FakeEtcd, Minority, Misbehavior, Requests, eventually, soon};
-use support::{
+use tokio::{task::JoinSet, time::Instant};
+
+use crate::support::{
     lock_name,
     scripted::{acquire, builder, client, contend, live_tasks},
 };
-use tokio::{task::JoinSet, time::Instant};
 
 /// Delay of a transaction, beyond the deadline of its caller.
 const LATE: Duration = Duration::from_secs(20);

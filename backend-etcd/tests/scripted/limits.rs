@@ -1,9 +1,5 @@
 //! Ranges above their size limit. Under a paused clock, with a scripted etcd.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
-
-mod support;
-
 use std::time::Duration;
 
 use enlist::{
@@ -12,7 +8,8 @@ use enlist::{
 };
 use enlist_etcd::EtcdBuilder;
 use enlist_testkit::{FakeEtcd, eventually, soon};
-use support::{
+
+use crate::support::{
     scripted::{builder, watched},
     service,
 };

@@ -1,14 +1,11 @@
 //! Leases granted to a user while etcd does not answer. A scripted etcd under a paused clock.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
-
-mod support;
-
 use std::time::Duration;
 
 use enlist::{Error, Registry};
 use enlist_testkit::{FakeEtcd, soon};
-use support::scripted::{client, no_lease_is_left};
+
+use crate::support::scripted::{client, no_lease_is_left};
 
 const LONG_TTL: Duration = Duration::from_secs(3600);
 

@@ -1,18 +1,15 @@
 //! Reads of queues and of lists on a scripted etcd: their revision, their requests and their limits.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
-
-mod support;
-
 use std::{future::poll_fn, task::Poll};
 
 use enlist::{Error, LockName, LockQueue, Namespace, Queues, Resolver};
 use enlist_testkit::{BackgroundTask, FakeEtcd};
-use support::{
+use tracing_subscriber::filter::LevelFilter;
+
+use crate::support::{
     logged::Logged,
     scripted::{builder, client},
 };
-use tracing_subscriber::filter::LevelFilter;
 
 const ENTRY: &str = "0000000000000001-0000000000000001";
 
@@ -67,7 +64,7 @@ async fn a_queue_is_read_at_one_revision() {
 }
 
 /// A role without permission for the marks sees the queue without its delay, with one warning for each call. The only
-/// test here that reads logs.
+/// test of this program that reads logs.
 #[tokio::test(start_paused = true)]
 async fn denied_marks_are_warned_about_once() {
     let (logged, _logging) = Logged::from(LevelFilter::WARN);

@@ -1,9 +1,5 @@
 //! Layouts of a user that panic: only the operations that need them fail.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
-
-mod support;
-
 use std::{
     sync::{Arc, Mutex},
     time::Duration,
@@ -18,7 +14,8 @@ use enlist_etcd::{
     layout::{Decoded, Identity, Layout, LeaseScope, LockLayout, Part, QueueEntryValue, QueueKind, Skip, Writing},
 };
 use enlist_testkit::{FakeEtcd, soon};
-use support::{is_registered, scripted::builder, service, state};
+
+use crate::support::{is_registered, scripted::builder, service, state};
 
 /// Names of the methods that panic.
 #[derive(Clone, Debug, Default)]

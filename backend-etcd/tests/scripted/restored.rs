@@ -1,10 +1,6 @@
 //! A store that goes back to a snapshot while a session lives. `storage.rs` has the cases on a real etcd; this file has
 //! orders of events that are rare there.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
-
-mod support;
-
 use std::{
     sync::{
         Arc,
@@ -19,12 +15,13 @@ use enlist::{
 };
 use enlist_etcd::{Etcd, SessionRuntime};
 use enlist_testkit::{EtcdDefect, FakeEtcd, Link, Misbehavior, eventually, soon};
-use support::{
+use tokio::time::Instant;
+
+use crate::support::{
     PREFIX, register, register_with,
     scripted::{builder, put},
     service,
 };
-use tokio::time::Instant;
 
 /// Longer than the age at which a key is watched, and than the timeout of a request.
 const WHILE: Duration = Duration::from_secs(30);

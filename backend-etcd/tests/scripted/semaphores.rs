@@ -1,16 +1,13 @@
 //! Semaphores on a scripted etcd under a paused clock: the requests per grant, late and lost writes, and values that
 //! cannot be read.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
-
-mod support;
-
 use std::time::Duration;
 
 use enlist::{Error, LockName, PermitGuard, Semaphore, SemaphoreOptions};
 use enlist_etcd::{Etcd, EtcdConcurrency, SessionRuntime};
 use enlist_testkit::{BackgroundTask, FakeEtcd, LateWrite, Misbehavior, Requests, eventually, soon};
-use support::scripted::{builder, client};
+
+use crate::support::scripted::{builder, client};
 
 const QUEUE: &[u8] = b"enlist/semaphores/default/s/";
 const NUMBER: &str = "enlist/semaphore-permits/default/s";
