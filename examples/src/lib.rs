@@ -25,6 +25,7 @@ pub enum Store {
     Etcd(Box<enlist_etcd::EtcdBuilder>),
 }
 
+#[cfg_attr(not(feature = "etcd"), expect(clippy::unused_async, reason = "nothing but etcd is waited for"))]
 impl Store {
     /// Returns the etcd of the option `--etcd`, with the layout `--layout` and the prefix `--prefix`; the memory
     /// backend without `--etcd`.

@@ -58,9 +58,9 @@ cargo xtask <command>
   env     print the exports for a plain shell: eval \"$(cargo xtask env)\"
   rules   [--bless]
           check that no crate depends on what it must not know, that each one builds alone, `enlist-etcd` also without
-          TLS, and the examples without protoc, and that at most 4 % of the documentation comments open with an
-          interrogative; check lengths, names, and the listings of the public API; print the cycles of imports between
-          files; --bless writes the listings
+          TLS, and the examples without protoc, all without a warning of clippy, and that at most 4 % of the
+          documentation comments open with an interrogative; check lengths, names, and the listings of the public API;
+          print the cycles of imports between files; --bless writes the listings
 ";
 
 pub(crate) type Result<T = ()> = std::result::Result<T, Box<dyn Error>>;

@@ -49,6 +49,9 @@ const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
 /// Options of cargo for a build without default features.
 const NO_FEATURES: [&str; 1] = ["--no-default-features"];
 
+/// Options of clippy.
+const DENY_WARNINGS: [&str; 3] = ["--", "-D", "warnings"];
+
 /// A package, and packages that must not be in its dependency tree without its default features.
 const WITHOUT_FEATURES: &[(&str, &[&str])] = &[("enlist-etcd", &["ring", "rustls", "tokio-rustls"])];
 
@@ -127,11 +130,11 @@ fn check_dependencies() -> Result {
         println!("{shown} has {} dependencies, none of {}", known.len(), forbidden.join(", "));
     }
     for (package, _, options) in whole.chain(bare) {
-        run(cargo()?.args(["check", "--quiet", "--package", package]).args(options))?;
+        run(cargo()?.args(["clippy", "--quiet", "--package", package]).args(options).args(DENY_WARNINGS))?;
     }
     // A newcomer runs them without a protoc.
-    let examples = ["check", "--quiet", "--package", "enlist-examples", "--examples"];
-    run(cargo()?.args(examples).env("PROTOC", "/none"))
+    let examples = ["clippy", "--quiet", "--package", "enlist-examples", "--examples"];
+    run(cargo()?.args(examples).args(DENY_WARNINGS).env("PROTOC", "/none"))
 }
 
 /// Returns the names of all dependencies of a package, built with these options, apart from development dependencies.
