@@ -1,7 +1,7 @@
 //! Rules for the whole repository: dependencies between crates (the table is that of CONTRIBUTING.md), openings and
 //! sections of documentation comments, lengths of files, functions and lines, names and words, escaping in logs,
-//! imports between files, the public API, and the pages in Markdown: their links, the tests that they name, and a row
-//! for each option.
+//! files that no program contains, imports between files, the public API, and the pages in Markdown: their links, the
+//! tests that they name, and a row for each option.
 
 mod architecture;
 mod doc_openings;
@@ -14,6 +14,7 @@ mod logs;
 mod markdown;
 mod names;
 mod options;
+mod orphans;
 mod prose;
 mod public_api;
 mod sources;
@@ -84,6 +85,7 @@ fn check_files() -> Result {
     findings.extend(names::findings(&sources));
     findings.extend(logs::findings(&sources));
     findings.extend(test_names::findings(&sources));
+    findings.extend(orphans::findings(&sources, &sources::manifests(&root)?));
     findings.extend(cycles(&sources));
     findings.extend(doc_sections::findings(&root, &sources)?);
     findings.extend(public_api::findings(&root, &sources, Listings::Check)?);

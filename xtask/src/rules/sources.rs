@@ -1,4 +1,4 @@
-//! Files with Rust source text, and pages in Markdown, in the tree of this repository.
+//! Files with Rust source text, pages in Markdown, and manifests, in the tree of this repository.
 
 use std::{
     fs, io,
@@ -26,6 +26,13 @@ pub(super) fn read(root: &Path, directory: &Path) -> io::Result<Vec<Source>> {
 /// Reads all Markdown files of the repository, sorted by path.
 pub(super) fn pages(root: &Path) -> io::Result<Vec<Source>> {
     files(root, root, "md")
+}
+
+/// Reads all manifests of packages, sorted by path.
+pub(super) fn manifests(root: &Path) -> io::Result<Vec<Source>> {
+    let mut manifests = files(root, root, "toml")?;
+    manifests.retain(|file| file.path.ends_with("Cargo.toml"));
+    Ok(manifests)
 }
 
 fn files(root: &Path, directory: &Path, extension: &str) -> io::Result<Vec<Source>> {
