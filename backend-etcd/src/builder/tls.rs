@@ -51,29 +51,3 @@ impl EtcdBuilder {
         }
     }
 }
-
-#[cfg(all(test, not(any(feature = "tls-ring", feature = "tls-aws-lc"))))]
-mod tests {
-    use super::*;
-    use crate::Etcd;
-
-    #[test]
-    fn tls_is_refused_without_a_feature_for_it() {
-        for endpoint in ["https://h:1", "https://127.0.0.1"] {
-            let refused = Etcd::builder([endpoint]).build().unwrap_err();
-            assert!(matches!(refused, Error::InvalidConfig { field: "endpoints", .. }), "{refused:?}");
-            assert!(refused.to_string().contains("feature `tls-ring`"), "{refused}");
-        }
-        Etcd::builder(["http://h:1", "h"]).build().unwrap();
-    }
-
-    #[test]
-    fn tls_variables_are_refused_without_a_feature() {
-        for name in ["ENLIST_CACERT", "ENLIST_CERT", "ENLIST_KEY"] {
-            let get = |variable: &str| (variable == name).then(|| "file.pem".to_owned());
-            let refused = EtcdBuilder::from_variables(get).unwrap_err();
-            assert!(matches!(refused, Error::InvalidConfig { field, .. } if field == name), "{refused:?}");
-            assert!(refused.to_string().contains("feature `tls-ring`"), "{refused}");
-        }
-    }
-}
