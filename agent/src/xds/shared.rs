@@ -381,8 +381,10 @@ async fn follow(shared: Weak<FollowedAssignment>, views: Vec<ServiceView>) {
     while let Some((at, change)) = changes.next().await {
         match change {
             Ok(change) => known[at] = known[at].after(change),
-            // No service can have the name in this layout.
-            Err(Error::InvalidName { .. }) => known[at] = Known::Listed(empty(services[at].clone())),
+            // No service can have the name in this layout, or the namespace.
+            Err(Error::InvalidName { .. } | Error::Unsupported { .. }) if matches!(known[at], Known::Pending) => {
+                known[at] = Known::Listed(empty(services[at].clone()));
+            }
             Err(cause) => {
                 let (service, cause) = (escaped(&services[at]), enlist::with_causes(&cause).to_string());
                 if logged[at] != cause {
@@ -439,7 +441,7 @@ mod tests {
         ServiceName, Watcher,
     };
     use enlist_memory::{MemoryClient, MemoryStore};
-    use enlist_testkit::eventually;
+    use enlist_testkit::{eventually, soon};
 
     fn snapshot(service: &str, instances: usize) -> Snapshot {
         let service = ServiceRef::parse(service).unwrap();
@@ -581,6 +583,44 @@ mod tests {
         let subscription = all.subscribe("greeter", &inbox).unwrap();
         inbox.take().await;
         assert_eq!(subscription.assignment().unwrap().endpoints, 1, "the first assignment");
+    }
+
+    /// A store whose layout has no namespaces.
+    #[derive(Debug)]
+    struct WithoutNamespaces(MemoryClient);
+
+    impl WithoutNamespaces {
+        fn check(service: &ServiceRef) -> Result<(), Error> {
+            let refusal = || Error::Unsupported { what: "a namespace other than `default`".to_owned() };
+            if *service.namespace() == Namespace::default() { Ok(()) } else { Err(refusal()) }
+        }
+    }
+
+    #[async_trait]
+    impl Resolver for WithoutNamespaces {
+        async fn resolve(&self, service: &ServiceRef) -> Result<Snapshot, Error> {
+            Self::check(service)?;
+            self.0.resolve(service).await
+        }
+
+        async fn watch(&self, service: &ServiceRef) -> Result<Box<dyn Watcher>, Error> {
+            Self::check(service)?;
+            self.0.watch(service).await
+        }
+
+        async fn services(&self, namespace: &Namespace) -> Result<Vec<ServiceName>, Error> {
+            self.0.services(namespace).await
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_service_that_cannot_exist_has_an_empty_assignment() {
+        let directory = Directory::new(Arc::new(WithoutNamespaces(MemoryStore::new().client())));
+        let all = Arc::new(SharedAssignments::new(directory, 1, Duration::ZERO, Duration::ZERO));
+        let inbox = Arc::new(Inbox::default());
+        let subscription = all.subscribe("team/greeter", &inbox).unwrap();
+        soon("an answer", inbox.take()).await;
+        assert_eq!(subscription.assignment().map(|assignment| assignment.endpoints), Some(0));
     }
 
     /// Returns instances at different addresses, each in a zone of its own with a name of this length.
