@@ -179,14 +179,16 @@ pub trait Layout: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidName`] for names it cannot carry, [`Error::Unsupported`] for a fixed instance it cannot hold.
+    /// [`Error::InvalidName`] for names it cannot carry, [`Error::Unsupported`] for a namespace in a layout without
+    /// namespaces, and for a fixed instance it cannot hold.
     fn key(&self, service: &ServiceRef, id: &InstanceId, lease: Option<LeaseId>) -> Result<Vec<u8>, Error>;
 
     /// Returns the range of all instances of `service`, with as few other keys as possible.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidName`] for names it cannot carry.
+    /// [`Error::InvalidName`] for names it cannot carry, [`Error::Unsupported`] for a namespace in a layout without
+    /// namespaces.
     fn service_range(&self, service: &ServiceRef) -> Result<KeyRange, Error>;
 
     /// Returns the range of all services of `namespace`; `None` if there is none.
