@@ -349,6 +349,13 @@ enum Known {
 }
 
 impl Known {
+    fn has_instances(&self) -> bool {
+        match self {
+            Self::Pending => false,
+            Self::Copied(snapshot) | Self::Listed(snapshot) => !snapshot.is_empty(),
+        }
+    }
+
     /// Returns the knowledge after a change. The store has answered once a change was live, also if it is lost again.
     fn after(&self, change: Change) -> Self {
         match self {
@@ -381,8 +388,8 @@ async fn follow(shared: Weak<FollowedAssignment>, views: Vec<ServiceView>) {
     while let Some((at, change)) = changes.next().await {
         match change {
             Ok(change) => known[at] = known[at].after(change),
-            // No service can have the name in this layout, or the namespace.
-            Err(Error::InvalidName { .. } | Error::Unsupported { .. }) if matches!(known[at], Known::Pending) => {
+            // No service can have the name in this layout, or the namespace. Instances that are known stay.
+            Err(Error::InvalidName { .. } | Error::Unsupported { .. }) if !known[at].has_instances() => {
                 known[at] = Known::Listed(empty(services[at].clone()));
             }
             Err(cause) => {
@@ -619,8 +626,13 @@ mod tests {
         let all = Arc::new(SharedAssignments::new(directory, 1, Duration::ZERO, Duration::ZERO));
         let inbox = Arc::new(Inbox::default());
         let subscription = all.subscribe("team/greeter", &inbox).unwrap();
+        let logged = Logged::of("enlist_agent::xds::shared");
+        let _logging = tracing::subscriber::set_default(logged.clone());
         soon("an answer", inbox.take()).await;
         assert_eq!(subscription.assignment().map(|assignment| assignment.endpoints), Some(0));
+        // The refusal is repeated, and is not logged as missing knowledge.
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        assert_eq!(logged.messages("service"), []);
     }
 
     /// Returns instances at different addresses, each in a zone of its own with a name of this length.
