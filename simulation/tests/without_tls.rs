@@ -1,9 +1,6 @@
-//! What the etcd backend refuses in a build without TLS. This package has such a build, if it is built alone.
+//! Refusals of the etcd backend in a build without TLS. This package has such a build, if it is built alone.
 
-use std::{
-    env,
-    process::{Command, Stdio},
-};
+use std::{env, process::Command};
 
 use enlist::Error;
 use enlist_etcd::Etcd;
@@ -30,7 +27,7 @@ fn https_is_refused_without_a_feature() {
 fn tls_variables_are_refused_without_a_feature() {
     for name in ["ENLIST_CACERT", "ENLIST_CERT", "ENLIST_KEY"] {
         let mut child = Command::new(env::current_exe().expect("this program"));
-        child.args(["--ignored", "--exact", "child"]).env(name, "file.pem").env(REFUSED, name).stdout(Stdio::piped());
+        child.args(["--ignored", "--exact", "child"]).env_clear().env(name, "file.pem").env(REFUSED, name);
         let output = child.output().expect("it runs");
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success() && text.contains("1 passed"), "{name}: {text}");
