@@ -126,6 +126,19 @@ async fn a_restarted_agent_empties_no_client() {
     assert_eq!(resumed.changed("greeter").await, [(1001, HEALTHY)], "the first response");
 }
 
+#[tokio::test]
+async fn a_restarted_agent_sends_no_client_to_draining_instances_only() {
+    let store = Store::new();
+    let agent = TestAgent::start(&store.agents, local()).await;
+    let _one = store.register("greeter", instance("one", 1001).with_health(Health::Draining)).await;
+    let mut resumed = AdsClient::connect(agent.address).await;
+    resumed.resume(ASSIGNMENT, &["greeter"], "of the earlier agent").await;
+    // The agent knows by now that the only instance is draining.
+    assert_eq!(AdsClient::connect(agent.address).await.assignment("greeter").await, [(1001, DRAINING)]);
+    let _two = store.register("greeter", instance("two", 1002)).await;
+    assert_eq!(resumed.changed("greeter").await, [(1001, DRAINING), (1002, HEALTHY)], "the first response");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_store_that_returns_late_empties_no_client() {
     let store = Store::new();

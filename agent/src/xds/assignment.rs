@@ -76,8 +76,8 @@ pub(crate) type Omissions = BTreeMap<Omission, usize>;
 pub(super) struct Assignment {
     /// The encoded assignment.
     pub(super) resource: Resource,
-    /// Number of endpoints.
-    pub(super) endpoints: usize,
+    /// Number of endpoints that can receive new calls.
+    pub(super) callable: usize,
     /// Omitted instances.
     pub(super) omitted: Omissions,
     /// Zones with an instance that receives calls.
@@ -138,7 +138,8 @@ pub(super) fn assignment(name: &str, snapshot: &Snapshot) -> Result<Assignment, 
     }
     let serving = usable.iter().map(|one| one.entry.instance()).filter(|one| one.health() == Health::Serving);
     let zones = serving.filter_map(Instance::zone).map(str::to_owned).collect();
-    Ok(Assignment { resource, endpoints, omitted, zones: Arc::new(zones) })
+    let callable = usable.iter().filter(|one| is_callable(health(one.entry))).count();
+    Ok(Assignment { resource, callable, omitted, zones: Arc::new(zones) })
 }
 
 /// Instance that an assignment contains.
@@ -290,6 +291,11 @@ fn health(entry: &Entry) -> HealthStatus {
     }
 }
 
+/// Returns `true` if clients make new calls to an endpoint of this health.
+fn is_callable(health: HealthStatus) -> bool {
+    matches!(health, HealthStatus::Healthy | HealthStatus::Unknown)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -314,8 +320,9 @@ mod tests {
         let assignment = assignment("greeter", snapshot).unwrap();
         let message = ClusterLoadAssignment::decode(&assignment.resource.any().value[..]).unwrap();
         assert_eq!(message.cluster_name, "greeter");
-        let endpoints: usize = message.endpoints.iter().map(|locality| locality.lb_endpoints.len()).sum();
-        assert_eq!(endpoints, assignment.endpoints);
+        let endpoints = message.endpoints.iter().flat_map(|locality| &locality.lb_endpoints);
+        let callable = endpoints.filter(|endpoint| is_callable(endpoint.health_status())).count();
+        assert_eq!(callable, assignment.callable);
         (message, assignment.omitted)
     }
 

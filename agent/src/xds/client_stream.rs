@@ -82,11 +82,11 @@ impl Resources for StreamResources {
 
 impl StreamResources {
     /// Looks up an assignment. When the agent or the store is back, instances that lost their registration may not be:
-    /// a client that has instances keeps them until that must have happened.
+    /// a client that has instances keeps them until that must have happened, also if only draining ones are known.
     fn assignment(&self, name: &str, origin: Origin) -> Lookup {
         let Some(subscription) = self.subscriptions.get(name) else { return Lookup::Pending };
         match subscription.assignment() {
-            Some(one) if one.endpoints == 0 && origin == Origin::Resumed && !subscription.is_settled() => {
+            Some(one) if one.callable == 0 && origin == Origin::Resumed && !subscription.is_settled() => {
                 Lookup::Pending
             }
             Some(assignment) => Lookup::Found(match &self.zone {

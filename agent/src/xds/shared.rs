@@ -501,7 +501,7 @@ mod tests {
         let second = all.subscribe("greeter", &two).unwrap();
         assert!(first.assignment().is_none(), "not known yet");
         assert_eq!(one.take().await.len() + two.take().await.len(), 2);
-        assert_eq!(first.assignment().unwrap().endpoints, 1);
+        assert_eq!(first.assignment().unwrap().callable, 1);
         assert!(Arc::ptr_eq(&first.shared, &second.shared));
         assert_eq!(all.subscribe("other", &one).err(), Some(Refusal::TooManyNames));
         drop(first);
@@ -589,7 +589,7 @@ mod tests {
         let inbox = Arc::new(Inbox::default());
         let subscription = all.subscribe("greeter", &inbox).unwrap();
         inbox.take().await;
-        assert_eq!(subscription.assignment().unwrap().endpoints, 1, "the first assignment");
+        assert_eq!(subscription.assignment().unwrap().callable, 1, "the first assignment");
     }
 
     /// A store whose layout has no namespaces.
@@ -629,7 +629,7 @@ mod tests {
         let logged = Logged::of("enlist_agent::xds::shared");
         let _logging = tracing::subscriber::set_default(logged.clone());
         soon("an answer", inbox.take()).await;
-        assert_eq!(subscription.assignment().map(|assignment| assignment.endpoints), Some(0));
+        assert_eq!(subscription.assignment().map(|assignment| assignment.callable), Some(0));
         // The refusal is repeated, and is not logged as missing knowledge.
         tokio::time::sleep(Duration::from_secs(600)).await;
         assert_eq!(logged.messages("service"), []);
@@ -655,11 +655,11 @@ mod tests {
         let inbox = Arc::new(Inbox::default());
         let subscription = all.subscribe("greeter", &inbox).unwrap();
         subscription.shared.publish(&zones(1, 1));
-        assert_eq!((inbox.take().await.len(), subscription.assignment().unwrap().endpoints), (1, 1));
+        assert_eq!((inbox.take().await.len(), subscription.assignment().unwrap().callable), (1, 1));
         subscription.shared.publish(&zones(40, 100_000));
         assert!(subscription.assignment().is_none());
         subscription.shared.publish(&zones(1, 1));
-        assert_eq!(subscription.assignment().unwrap().endpoints, 1);
+        assert_eq!(subscription.assignment().unwrap().callable, 1);
         assert_eq!(inbox.take().await.len(), 1, "clients that came meanwhile get it");
     }
 
