@@ -396,15 +396,16 @@ mod tests {
 
     #[test]
     fn the_error_names_the_limit_of_a_request() {
-        let limit = |code, text: &str| match classify(&etcd_client::Error::GRpcStatus(Status::new(code, text)))
+        let size_and_limit = |code, text: &str| match classify(&etcd_client::Error::GRpcStatus(Status::new(code, text)))
             .into_error("a request")
         {
-            Error::TooLarge { limit, .. } => limit,
+            Error::TooLarge { size, limit, .. } => (size, limit),
             other => panic!("{other:?}"),
         };
-        assert_eq!(limit(Code::InvalidArgument, "etcdserver: request is too large"), 1_572_864);
+        let request = size_and_limit(Code::InvalidArgument, "etcdserver: request is too large");
+        assert_eq!(request, (1_572_865, 1_572_864));
         let received = "grpc: received message larger than max (3000000 vs. 2097152)";
-        assert_eq!(limit(Code::ResourceExhausted, received), 2_097_152);
+        assert_eq!(size_and_limit(Code::ResourceExhausted, received), (2_097_153, 2_097_152));
     }
 
     #[test]
