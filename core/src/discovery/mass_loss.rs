@@ -13,7 +13,8 @@ use super::view_options::EmptyPolicy;
 use crate::{
     discovery::snapshot::{Event, Snapshot},
     model::{
-        instance::{Entry, Health},
+        endpoint::Endpoint,
+        instance::{Entry, Health, Instance},
         name::InstanceId,
     },
     runtime::clock::Moment,
@@ -40,23 +41,20 @@ impl MassLossProtection {
 
     /// Records the changes that led to the list `listed`.
     pub(super) fn observe(&mut self, events: &[Event], listed: &Snapshot, now: Moment) {
-        if !self.lost.is_empty() {
+        if !self.lost.is_empty() || !self.held.is_empty() {
             // One pass: the cost stays linear if 100,000 instances return together.
-            let back: HashSet<_> =
-                events.iter().filter(|event| !matches!(event, Event::Removed(_))).map(Event::id).collect();
-            self.lost.retain(|(_, lost)| !back.contains(lost.instance().id()));
+            let back = Returned::of(events);
+            self.lost.retain(|(_, lost)| !back.contains(lost.instance()));
+            self.held.retain(|_, (_, held)| !back.contains(held.instance()));
         }
-        for event in events {
-            match event {
-                Event::Added(entry) | Event::Updated { new: entry, .. } => {
-                    self.held.remove(entry.instance().id());
-                }
-                Event::Removed(entry) => {
-                    let id = entry.instance().id();
-                    if !listed.departed(id) && entry.instance().health() != Health::Draining {
-                        self.lost.push_back((now, Arc::clone(entry)));
-                    }
-                }
+        let removed = events.iter().filter_map(|event| match event {
+            Event::Removed(entry) => Some(entry),
+            Event::Added(_) | Event::Updated { .. } => None,
+        });
+        for entry in removed {
+            let is_lost = !listed.departed(entry.instance().id()) && entry.instance().health() != Health::Draining;
+            if is_lost {
+                self.lost.push_back((now, Arc::clone(entry)));
             }
         }
         while self.lost.front().is_some_and(|(when, _)| now.since(*when) > LOSS_WINDOW) {
@@ -90,10 +88,32 @@ impl MassLossProtection {
     }
 }
 
+/// Instances that are listed again.
+struct Returned<'a> {
+    ids: HashSet<&'a InstanceId>,
+    /// In some layouts a server that registers again has another id. Its address is the same.
+    endpoints: HashSet<&'a [Endpoint]>,
+}
+
+impl<'a> Returned<'a> {
+    fn of(events: &'a [Event]) -> Self {
+        let listed = events.iter().filter_map(|event| match event {
+            Event::Added(entry) | Event::Updated { new: entry, .. } => Some(entry.instance()),
+            Event::Removed(_) => None,
+        });
+        let (ids, endpoints) = listed.map(|instance| (instance.id(), instance.endpoints())).unzip();
+        Self { ids, endpoints }
+    }
+
+    fn contains(&self, instance: &Instance) -> bool {
+        self.ids.contains(instance.id()) || self.endpoints.contains(instance.endpoints())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Endpoint, Epoch, Instance, Presence, Revision, ServiceRef};
+    use crate::{Epoch, Presence, Revision, ServiceRef};
 
     fn entry(id: &str) -> Arc<Entry> {
         entry_of(id, Health::Serving)
@@ -101,8 +121,16 @@ mod tests {
 
     fn entry_of(id: &str, health: Health) -> Arc<Entry> {
         let id = InstanceId::parse(id).unwrap();
-        let instance = Instance::new(id, [Endpoint::parse("h:1").unwrap()]).unwrap().with_health(health);
+        let endpoint = Endpoint::parse(&format!("{id}:1")).unwrap();
+        let instance = Instance::new(id, [endpoint]).unwrap().with_health(health);
         Arc::new(Entry::new(instance, Revision::new(1), Revision::new(1)))
+    }
+
+    /// An entry of the server that has the endpoint of `other`.
+    fn entry_at(id: &str, other: &str) -> Arc<Entry> {
+        let id = InstanceId::parse(id).unwrap();
+        let instance = Instance::new(id, [Endpoint::parse(&format!("{other}:1")).unwrap()]).unwrap();
+        Arc::new(Entry::new(instance, Revision::new(2), Revision::new(2)))
     }
 
     struct Case {
@@ -192,6 +220,21 @@ mod tests {
         assert_eq!(shown, [all(Presence::Live, &["a"]), all(Presence::Held, &["b"])].concat());
         pass(15).await;
         assert_eq!(case.shown(), all(Presence::Live, &["a"]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_instance_that_returns_under_another_id_is_not_held() {
+        let mut case = Case::new(&["a", "b"], 15, EmptyPolicy::Publish);
+        case.lose(&["a", "b"]);
+        let shown = case.change(|listed| listed.insert(entry_at("c", "a")));
+        assert_eq!(shown, [all(Presence::Held, &["b"]), all(Presence::Live, &["c"])].concat());
+        assert_eq!(case.leave(&["c"]), all(Presence::Held, &["b"]), "it left");
+        // It was lost first, and returned before the others were lost.
+        let mut case = Case::new(&["a", "b"], 15, EmptyPolicy::Publish);
+        case.lose(&["a"]);
+        case.change(|listed| listed.insert(entry_at("c", "a")));
+        case.leave(&["c"]);
+        assert_eq!(case.lose(&["b"]), all(Presence::Held, &["b"]));
     }
 
     #[tokio::test(start_paused = true)]

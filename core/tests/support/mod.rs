@@ -9,8 +9,9 @@ pub(crate) fn service() -> ServiceRef {
     ServiceRef::parse("svc").unwrap()
 }
 
+/// Returns an instance at an address of its own.
 pub(crate) fn instance(id: &str) -> Instance {
-    Instance::new(InstanceId::parse(id).unwrap(), [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap()
+    Instance::new(InstanceId::parse(id).unwrap(), [Endpoint::new(id, 80).unwrap()]).unwrap()
 }
 
 pub(crate) async fn register(client: &MemoryClient, id: &str) -> Registration {
