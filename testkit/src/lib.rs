@@ -44,5 +44,6 @@ pub use {
         modes::{Direction, Mode},
         proxy::{Proxy, ProxyConnection},
     },
+    ports::free_port,
     wait::{LIMIT, begun, eventually, soon},
 };

@@ -249,6 +249,20 @@ impl EtcdServer {
         gateway::page(self.address(), "/health").await.is_some()
     }
 
+    /// Removes the history up to now.
+    ///
+    /// # Panics
+    ///
+    /// If the server does not do it.
+    pub async fn compact(&self) {
+        let compact = async {
+            let now = gateway::tell(self.address(), "/v3/kv/range", r#"{"key":"AA==","count_only":true}"#).await?;
+            let request = format!("{{\"revision\":\"{}\"}}", gateway::text(&now, "revision")?);
+            gateway::tell(self.address(), "/v3/kv/compaction", &request).await
+        };
+        assert!(compact.await.is_some(), "the history cannot be compacted");
+    }
+
     /// Kills the server, deletes its data and starts it again on the same ports.
     ///
     /// # Panics
