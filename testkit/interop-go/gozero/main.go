@@ -45,6 +45,15 @@ func changing(arguments []string) {
 	}
 }
 
+// A publication of an address at which another program serves.
+func publish(arguments []string) {
+	publisher := discov.NewPublisher(Endpoints(), arguments[0], arguments[1])
+	Check(publisher.KeepAlive())
+	Say("published")
+	// As it does when it is terminated.
+	Leave(proc.WrapUp)
+}
+
 // A server of the fleet. The library handles SIGTERM.
 func member(arguments []string) {
 	address := FreeAddress()
@@ -120,6 +129,6 @@ func main() {
 	logx.Disable()
 	Run(map[string]func([]string){
 		"server": server, "changing": changing, "client": follow, "member": member, "call": call, "write": write,
-		"config": configure,
+		"config": configure, "publish": publish,
 	})
 }

@@ -89,6 +89,21 @@ func changing(arguments []string) {
 	}
 }
 
+// A registration of an address at which another program serves, with its weight if that is not the default.
+func publish(arguments []string) {
+	opened := open()
+	address, err := net.ResolveTCPAddr("tcp", arguments[1])
+	Check(err)
+	info := &registry.Info{ServiceName: arguments[0], Addr: address, Weight: 10}
+	if len(arguments) > 2 {
+		info.Weight, err = strconv.Atoi(arguments[2])
+		Check(err)
+	}
+	Check(opened.Register(info))
+	Say("published")
+	Leave(func() { Check(opened.Deregister(info)) })
+}
+
 // A client of kitex, with its protocol for gRPC. What it finds is printed as its resolver returns it.
 func follow(arguments []string) {
 	resolver, err := etcd.NewEtcdResolver(Endpoints())
@@ -155,5 +170,6 @@ func main() {
 	klog.SetLevel(klog.LevelFatal)
 	Run(map[string]func([]string){
 		"server": serve, "changing": changing, "client": follow, "write": write, "ipv6": unbracketed,
+		"publish": publish,
 	})
 }
