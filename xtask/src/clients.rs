@@ -18,6 +18,12 @@ const SOURCES: &str = "agent/tests/clients";
 /// The tests over etcd in the layouts of Go frameworks, with a client in Go.
 const LAYOUTS: &str = "layouts";
 
+/// The scenarios over etcd, with the agent as a process, in the native layout and in those of two Go frameworks.
+const ETCD: &str = "etcd";
+
+/// Modules of tests over etcd.
+const OVER_ETCD: [&str; 3] = ["over_etcd::", "over_kitex::", "over_go_zero::"];
+
 /// Programs on these frameworks.
 const FRAMEWORKS: [&str; 3] = ["gozero", "kitex", "kratos"];
 
@@ -28,57 +34,98 @@ type Variables = Vec<(&'static str, PathBuf)>;
 struct Part {
     /// Name, which is also that of the module with its tests, apart from hyphens.
     name: &'static str,
+    /// Is tested in all scenarios, also over etcd.
+    has_scenarios: bool,
     /// Installs and builds what is missing. Returns paths for the tests.
     prepare: fn() -> Result<Variables>,
 }
 
 const PARTS: [Part; 9] = [
-    Part { name: "python", prepare: python },
-    Part { name: "envoy", prepare: envoy },
-    Part { name: "go", prepare: go },
-    Part { name: "tonic-xds", prepare: tonic },
-    Part { name: "java", prepare: java },
-    Part { name: "console", prepare: node },
-    Part { name: "http", prepare: http },
-    Part { name: "prometheus", prepare: prometheus },
-    Part { name: "browser", prepare: browser },
+    Part { name: "python", has_scenarios: true, prepare: python },
+    Part { name: "envoy", has_scenarios: true, prepare: envoy },
+    Part { name: "go", has_scenarios: true, prepare: go },
+    Part { name: "tonic-xds", has_scenarios: true, prepare: tonic },
+    Part { name: "java", has_scenarios: true, prepare: java },
+    Part { name: "console", has_scenarios: false, prepare: node },
+    Part { name: "http", has_scenarios: false, prepare: http },
+    Part { name: "prometheus", has_scenarios: false, prepare: prometheus },
+    Part { name: "browser", has_scenarios: false, prepare: browser },
 ];
 
-/// Runs `cargo xtask clients` with the parts named, or all.
-pub(crate) fn test(parts: impl Iterator<Item = String>) -> Result {
-    let parts: Vec<_> = parts.collect();
-    let known: Vec<_> = PARTS.iter().map(|part| part.name).chain([LAYOUTS]).collect();
-    if let Some(unknown) = parts.iter().find(|name| !known.contains(&name.as_str())) {
+/// Runs `cargo xtask clients` with the parts named, or all. With `etcd`, the clients named run over etcd instead of the
+/// memory backend; all of them, if there are none.
+pub(crate) fn test(named: impl Iterator<Item = String>) -> Result {
+    let named: Vec<_> = named.collect();
+    let known: Vec<_> = PARTS.iter().map(|part| part.name).chain([LAYOUTS, ETCD]).collect();
+    if let Some(unknown) = named.iter().find(|name| !known.contains(&name.as_str())) {
         return Err(format!("there is no part {unknown}; there are {}\n\n{HELP}", known.join(", ")).into());
     }
-    let is_wanted = |name: &str| parts.is_empty() || parts.iter().any(|one| one == name);
-    let (mut names, mut variables) = (Vec::new(), Variables::new());
-    for Part { name, prepare } in PARTS.iter().filter(|part| is_wanted(part.name)) {
-        names.push(format!("{}::", name.replace('-', "_")));
-        variables.extend(prepare().map_err(|error| format!("{name}: {error}"))?);
+    let is_named = |name: &str| named.iter().any(|one| one == name);
+    let over_etcd = named.is_empty() || is_named(ETCD);
+    let has_clients = PARTS.iter().any(|part| is_named(part.name));
+    let clients: Vec<_> = PARTS.iter().filter(|part| !has_clients || is_named(part.name)).collect();
+    if named.is_empty() || has_clients && !over_etcd {
+        over_memory(&clients)?;
     }
-    let over_layouts = is_wanted(LAYOUTS).then(prepare_layouts).transpose();
-    let over_layouts = over_layouts.map_err(|error| format!("{LAYOUTS}: {error}"))?;
-    if !names.is_empty() {
-        let mut tests = cargo()?;
-        tests.args(["test", "--workspace", "--features", FEATURES, "--test", "clients", "--", "--ignored"]);
-        // The clients need the cores more than the tests do.
-        run(tests.args(["--test-threads", "2"]).args(names).envs(variables))?;
+    if named.is_empty() || is_named(LAYOUTS) {
+        layouts().map_err(|error| format!("{LAYOUTS}: {error}"))?;
     }
-    if let Some((etcd, variables)) = over_layouts {
-        let mut tests = cargo()?;
-        let features = format!("{FEATURES},enlist-cli/agent");
-        tests.args(["test", "--workspace", "--features", &features, "--test", "agent_layouts", "--"]);
-        run(tests.args(["--ignored", "--test-threads", "2"]).envs(variables).envs(etcd.variables()))?;
+    if over_etcd {
+        let clients: Vec<_> = clients.into_iter().filter(|part| part.has_scenarios).collect();
+        scenarios_over_etcd(&clients)?;
     }
     Ok(())
 }
 
-fn prepare_layouts() -> Result<(Etcd, Variables)> {
-    let etcd = etcd::find()?;
-    let mut variables = go()?;
-    variables.push(("ENLIST_INTEROP_BIN", interop::build(&FRAMEWORKS)?));
-    Ok((etcd, variables))
+/// Installs and builds what clients need.
+fn prepare(clients: &[&Part]) -> Result<Variables> {
+    let mut variables = Variables::new();
+    for Part { name, prepare, .. } in clients {
+        variables.extend(prepare().map_err(|error| format!("{name}: {error}"))?);
+    }
+    Ok(variables)
+}
+
+/// Returns the name of the module with the tests of a client.
+fn module(client: &Part) -> String {
+    format!("{}::", client.name.replace('-', "_"))
+}
+
+/// Runs all tests of clients but those over etcd.
+fn over_memory(clients: &[&Part]) -> Result {
+    let variables = prepare(clients)?;
+    let mut tests = cargo()?;
+    tests.args(["test", "--workspace", "--features", FEATURES, "--test", "clients", "--", "--ignored"]);
+    tests.args(OVER_ETCD.iter().flat_map(|module| ["--skip", *module]));
+    // The clients need the cores more than the tests do.
+    run(tests.args(["--test-threads", "2"]).args(clients.iter().map(|client| module(client))).envs(variables))
+}
+
+/// Runs the scenarios of clients over etcd.
+fn scenarios_over_etcd(clients: &[&Part]) -> Result {
+    let (etcd, frameworks) = frameworks().map_err(|error| format!("{ETCD}: {error}"))?;
+    let (variables, features) = (prepare(clients)?, format!("{FEATURES},enlist-cli/agent"));
+    run(cargo()?.args(["build", "--workspace", "--features", &features, "--bin", "enlist"]))?;
+    let command = target()?.join("debug/enlist");
+    let mut tests = cargo()?;
+    tests.args(["test", "--workspace", "--features", FEATURES, "--test", "clients", "--", "--ignored"]);
+    tests.args(["--test-threads", "2"]);
+    tests.args(clients.iter().flat_map(|client| OVER_ETCD.map(|over| module(client) + over)));
+    run(tests.env("ENLIST_COMMAND", command).envs(variables).envs([frameworks]).envs(etcd.variables()))
+}
+
+/// Runs servers of frameworks in Go, with a client in Go.
+fn layouts() -> Result {
+    let ((etcd, frameworks), variables) = (frameworks()?, go()?);
+    let mut tests = cargo()?;
+    let features = format!("{FEATURES},enlist-cli/agent");
+    tests.args(["test", "--workspace", "--features", &features, "--test", "agent_layouts", "--", "--ignored"]);
+    run(tests.args(["--test-threads", "2"]).envs(variables).envs([frameworks]).envs(etcd.variables()))
+}
+
+/// Builds the programs on frameworks in Go.
+fn frameworks() -> Result<(Etcd, (&'static str, PathBuf))> {
+    Ok((etcd::find()?, ("ENLIST_INTEROP_BIN", interop::build(&FRAMEWORKS)?)))
 }
 
 fn python() -> Result<Variables> {
@@ -154,7 +201,10 @@ fn prometheus() -> Result<Variables> {
 
 fn browser() -> Result<Variables> {
     let browsers = ["chromium-headless-shell", "chromium", "google-chrome"];
+    let pictures = installations()?.join("pictures");
+    fs::create_dir_all(&pictures)?;
     Ok(vec![
+        ("ENLIST_CLIENT_PICTURES", pictures),
         ("ENLIST_CLIENT_CHROMIUM", program(&browsers, "chromium-headless-shell")?),
         ("ENLIST_CLIENT_CHROMEDRIVER", program(&["chromedriver"], "chromium-driver")?),
     ])

@@ -26,11 +26,12 @@ cargo xtask <command>
   interop [dubbo|etcd|gokit|gomicro|gozero|kitex|kratos|viper|fleet …]
           build programs on Go libraries, all or those named, and run both sides together; fleet restarts each of six
           servers in both languages, and upgrades their etcd from 3.5 to 3.6, under calls; writes target/interop.md
-  clients [python|envoy|go|tonic-xds|java|console|http|prometheus|browser|layouts …]
+  clients [python|envoy|go|tonic-xds|java|console|http|prometheus|browser|layouts|etcd …]
           run clients of the agent in other languages, all or those named, with their real libraries, which are
           installed below the build folder; layouts runs the one in Go with servers that kitex, go-zero and kratos
-          register; http checks the interface against its OpenAPI document; python, envoy and http need python3 with its
-          module venv, go and layouts Go, java Maven, console Node, prometheus and browser Debian's packages
+          register; etcd runs the scenarios of the clients named over etcd instead of the memory backend, also with
+          servers that the libraries of go-zero and kitex register; http checks the interface against its OpenAPI document; python, envoy and http need python3 with its
+          module venv, go, layouts and etcd Go, java Maven, console Node, prometheus and browser Debian's packages
   nemesis [--seed N] [--minutes M] [--members 1|3] [--replay FILE]
           random faults against registrations, watchers and locks (default: 10 minutes, another seed each time, a single
           etcd; members of a cluster are also wiped and added again), or judge the saved record of a failed run again

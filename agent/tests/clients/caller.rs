@@ -1,5 +1,5 @@
-//! A program that calls without pause. For each number N on its standard input, it waits until N calls have ended since
-//! the former report, and prints a report: a line of JSON.
+//! A program that calls 500 times a second. For each number N on its standard input, it waits until N calls have ended
+//! since the former report, and prints a report: a line of JSON.
 
 #![allow(dead_code, reason = "each test program uses a part")]
 
@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines},
     process::{Child, ChildStdin, ChildStdout, Command},
+    time::Instant,
 };
 
 /// Number of calls in a report.
@@ -28,13 +29,18 @@ pub(crate) struct Report {
 }
 
 impl Report {
+    /// Returns the number of calls.
+    fn calls(&self) -> u32 {
+        self.servers.values().sum::<u32>() + u32::try_from(self.failures.len()).unwrap()
+    }
+
     /// Returns the names of the servers that answered.
     pub(crate) fn names(&self) -> Vec<&str> {
         self.servers.keys().map(String::as_str).collect()
     }
 }
 
-/// A client that calls without pause. Dropping it kills it.
+/// A client that calls all the time. Dropping it kills it.
 #[derive(Debug)]
 pub(crate) struct Caller {
     _process: Child,
@@ -42,6 +48,8 @@ pub(crate) struct Caller {
     proxy: Option<(Child, TempDir)>,
     input: ChildStdin,
     output: Lines<BufReader<ChildStdout>>,
+    /// Number of reported calls since a time.
+    counted: (u32, Instant),
 }
 
 impl Caller {
@@ -49,7 +57,13 @@ impl Caller {
     pub(crate) fn start(mut command: Command) -> Self {
         let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
         let (input, output) = (process.stdin.take().unwrap(), process.stdout.take().unwrap());
-        Self { _process: process, proxy: None, input, output: BufReader::new(output).lines() }
+        Self {
+            _process: process,
+            proxy: None,
+            input,
+            output: BufReader::new(output).lines(),
+            counted: (0, Instant::now()),
+        }
     }
 
     /// Keeps the proxy for as long as the client.
@@ -63,27 +77,56 @@ impl Caller {
         self.report_of(CALLS).await
     }
 
-    async fn report_of(&mut self, calls: u32) -> Report {
+    pub(crate) async fn report_of(&mut self, calls: u32) -> Report {
         self.input.write_all(format!("{calls}\n").as_bytes()).await.unwrap();
         let line = soon("a report", self.output.next_line()).await.unwrap().expect("the client runs");
-        serde_json::from_str(&line).unwrap()
+        let report: Report = serde_json::from_str(&line).unwrap();
+        self.counted.0 += report.calls();
+        report
+    }
+
+    /// Begins to count the calls.
+    pub(crate) async fn count(&mut self) {
+        self.report().await;
+        self.counted = (0, Instant::now());
+    }
+
+    /// Returns the number of calls per second since the count began.
+    pub(crate) fn rate(&self) -> f64 {
+        let (calls, since) = self.counted;
+        f64::from(calls) / since.elapsed().as_secs_f64()
     }
 
     /// Waits until calls reach exactly these servers. Returns the failures meanwhile.
     pub(crate) async fn reaches(&mut self, expected: &[&str]) -> Vec<String> {
+        let has_reached = |report: &Report| report.names() == expected && report.failures.is_empty();
+        self.until("calls reach these servers only", has_reached).await
+    }
+
+    /// Waits for a report that `fits`. Returns the failures up to it.
+    async fn until(&mut self, what: &str, fits: impl Fn(&Report) -> bool) -> Vec<String> {
         let mut failures = Vec::new();
-        let reached = async {
+        let fitting = async {
             loop {
                 let report = self.report().await;
-                let has_reached = report.names() == expected && report.failures.is_empty();
-                failures.extend(report.failures);
-                if has_reached {
+                failures.extend(report.failures.iter().cloned());
+                if fits(&report) {
                     return;
                 }
             }
         };
-        soon("calls reach these servers only", reached).await;
+        soon(what, fitting).await;
         failures
+    }
+
+    /// Waits until calls no longer reach this server. Returns the failures meanwhile.
+    pub(crate) async fn avoids(&mut self, server: &str) -> Vec<String> {
+        self.until("calls avoid the server", |report| !report.servers.contains_key(server)).await
+    }
+
+    /// Waits until a call that reached this server is reported. Returns the failures meanwhile.
+    pub(crate) async fn meets(&mut self, server: &str) -> Vec<String> {
+        self.until("a call reaches the server", |report| report.servers.contains_key(server)).await
     }
 
     /// Waits until all calls fail, and returns their failures.

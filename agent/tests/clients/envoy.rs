@@ -2,21 +2,25 @@
 
 use std::{fs, net::SocketAddr, process::Stdio};
 
-use enlist_agent::{BearerToken, EnvoyListener, XdsOptions};
-use enlist_testkit::eventually;
+use enlist_testkit::{eventually, free_port};
 use tempfile::TempDir;
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     process::{Child, Command},
 };
 
 use crate::{
     caller::Caller,
+    over_memory::Memory,
     page, python,
     scenarios::{self, Client, NODE, ZONE, tests},
+    server::{Running, Server},
+    shown::ShownClient,
     supplied,
-    support::local,
+    world::{Settings, World},
 };
+
+const NONE: [&str; 0] = [];
 
 /// Envoy that listens at an address.
 struct Envoy {
@@ -25,9 +29,8 @@ struct Envoy {
 }
 
 impl Envoy {
-    async fn new() -> Self {
-        let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        Self { edge: free.local_addr().unwrap(), token: None }
+    fn new() -> Self {
+        Self { edge: ([127, 0, 0, 1], free_port()).into(), token: None }
     }
 
     /// Returns the printed configuration, for this agent.
@@ -53,6 +56,8 @@ impl Envoy {
         fs::write(&file, self.configuration(agent)).unwrap();
         let mut command = Command::new(supplied("ENLIST_CLIENT_ENVOY"));
         command.arg("--config-path").arg(file).args(["--concurrency", "1", "--log-level", "warn"]);
+        // Connections to a replaced listener end soon, instead of after ten minutes.
+        command.args(["--drain-time-s", "1", "--drain-strategy", "immediate"]);
         // Several run at a time.
         command.args(["--use-dynamic-base-id", "--disable-hot-restart"]);
         let process = command.stdin(Stdio::null()).kill_on_drop(true).spawn().unwrap();
@@ -64,12 +69,8 @@ impl Envoy {
 impl Client for Envoy {
     const USER_AGENT: &'static str = "envoy";
 
-    fn options(&self) -> XdsOptions {
-        let options = local().envoy(EnvoyListener::new("edge", self.edge).route("/", "greeter"));
-        match self.token {
-            Some(token) => options.token(BearerToken::new(token).unwrap()),
-            None => options,
-        }
+    fn settings(&self) -> Settings {
+        Settings { envoy: vec![(self.edge, "greeter")], token: self.token, ..Settings::default() }
     }
 
     async fn start(&self, agent: SocketAddr, _service: &str) -> Caller {
@@ -79,18 +80,62 @@ impl Client for Envoy {
 }
 
 tests! {
-    Envoy::new().await,
-    calls_follow_the_instances_without_a_failure,
-    calls_work_again_once_an_empty_service_has_an_instance,
-    an_outage_of_the_store_fails_no_call,
-    an_outage_of_the_agent_fails_no_call,
-    restarts_of_servers_and_agent_fail_no_call,
-    calls_leave_the_zone_only_without_an_instance_in_it,
+    super::Envoy::new(),
+    everywhere: [
+        calls_follow_the_instances_without_a_failure,
+        a_server_that_leaves_finishes_its_calls,
+        calls_work_again_once_an_empty_service_has_an_instance,
+        an_outage_of_the_store_fails_no_call,
+        a_killed_agent_fails_no_call,
+        an_agent_that_starts_over_an_empty_store_fails_no_call,
+        restarts_of_servers_and_agent_fail_no_call,
+    ],
+    weights: [shares_follow_the_weights],
+    zones: [calls_leave_the_zone_only_without_an_instance_in_it],
 }
 
 #[tokio::test]
 #[ignore = "needs the client's library: cargo xtask clients"]
 async fn a_token_is_sent_as_documented() {
-    let envoy = Envoy { token: Some("s3cret"), ..Envoy::new().await };
-    scenarios::calls_follow_the_instances_without_a_failure(&envoy).await;
+    let envoy = Envoy { token: Some("s3cret"), ..Envoy::new() };
+    scenarios::calls_follow_the_instances_without_a_failure::<_, Memory>(&envoy).await;
+}
+
+#[tokio::test]
+#[ignore = "needs the client's library: cargo xtask clients"]
+async fn a_refused_listener_is_shown_and_affects_no_other() {
+    let envoy = Envoy::new();
+    let mut world = Memory::new(envoy.settings()).await;
+    world.start_agent().await;
+    let _one = Running::start(&world, "greeter-1").await;
+    let mut caller = envoy.start(world.xds(), "greeter").await;
+    assert_eq!(caller.reaches(&["greeter-1"]).await, NONE);
+    // An address of no host, see RFC 5737.
+    world.settings_mut().envoy.push(("192.0.2.1:10000".parse().unwrap(), "greeter"));
+    world.stop_agent().await;
+    world.start_agent().await;
+    let found = ShownClient::only(&world, |client| client.rejected > 0).await;
+    let rejection = found.last_rejection.unwrap();
+    assert!(rejection.r#type == "listener" && rejection.message.contains("192.0.2.1"), "{rejection:?}");
+    let _two = Running::start(&world, "greeter-2").await;
+    assert_eq!(caller.reaches(&["greeter-1", "greeter-2"]).await, NONE);
+}
+
+#[tokio::test]
+#[ignore = "needs the client's library: cargo xtask clients"]
+async fn a_listener_with_another_service_fails_no_call() {
+    let envoy = Envoy::new();
+    let mut world = Memory::new(Settings { envoy: vec![(envoy.edge, "former")], ..envoy.settings() }).await;
+    world.start_agent().await;
+    let former = Server::start("former-1").await;
+    let _former = world.register_as("former", "former-1", former.port).await;
+    let _one = Running::start(&world, "greeter-1").await;
+    let mut caller = envoy.start(world.xds(), "greeter").await;
+    assert_eq!(caller.reaches(&["former-1"]).await, NONE);
+    // As documented, the former service keeps a listener while connections to the replaced one end.
+    let unused = ([127, 0, 0, 1], free_port()).into();
+    world.settings_mut().envoy = vec![(envoy.edge, "greeter"), (unused, "former")];
+    world.stop_agent().await;
+    world.start_agent().await;
+    assert_eq!(caller.reaches(&["greeter-1"]).await, NONE);
 }

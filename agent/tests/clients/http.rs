@@ -33,10 +33,20 @@ pub(crate) async fn start(store: &Store) -> (TestAgent, SocketAddr) {
 
 /// Sends a request to a server on this host. Returns the body of the response.
 pub(crate) async fn exchange(address: SocketAddr, method: &str, path: &str, body: &str) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect(address).await?;
-    let head = format!("{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n");
     let length = if body.is_empty() { String::new() } else { format!("content-length: {}\r\n", body.len()) };
-    stream.write_all(format!("{head}{length}\r\n{body}").as_bytes()).await?;
+    send(address, &format!("{method} {path} HTTP/1.1"), &length, body).await
+}
+
+/// Requests a path with a token, by HTTP/1.0, so that the response is not divided into chunks. Returns its body.
+pub(crate) async fn get(address: SocketAddr, path: &str, token: Option<&str>) -> std::io::Result<String> {
+    let header = token.map(|token| format!("authorization: Bearer {token}\r\n"));
+    send(address, &format!("GET {path} HTTP/1.0"), &header.unwrap_or_default(), "").await
+}
+
+async fn send(address: SocketAddr, request_line: &str, headers: &str, body: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(address).await?;
+    let head = format!("{request_line}\r\nhost: {address}\r\nconnection: close\r\n");
+    stream.write_all(format!("{head}{headers}\r\n{body}").as_bytes()).await?;
     let mut read = Vec::new();
     // The server may keep the connection open.
     while !is_complete(&read) && stream.read_buf(&mut read).await? > 0 {}

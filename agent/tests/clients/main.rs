@@ -1,7 +1,10 @@
 //! Clients in other languages, with the real libraries. `cargo xtask clients` installs them and runs these tests.
 //!
 //! Each module has the tests of one client. Most are the [`scenarios`], which are the same for all of them. A client is
-//! a program that calls without pause and reports its calls ([`caller`]).
+//! a program that calls all the time and reports its calls ([`caller`]).
+//!
+//! The scenarios take place in several [`world`]s: over the memory backend, and over etcd in three layouts, with servers
+//! that the libraries of their frameworks register.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -12,14 +15,18 @@ mod envoy;
 mod go;
 mod http;
 mod java;
+mod over_etcd;
+mod over_memory;
 mod page;
 mod prometheus;
 mod python;
 mod scenarios;
 mod server;
+mod shown;
 #[path = "../support/mod.rs"]
 mod support;
 mod tonic_xds;
+mod world;
 
 #[path = "../../examples/demo/greeter.rs"]
 mod greeter;

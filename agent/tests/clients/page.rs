@@ -6,8 +6,8 @@ use enlist_testkit::soon;
 use tokio::process::Command;
 
 use crate::{
-    server::Running,
-    support::{Store, TestAgent, local},
+    server::Server,
+    support::{Store, TestAgent, instance, local},
 };
 
 /// Address of the agent on the page. Tests replace it by that of a free port.
@@ -30,8 +30,11 @@ pub(crate) fn block(page: &str, heading: &str, language: &str) -> String {
 pub(crate) async fn greets(mut program: Command, bootstrap: &str) -> String {
     let store = Store::new();
     let agent = TestAgent::start(&store.agents, local()).await;
-    let _one = Running::start(&store, "greeter-1").await;
-    let _two = Running::start(&store, "greeter-2").await;
+    let mut running = Vec::new();
+    for name in ["greeter-1", "greeter-2"] {
+        let server = Server::start(name).await;
+        running.push((store.register("greeter", instance(name, server.port)).await, server));
+    }
     assert!(bootstrap.contains(DOCUMENTED), "{bootstrap}");
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("bootstrap.json");

@@ -1,58 +1,176 @@
 //! Servers that clients call.
 
-use enlist::{Graceful, Instance, RegisterOptions, Registry as _, ServiceRef, TaskOwner};
-use enlist_testkit::soon;
-use tokio::{net::TcpListener, sync::oneshot};
-use tonic::transport::{Server, server::TcpIncoming};
-
-use crate::{
-    greeter::Greeter,
-    support::{Store, instance},
+use std::{
+    convert::Infallible,
+    task::{Context, Poll},
 };
 
-/// A registered greeter.
+use enlist::TaskOwner;
+use enlist_testkit::soon;
+use tokio::{
+    net::TcpListener,
+    sync::{oneshot, watch},
+};
+use tonic::{
+    body::Body,
+    codegen::{BoxFuture, Service, http},
+    server::NamedService,
+    transport::{Server as Router, server::TcpIncoming},
+};
+
+use crate::{
+    caller::Caller,
+    greeter::Greeter,
+    world::{Offer, World},
+};
+
+/// A greeter on a free port.
 #[derive(Debug)]
-pub(crate) struct Running {
+pub(crate) struct Server {
+    pub(crate) port: u16,
+    hold: watch::Sender<Hold>,
     stop: oneshot::Sender<()>,
     ended: oneshot::Receiver<()>,
     _task: TaskOwner,
 }
 
-impl Running {
-    /// Starts a greeter, and returns once it is registered.
-    pub(crate) async fn start(store: &Store, name: &str) -> Self {
-        Self::registered(store, name, |instance| instance).await
-    }
+/// State of the call that is held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Hold {
+    #[default]
+    Off,
+    /// The next call will be held.
+    Next,
+    /// A call is held.
+    Holding,
+}
 
-    /// Starts a greeter in a zone.
-    pub(crate) async fn start_in(store: &Store, zone: &str, name: &str) -> Self {
-        Self::registered(store, name, |instance| instance.with_zone(zone)).await
-    }
-
-    async fn registered(store: &Store, name: &str, describe: impl FnOnce(Instance) -> Instance) -> Self {
+impl Server {
+    pub(crate) async fn start(name: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let service = ServiceRef::parse("greeter").unwrap();
-        let registration = store.services.register(&service, describe(instance(name, port)), RegisterOptions::new());
-        let registration = registration.await.unwrap();
         let ((stop, stopped), (end, ended)) = (oneshot::channel(), oneshot::channel());
-        let task = TaskOwner::new();
-        let router = Server::builder().add_service(Greeter::new(name));
+        let (task, hold) = (TaskOwner::new(), watch::Sender::new(Hold::Off));
+        let router = Router::builder().add_service(HeldGreeter { greeter: Greeter::new(name), hold: hold.clone() });
         let serve = async move {
-            let incoming = TcpIncoming::from(listener);
-            let server = Graceful::new().run(registration, async { _ = stopped.await }, |finish, _| async move {
-                router.serve_with_incoming_shutdown(incoming, finish.cancelled()).await
-            });
-            server.await.served.expect("it ends in time").unwrap();
+            let stopped = async { _ = stopped.await };
+            router.serve_with_incoming_shutdown(TcpIncoming::from(listener), stopped).await.unwrap();
             let _ = end.send(());
         };
         task.spawn("greeter", serve).unwrap();
-        Self { stop, ended, _task: task }
+        Self { port, hold, stop, ended, _task: task }
     }
 
-    /// Shuts the greeter down in order.
-    pub(crate) async fn leave(self) {
+    /// Stops the server once its calls have ended.
+    async fn stop(self) {
         drop(self.stop);
         soon("the greeter ends", self.ended).await.unwrap();
+    }
+}
+
+/// A greeter of which one call can be held.
+#[derive(Clone)]
+struct HeldGreeter {
+    greeter: Greeter,
+    hold: watch::Sender<Hold>,
+}
+
+impl HeldGreeter {
+    /// Waits until the hold ends, if it concerns this call.
+    async fn wait(&self) {
+        let is_held = self.hold.send_if_modified(|hold| {
+            let is_next = *hold == Hold::Next;
+            if is_next {
+                *hold = Hold::Holding;
+            }
+            is_next
+        });
+        if is_held {
+            let _ = self.hold.subscribe().wait_for(|hold| *hold == Hold::Off).await;
+        }
+    }
+}
+
+impl NamedService for HeldGreeter {
+    const NAME: &'static str = Greeter::NAME;
+}
+
+impl Service<http::Request<Body>> for HeldGreeter {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<Self::Response, Infallible>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let mut greeter = self.clone();
+        Box::pin(async move {
+            greeter.wait().await;
+            greeter.greeter.call(request).await
+        })
+    }
+}
+
+/// A registered greeter.
+pub(crate) struct Running<W: World> {
+    name: String,
+    server: Server,
+    registration: W::Registration,
+}
+
+impl<W: World> Running<W> {
+    /// Starts a greeter, and returns once it is registered.
+    pub(crate) async fn start(world: &W, name: &str) -> Self {
+        Self::with(world, name, |_| {}).await
+    }
+
+    /// Starts a greeter with these details.
+    pub(crate) async fn with(world: &W, name: &str, describe: impl FnOnce(&mut Offer<'_>)) -> Self {
+        let server = Server::start(name).await;
+        let mut offer = Offer { name, port: server.port, weight: None, zone: None };
+        describe(&mut offer);
+        let registration = world.register(offer).await;
+        Self { name: name.to_owned(), server, registration }
+    }
+
+    /// Holds the next call, until the hold is [ended](Deregistered::end_hold).
+    pub(crate) async fn hold_a_call(&self) {
+        self.server.hold.send_replace(Hold::Next);
+        let mut hold = self.server.hold.subscribe();
+        soon("a call is held", hold.wait_for(|hold| *hold == Hold::Holding)).await.unwrap();
+    }
+
+    /// Removes the instance. The server continues to serve.
+    pub(crate) async fn deregister(self, world: &W) -> Deregistered {
+        world.deregister(self.registration).await;
+        Deregistered { name: self.name, server: self.server }
+    }
+
+    /// Removes the instance, and stops the server once calls no longer reach it. Returns the failures meanwhile.
+    pub(crate) async fn leave(self, world: &W, caller: &mut Caller) -> Vec<String> {
+        let deregistered = self.deregister(world).await;
+        let failures = caller.avoids(&deregistered.name).await;
+        deregistered.stop().await;
+        failures
+    }
+}
+
+/// A greeter that is no longer registered.
+pub(crate) struct Deregistered {
+    name: String,
+    server: Server,
+}
+
+impl Deregistered {
+    /// Ends the hold of a call.
+    pub(crate) fn end_hold(&self) {
+        self.server.hold.send_replace(Hold::Off);
+    }
+
+    /// Stops the server once its calls have ended.
+    pub(crate) async fn stop(self) {
+        self.server.stop().await;
     }
 }

@@ -47,7 +47,7 @@ pub(crate) struct TestAgent {
     pub(crate) status: AgentStatus,
     stop: Option<oneshot::Sender<()>>,
     ended: Option<oneshot::Receiver<Result<(), AgentError>>>,
-    _tasks: TaskOwner,
+    tasks: TaskOwner,
 }
 
 /// Returns options for a port that the system chooses.
@@ -79,8 +79,15 @@ impl TestAgent {
             let served = agent.serve(async { _ = stopped.await }).await;
             let _ = end.send(served);
         };
-        tasks.spawn("agent", serve).unwrap();
-        Self { address, http, status, stop: Some(stop), ended: Some(ended), _tasks: tasks }
+        tasks.spawn_until_stopped("agent", serve).unwrap();
+        Self { address, http, status, stop: Some(stop), ended: Some(ended), tasks }
+    }
+
+    /// Ends the agent without any further step of it.
+    pub(crate) async fn kill(mut self) {
+        drop(self.tasks);
+        let ended = self.ended.take().expect("it is stopped once");
+        assert!(soon("the agent ends", ended).await.is_err(), "it ends by itself");
     }
 
     /// Stops the agent in order.

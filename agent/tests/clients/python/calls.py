@@ -1,5 +1,5 @@
-"""Calls a service without pause. For each number N on the standard input, it waits until N calls have ended since the
-former report, and prints a report."""
+"""Calls a service 500 times a second. For each number N on the standard input, it waits until N calls have ended since
+the former report, and prints a report."""
 
 import collections
 import json
@@ -10,7 +10,10 @@ import time
 import grpc
 from google.protobuf.wrappers_pb2 import StringValue
 
-INTERVAL = 0.004
+CALLERS = 5
+INTERVAL = 0.01
+# Time by which the calls of a caller can be late, and are made up for.
+MAX_DELAY = 1
 TIMEOUT = 5
 
 
@@ -42,6 +45,7 @@ class Calls:
 
 
 def call_forever(say_hello, calls):
+    due = time.monotonic()
     while True:
         begun = time.monotonic()
         server, failure = None, None
@@ -51,7 +55,8 @@ def call_forever(say_hello, calls):
         except grpc.RpcError as error:
             failure = f"{error.code().name}: {error.details()}"
         calls.record(server, failure, time.monotonic() - begun)
-        time.sleep(INTERVAL)
+        due = max(due + INTERVAL, time.monotonic() - MAX_DELAY)
+        time.sleep(max(0, due - time.monotonic()))
 
 
 def main():
@@ -62,7 +67,7 @@ def main():
         response_deserializer=StringValue.FromString,
     )
     calls = Calls()
-    for _ in range(2):
+    for _ in range(CALLERS):
         threading.Thread(target=call_forever, args=(say_hello, calls), daemon=True).start()
     for line in sys.stdin:
         calls.report(int(line))

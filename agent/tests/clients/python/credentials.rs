@@ -9,8 +9,8 @@ use crate::{
     caller::Caller,
     page,
     python::calls,
-    server::Running,
-    support::{Store, TestAgent, authority::Authority, local},
+    server::Server,
+    support::{Store, TestAgent, authority::Authority, instance, local},
 };
 
 /// A JWT of the algorithm `none`, which ends in the year 2100. gRPC reads the end only.
@@ -85,7 +85,8 @@ async fn the_documented_token_is_accepted() {
     let (store, files) = (Store::new(), Files::new());
     let options = files.options(|identity| identity).token(BearerToken::new(TOKEN).unwrap());
     let agent = TestAgent::start(&store.agents, options).await;
-    let _one = Running::start(&store, "greeter-1").await;
+    let server = Server::start("greeter-1").await;
+    let _registration = store.register("greeter", instance("greeter-1", server.port)).await;
     let mut caller = files.call(agent.address, &with_token());
     assert_eq!(caller.reaches(&["greeter-1"]).await, NONE);
 }
@@ -96,7 +97,8 @@ async fn clients_without_the_token_are_refused() {
     let (store, files) = (Store::new(), Files::new());
     let options = files.options(|identity| identity).token(BearerToken::new(TOKEN).unwrap());
     let agent = TestAgent::start(&store.agents, options).await;
-    let _one = Running::start(&store, "greeter-1").await;
+    let server = Server::start("greeter-1").await;
+    let _registration = store.register("greeter", instance("greeter-1", server.port)).await;
     let report = files.call(agent.address, &without_token()).fails().await;
     assert!(report.failures.iter().all(|failure| failure.contains("the token is missing or wrong")), "{report:?}");
 }
@@ -107,7 +109,8 @@ async fn the_documented_certificate_is_accepted() {
     let (store, files) = (Store::new(), Files::new());
     let options = files.options(|identity| identity.client_authority(files.authority.pem()));
     let agent = TestAgent::start(&store.agents, options).await;
-    let _one = Running::start(&store, "greeter-1").await;
+    let server = Server::start("greeter-1").await;
+    let _registration = store.register("greeter", instance("greeter-1", server.port)).await;
     let mut caller = files.call(agent.address, &with_certificate());
     assert_eq!(caller.reaches(&["greeter-1"]).await, NONE);
 }
@@ -118,7 +121,8 @@ async fn clients_without_a_certificate_are_refused() {
     let (store, files) = (Store::new(), Files::new());
     let options = files.options(|identity| identity.client_authority(files.authority.pem()));
     let agent = TestAgent::start(&store.agents, options).await;
-    let _one = Running::start(&store, "greeter-1").await;
+    let server = Server::start("greeter-1").await;
+    let _registration = store.register("greeter", instance("greeter-1", server.port)).await;
     let report = files.call(agent.address, &without_token()).fails().await;
     assert!(report.failures.iter().all(|failure| failure.starts_with("UNAVAILABLE")), "{report:?}");
     // Nothing else is missing.

@@ -1,4 +1,4 @@
-// Calls a service without pause. For each number N on the standard input, it waits until N calls have ended since the
+// Calls a service 500 times a second. For each number N on the standard input, it waits until N calls have ended since the
 // former report, and prints a report.
 //
 // The first argument is the target. The second one is a method to call instead of that of the greeter: servers are then
@@ -26,8 +26,10 @@ import (
 )
 
 const (
-	callers  = 2
-	interval = 4 * time.Millisecond
+	callers  = 5
+	interval = 10 * time.Millisecond
+	// Time by which the calls of a caller can be late, and are made up for.
+	maxDelay = time.Second
 	timeout  = 5 * time.Second
 )
 
@@ -94,13 +96,17 @@ func method(path string) call {
 }
 
 func callForever(call call, conn *grpc.ClientConn, calls *calls) {
-	for {
+	for due := time.Now(); ; {
 		begun := time.Now()
 		ctx, cancel := context.WithTimeout(context.Background(), timeout)
 		server, err := call(ctx, conn)
 		cancel()
 		calls.record(server, err, time.Since(begun))
-		time.Sleep(interval)
+		due = due.Add(interval)
+		if earliest := time.Now().Add(-maxDelay); due.Before(earliest) {
+			due = earliest
+		}
+		time.Sleep(time.Until(due))
 	}
 }
 

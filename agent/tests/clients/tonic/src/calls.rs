@@ -1,5 +1,5 @@
-//! Calls a service without pause. For each number N on the standard input, it waits until N calls have ended since the
-//! former report, and prints a report.
+//! Calls a service 500 times a second. For each number N on the standard input, it waits until N calls have ended since
+//! the former report, and prints a report.
 
 use std::{
     collections::BTreeMap,
@@ -17,22 +17,27 @@ use tonic::{Request, Status, client::Grpc, codegen::http::uri::PathAndQuery};
 use tonic_prost::ProstCodec;
 use tonic_xds::{XdsChannelBuilder, XdsChannelConfig, XdsChannelGrpc, XdsUri};
 
-const CALLERS: usize = 2;
-const INTERVAL: Duration = Duration::from_millis(4);
+const CALLERS: usize = 5;
+const INTERVAL: Duration = Duration::from_millis(10);
 const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Time by which the calls of a caller can be late, and are made up for.
+const MAX_DELAY: Duration = Duration::from_secs(1);
 
 /// Result and duration of a call.
 type Call = (Result<String, Status>, Duration);
 
 async fn call_forever(mut client: Grpc<XdsChannelGrpc>, calls: mpsc::Sender<Call>) {
+    let mut due = tokio::time::Instant::now();
     loop {
+        tokio::time::sleep_until(due).await;
+        due = (due + INTERVAL).max(tokio::time::Instant::now() - MAX_DELAY);
         let begun = Instant::now();
         let greeting = tokio::time::timeout(TIMEOUT, say_hello(&mut client)).await;
         let greeting = greeting.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer")));
         if calls.send((greeting, begun.elapsed())).await.is_err() {
             return;
         }
-        tokio::time::sleep(INTERVAL).await;
     }
 }
 

@@ -18,12 +18,16 @@ import java.util.TreeMap;
 import java.util.concurrent.TimeUnit;
 
 /**
- * Calls a service without pause. For each number N on the standard input, it waits until N calls have ended since the
- * former report, and prints a report.
+ * Calls a service 500 times a second. For each number N on the standard input, it waits until N calls have ended since
+ * the former report, and prints a report.
  */
 public final class Calls {
-  private static final int CALLERS = 2;
-  private static final int INTERVAL_MS = 4;
+  private static final int CALLERS = 5;
+  private static final int INTERVAL_NS = 10_000_000;
+
+  /** Time by which the calls of a caller can be late, and are made up for. */
+  private static final int MAX_DELAY_NS = 1_000_000_000;
+
   private static final int TIMEOUT_S = 5;
 
   private static final MethodDescriptor<StringValue, StringValue> SAY_HELLO =
@@ -71,6 +75,7 @@ public final class Calls {
   }
 
   private void callForever(Channel channel) {
+    long due = System.nanoTime();
     while (true) {
       long begun = System.nanoTime();
       String server = null;
@@ -85,7 +90,8 @@ public final class Calls {
       }
       record(server, failure, (System.nanoTime() - begun) / 1_000_000);
       try {
-        Thread.sleep(INTERVAL_MS);
+        due = Math.max(due + INTERVAL_NS, System.nanoTime() - MAX_DELAY_NS);
+        TimeUnit.NANOSECONDS.sleep(due - System.nanoTime());
       } catch (InterruptedException end) {
         return;
       }

@@ -1,0 +1,282 @@
+//! etcd, with `enlist agent` as a process, and servers that `enlist register` or the library of a framework in Go
+//! registers. `cargo xtask clients etcd` builds the programs.
+
+use std::{
+    fs,
+    marker::PhantomData,
+    net::SocketAddr,
+    path::Path,
+    process::{ExitStatus, Stdio},
+};
+
+use enlist_testkit::{EtcdServer, Mode, Provider, Proxy, ServerOptions, free_port, soon};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines},
+    process::{Child, ChildStdin, ChildStdout, Command},
+};
+
+use crate::{
+    supplied,
+    world::{Failure, Offer, Settings, World},
+};
+
+/// A program that prints a line for each step.
+#[derive(Debug)]
+pub(crate) struct Program {
+    process: Child,
+    input: ChildStdin,
+    output: Lines<BufReader<ChildStdout>>,
+}
+
+impl Program {
+    fn start(mut command: Command) -> Self {
+        let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+        let (input, output) = (process.stdin.take().unwrap(), process.stdout.take().unwrap());
+        Self { process, input, output: BufReader::new(output).lines() }
+    }
+
+    /// Waits for a line with this part.
+    async fn says(&mut self, part: &str) -> String {
+        let line = async {
+            loop {
+                let line = self.output.next_line().await.unwrap();
+                let line = line.unwrap_or_else(|| panic!("the program ended without {part:?}"));
+                if line.contains(part) {
+                    return line;
+                }
+            }
+        };
+        soon(&format!("the program says {part:?}"), line).await
+    }
+
+    /// Sends SIGTERM, and waits until the program has ended.
+    async fn terminate(&mut self) -> ExitStatus {
+        let pid = self.process.id().expect("it runs").to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().await.unwrap().success());
+        soon("the program ends", self.process.wait()).await.unwrap()
+    }
+}
+
+/// A program that keeps an instance registered, and the layout of its keys.
+pub(crate) trait Publisher {
+    const LAYOUT: &'static str;
+
+    /// Value of [`World::ANNOUNCES_DEPARTURES`].
+    const ANNOUNCES_DEPARTURES: bool = true;
+
+    /// Starts the program, and returns once the instance is registered.
+    async fn register(offer: Offer<'_>, etcd: &str) -> Program;
+
+    /// Removes the instance, and ends the program.
+    async fn deregister(program: Program);
+}
+
+fn enlist() -> Command {
+    Command::new(supplied("ENLIST_COMMAND"))
+}
+
+/// `enlist register`, in the native layout.
+pub(crate) struct Native;
+
+impl Publisher for Native {
+    const LAYOUT: &'static str = "native";
+
+    async fn register(offer: Offer<'_>, etcd: &str) -> Program {
+        let mut command = enlist();
+        command.args(["register", "greeter", &format!("127.0.0.1:{}", offer.port), "--id", offer.name]);
+        // The instance is draining before it is removed.
+        command.args(["--drain", "500ms"]).env("ENLIST_ENDPOINTS", etcd);
+        if let Some(weight) = offer.weight {
+            command.args(["--weight", &weight.to_string()]);
+        }
+        if let Some(zone) = offer.zone {
+            command.args(["--zone", zone]);
+        }
+        let mut program = Program::start(command);
+        program.says("registered at revision").await;
+        program
+    }
+
+    async fn deregister(mut program: Program) {
+        program.terminate().await;
+    }
+}
+
+/// A publication by `discov` of go-zero.
+pub(crate) struct GoZero;
+
+impl Publisher for GoZero {
+    const LAYOUT: &'static str = "go-zero";
+    /// The library revokes the lease.
+    const ANNOUNCES_DEPARTURES: bool = false;
+
+    async fn register(offer: Offer<'_>, etcd: &str) -> Program {
+        publish("gozero", offer, etcd).await
+    }
+
+    async fn deregister(program: Program) {
+        withdraw(program).await;
+    }
+}
+
+/// A registration by `registry-etcd` of kitex.
+pub(crate) struct Kitex;
+
+impl Publisher for Kitex {
+    const LAYOUT: &'static str = "kitex";
+
+    async fn register(offer: Offer<'_>, etcd: &str) -> Program {
+        publish("kitex", offer, etcd).await
+    }
+
+    async fn deregister(program: Program) {
+        withdraw(program).await;
+    }
+}
+
+/// Lets the library of a framework register an instance.
+async fn publish(framework: &str, offer: Offer<'_>, etcd: &str) -> Program {
+    assert!(offer.zone.is_none(), "{framework} has no zones");
+    let mut command = Command::new(Path::new(&supplied("ENLIST_INTEROP_BIN")).join(framework));
+    command.args(["publish", "greeter", &format!("127.0.0.1:{}", offer.port)]);
+    command.args(offer.weight.map(|weight| weight.to_string()));
+    command.env("ENLIST_ENDPOINTS", etcd.trim_start_matches("http://"));
+    let mut program = Program::start(command);
+    program.says("published").await;
+    program
+}
+
+/// Lets the library of a framework remove its instance.
+async fn withdraw(mut program: Program) {
+    program.input.write_all(b"\n").await.unwrap();
+    program.says("left").await;
+}
+
+/// An etcd, and `enlist agent` over it.
+pub(crate) struct OverEtcd<P> {
+    etcd: EtcdServer,
+    /// For the agent.
+    agents: Proxy,
+    /// For registrations.
+    servers: Proxy,
+    settings: Settings,
+    addresses: [SocketAddr; 2],
+    folder: TempDir,
+    agent: Option<Program>,
+    publisher: PhantomData<P>,
+}
+
+impl<P: Publisher> OverEtcd<P> {
+    /// Returns the configuration file of the agent, and writes the files that it names.
+    fn configuration(&self) -> String {
+        let Settings { prefers_own_zone, token, envoy } = &self.settings;
+        let [xds, http] = self.addresses;
+        let mut lines = Vec::new();
+        if let Some(token) = token {
+            fs::write(self.folder.path().join("agent.token"), token).unwrap();
+            lines.push("token-file = \"agent.token\"".to_owned());
+        }
+        lines.push(format!("[http]\naddress = \"{http}\""));
+        lines.push(format!("[xds]\naddress = \"{xds}\"\nprefer-own-zone = {prefers_own_zone}"));
+        for (address, service) in envoy {
+            lines.push(format!("[[xds.envoy]]\naddress = \"{address}\"\nservice = \"{service}\""));
+        }
+        lines.join("\n")
+    }
+}
+
+impl<P: Publisher> World for OverEtcd<P> {
+    type Registration = Program;
+
+    const ANNOUNCES_DEPARTURES: bool = P::ANNOUNCES_DEPARTURES;
+
+    async fn new(settings: Settings) -> Self {
+        let etcd = EtcdServer::start_with(Provider::own(), ServerOptions::new()).await;
+        let [agents, servers] =
+            [Proxy::start(etcd.address()).await.unwrap(), Proxy::start(etcd.address()).await.unwrap()];
+        let addresses = [(); 2].map(|()| ([127, 0, 0, 1], free_port()).into());
+        let folder = tempfile::tempdir().unwrap();
+        Self { etcd, agents, servers, settings, addresses, folder, agent: None, publisher: PhantomData }
+    }
+
+    fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    fn settings_mut(&mut self) -> &mut Settings {
+        &mut self.settings
+    }
+
+    fn xds(&self) -> SocketAddr {
+        self.addresses[0]
+    }
+
+    fn http(&self) -> SocketAddr {
+        self.addresses[1]
+    }
+
+    async fn start_agent(&mut self) {
+        let file = self.folder.path().join("agent.toml");
+        fs::write(&file, self.configuration()).unwrap();
+        let mut command = enlist();
+        command.args(["--layout", P::LAYOUT, "agent", "--config"]).arg(file).env("ENLIST_ENDPOINTS", self.agents.url());
+        let mut agent = Program::start(command);
+        agent.says("xDS is served").await;
+        self.agent = Some(agent);
+    }
+
+    async fn stop_agent(&mut self) {
+        let status = self.agent.take().expect("it runs").terminate().await;
+        assert!(status.success(), "{status}");
+    }
+
+    async fn kill_agent(&mut self) {
+        soon("the agent is killed", self.agent.take().expect("it runs").process.kill()).await.unwrap();
+    }
+
+    async fn register(&self, offer: Offer<'_>) -> Program {
+        P::register(offer, &self.servers.url()).await
+    }
+
+    async fn deregister(&self, registration: Program) {
+        P::deregister(registration).await;
+    }
+
+    fn cut_agent(&self) {
+        self.agents.set(Mode::Refuse);
+    }
+
+    fn heal_agent(&self) {
+        self.agents.heal();
+    }
+
+    fn cut_servers(&self) {
+        self.servers.set(Mode::Refuse);
+    }
+
+    fn heal_servers(&self) {
+        self.servers.heal();
+    }
+
+    async fn begin(&mut self, failure: Failure) {
+        match failure {
+            Failure::Down => self.etcd.kill().await,
+            Failure::Compacted => {
+                self.cut_agent();
+                let meanwhile = self.register(Offer { name: "meanwhile", port: 1, weight: None, zone: None }).await;
+                self.deregister(meanwhile).await;
+                self.etcd.compact().await;
+            }
+            Failure::Wiped => self.etcd.wipe().await,
+        }
+    }
+
+    async fn end(&mut self, failure: Failure) {
+        match failure {
+            Failure::Down => self.etcd.restart().await,
+            Failure::Compacted => self.heal_agent(),
+            Failure::Wiped => {}
+        }
+    }
+}
