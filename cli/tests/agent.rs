@@ -9,6 +9,7 @@ use std::{fs, net::SocketAddr};
 use http_body_util::Empty;
 use hyper::{Request, body::Bytes};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use support::{Running, bare, certificate, enlist, run, server};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -76,6 +77,42 @@ async fn only_clients_with_the_token_are_served() {
     assert_eq!(status(address, None).await.as_deref(), Some("16"));
     assert_eq!(status(address, Some("wrong")).await.as_deref(), Some("16"));
     assert_eq!(status(address, Some("secret")).await, None);
+}
+
+/// Returns the memory of a process in bytes.
+fn memory(pid: u32) -> usize {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let resident = text.lines().find_map(|line| line.strip_prefix("VmRSS:")?.strip_suffix("kB")).unwrap();
+    resident.trim().parse::<usize>().unwrap() << 10
+}
+
+#[tokio::test]
+async fn ten_thousand_idle_connections_cost_little() {
+    const CONNECTIONS: usize = 10_000;
+    /// Files of the test besides the connections.
+    const OTHER_FILES: u64 = 200;
+    const BYTES_EACH: usize = 32 << 10;
+    let limit = getrlimit(Resource::Nofile);
+    let needed = Some(CONNECTIONS as u64 + OTHER_FILES);
+    setrlimit(Resource::Nofile, Rlimit { current: needed, ..limit }).expect("10,200 open files are permitted");
+    let server = server().await;
+    let (agent, address) = agent(&server, &[]).await;
+    assert_eq!(status(address, None).await, None);
+    let before = memory(agent.child.id());
+    let mut idle = Vec::new();
+    // One place is left.
+    for _ in 1..CONNECTIONS {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(PREFACE).await.unwrap();
+        idle.push(stream);
+    }
+    // The agent has begun with all of them.
+    for stream in &mut idle {
+        stream.read_exact(&mut [0; 9]).await.unwrap();
+    }
+    let growth = memory(agent.child.id()).saturating_sub(before);
+    assert!(growth <= CONNECTIONS * BYTES_EACH, "{growth} bytes");
+    assert_eq!(status(address, None).await, None, "another client is served");
 }
 
 #[tokio::test]
