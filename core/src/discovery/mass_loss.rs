@@ -4,7 +4,7 @@
 //! are registered again within a second. Without the protection, every call in between would fail.
 
 use std::{
-    collections::{BTreeMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -32,28 +32,28 @@ pub(super) struct MassLossProtection {
     lost: VecDeque<(Moment, Arc<Entry>)>,
     /// Held entries with the start of their grace period.
     held: BTreeMap<InstanceId, (Moment, Arc<Entry>)>,
+    /// Ids of held entries by their first endpoint. Some may no longer be held.
+    addresses: HashMap<Endpoint, Vec<InstanceId>>,
 }
 
 impl MassLossProtection {
     pub(super) fn new(hold: Duration, empty: EmptyPolicy) -> Self {
-        Self { hold, empty, lost: VecDeque::new(), held: BTreeMap::new() }
+        Self { hold, empty, lost: VecDeque::new(), held: BTreeMap::new(), addresses: HashMap::new() }
     }
 
     /// Records the changes that led to the list `listed`.
     pub(super) fn observe(&mut self, events: &[Event], listed: &Snapshot, now: Moment) {
-        if !self.lost.is_empty() || !self.held.is_empty() {
-            // One pass: the cost stays linear if 100,000 instances return together.
-            let back = Returned::of(events);
-            self.lost.retain(|(_, lost)| !back.contains(lost.instance()));
-            self.held.retain(|_, (_, held)| !back.contains(held.instance()));
-        }
+        let returned = Returned::of(events, self);
+        self.lost.retain(|(_, lost)| !returned.contains(lost.instance()));
+        self.release(&returned);
         let removed = events.iter().filter_map(|event| match event {
             Event::Removed(entry) => Some(entry),
             Event::Added(_) | Event::Updated { .. } => None,
         });
         for entry in removed {
-            let is_lost = !listed.departed(entry.instance().id()) && entry.instance().health() != Health::Draining;
-            if is_lost {
+            let instance = entry.instance();
+            let left = listed.departed(instance.id()) || instance.health() == Health::Draining;
+            if !left && !returned.contains(instance) {
                 self.lost.push_back((now, Arc::clone(entry)));
             }
         }
@@ -63,7 +63,28 @@ impl MassLossProtection {
         if listed.is_empty() && (!self.hold.is_zero() || self.empty == EmptyPolicy::Keep) {
             // The departure of an entry may become known only with the last list.
             for (_, entry) in self.lost.drain(..).filter(|(_, entry)| !listed.departed(entry.instance().id())) {
-                self.held.insert(entry.instance().id().clone(), (now, entry));
+                let instance = entry.instance();
+                let ids = self.addresses.entry(instance.endpoints()[0].clone()).or_default();
+                ids.push(instance.id().clone());
+                self.held.insert(instance.id().clone(), (now, entry));
+            }
+        }
+    }
+
+    /// Ends the holding of instances that are back.
+    fn release(&mut self, returned: &Returned<'_>) {
+        if self.held.is_empty() {
+            self.addresses.clear();
+            return;
+        }
+        for id in &returned.ids {
+            self.held.remove(*id);
+        }
+        for instance in returned.renamed.values().flatten() {
+            for id in self.addresses.get(&instance.endpoints()[0]).into_iter().flatten() {
+                if self.held.get(id).is_some_and(|(_, held)| instance.differs_only_by_id(held.instance())) {
+                    self.held.remove(id);
+                }
             }
         }
     }
@@ -91,22 +112,34 @@ impl MassLossProtection {
 /// Instances that are listed again.
 struct Returned<'a> {
     ids: HashSet<&'a InstanceId>,
-    /// In some layouts a server that registers again has another id. Its address is the same.
-    endpoints: HashSet<&'a [Endpoint]>,
+    /// Those under an id that was not lost, by their endpoints. In some layouts, a server that registers again has
+    /// another id, and is the same otherwise.
+    renamed: HashMap<&'a [Endpoint], Vec<&'a Instance>>,
 }
 
 impl<'a> Returned<'a> {
-    fn of(events: &'a [Event]) -> Self {
-        let listed = events.iter().filter_map(|event| match event {
-            Event::Added(entry) | Event::Updated { new: entry, .. } => Some(entry.instance()),
-            Event::Removed(_) => None,
-        });
-        let (ids, endpoints) = listed.map(|instance| (instance.id(), instance.endpoints())).unzip();
-        Self { ids, endpoints }
+    fn of(events: &'a [Event], protection: &MassLossProtection) -> Self {
+        let lost: HashSet<_> = protection.lost.iter().map(|(_, entry)| entry.instance().id()).collect();
+        let (mut ids, mut renamed) = (HashSet::new(), HashMap::<_, Vec<_>>::new());
+        for event in events {
+            match event {
+                Event::Added(entry) => {
+                    let instance = entry.instance();
+                    ids.insert(instance.id());
+                    if !lost.contains(instance.id()) && !protection.held.contains_key(instance.id()) {
+                        renamed.entry(instance.endpoints()).or_default().push(instance);
+                    }
+                }
+                Event::Updated { new, .. } => drop(ids.insert(new.instance().id())),
+                Event::Removed(_) => {}
+            }
+        }
+        Self { ids, renamed }
     }
 
     fn contains(&self, instance: &Instance) -> bool {
-        self.ids.contains(instance.id()) || self.endpoints.contains(instance.endpoints())
+        let same_endpoints = self.renamed.get(instance.endpoints()).into_iter().flatten();
+        self.ids.contains(instance.id()) || same_endpoints.into_iter().any(|one| one.differs_only_by_id(instance))
     }
 }
 
@@ -235,6 +268,39 @@ mod tests {
         case.change(|listed| listed.insert(entry_at("c", "a")));
         case.leave(&["c"]);
         assert_eq!(case.lose(&["b"]), all(Presence::Held, &["b"]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_instance_that_gets_another_id_is_not_lost() {
+        let mut case = Case::new(&["a", "b"], 15, EmptyPolicy::Publish);
+        case.change(|listed| {
+            listed.remove(&InstanceId::parse("a").unwrap());
+            listed.insert(entry_at("c", "a"));
+        });
+        assert_eq!(case.lose(&["b", "c"]), all(Presence::Held, &["b", "c"]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn others_at_the_same_address_stay_held() {
+        let shard = |id: &str, shard: &str| {
+            let entry = entry_at(id, "h");
+            Arc::new(Entry::new(
+                entry.instance().clone().with_metadata("shard", shard),
+                entry.created(),
+                entry.modified(),
+            ))
+        };
+        let mut case = Case::new(&[], 15, EmptyPolicy::Publish);
+        case.change(|listed| ["a", "b"].into_iter().for_each(|id| listed.insert(shard(id, id))));
+        case.lose(&["a", "b"]);
+        let shown = case.change(|listed| listed.insert(shard("a", "a")));
+        assert_eq!(shown, [all(Presence::Live, &["a"]), all(Presence::Held, &["b"])].concat());
+        // Equal ones, of which one returns under its own id.
+        let mut case = Case::new(&[], 15, EmptyPolicy::Publish);
+        case.change(|listed| ["a", "b"].into_iter().for_each(|id| listed.insert(shard(id, ""))));
+        case.lose(&["a", "b"]);
+        let shown = case.change(|listed| listed.insert(shard("a", "")));
+        assert_eq!(shown, [all(Presence::Live, &["a"]), all(Presence::Held, &["b"])].concat());
     }
 
     #[tokio::test(start_paused = true)]

@@ -217,6 +217,13 @@ impl Instance {
         &self.endpoints
     }
 
+    /// Returns `true` if the other one has the same endpoints, weight, version, zone and metadata. Its health may differ.
+    pub(crate) fn differs_only_by_id(&self, other: &Self) -> bool {
+        let Self { id: _, endpoints, weight, health: _, version, zone, metadata } = self;
+        (endpoints, weight, version) == (&other.endpoints, &other.weight, &other.version)
+            && (zone, metadata) == (&other.zone, &other.metadata)
+    }
+
     /// Share of the calls, relative to the other instances; 0 means "not picked".
     pub fn weight(&self) -> u32 {
         self.weight
