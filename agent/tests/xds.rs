@@ -140,6 +140,18 @@ async fn a_restarted_agent_sends_no_client_to_draining_instances_only() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn draining_instances_only_are_sent_once_others_had_time() {
+    let store = Store::new();
+    let agent = TestAgent::start(&store.agents, local()).await;
+    let _one = store.register("greeter", instance("one", 1001).with_health(Health::Draining)).await;
+    let mut resumed = AdsClient::connect(agent.address).await;
+    resumed.resume(ASSIGNMENT, &["greeter"], "of the earlier agent").await;
+    assert_eq!(AdsClient::connect(agent.address).await.assignment("greeter").await, [(1001, DRAINING)]);
+    tokio::time::sleep(DEFAULT_XDS_SETTLE).await;
+    assert_eq!(resumed.changed("greeter").await, [(1001, DRAINING)]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_store_that_returns_late_empties_no_client() {
     let store = Store::new();
     store.agents.cut();

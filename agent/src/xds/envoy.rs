@@ -12,18 +12,24 @@ use envoy_types::pb::{
             core::v3::{Address, SocketAddress, address::Address as AddressKind, socket_address::PortSpecifier},
             listener::v3::{Filter, FilterChain, Listener, filter::ConfigType as FilterConfig},
             route::v3::{
-                Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, route::Action,
-                route_action::ClusterSpecifier, route_match::PathSpecifier,
+                RetryPolicy, Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost,
+                retry_policy::{RetryHostPredicate, retry_host_predicate::ConfigType as PredicateConfig},
+                route::Action,
+                route_action::ClusterSpecifier,
+                route_match::PathSpecifier,
             },
         },
-        extensions::filters::{
-            http::router::v3::Router,
-            network::http_connection_manager::v3::{
-                HttpConnectionManager, HttpFilter, http_connection_manager::RouteSpecifier, http_filter::ConfigType,
+        extensions::{
+            filters::{
+                http::router::v3::Router,
+                network::http_connection_manager::v3::{
+                    HttpConnectionManager, HttpFilter, http_connection_manager::RouteSpecifier, http_filter::ConfigType,
+                },
             },
+            retry::host::previous_hosts::v3::PreviousHostsPredicate,
         },
     },
-    google::protobuf::Duration,
+    google::protobuf::{Duration, UInt32Value},
 };
 
 use super::{
@@ -31,6 +37,12 @@ use super::{
     resources, target,
 };
 use crate::error::AgentError;
+
+/// Number of times for which a call that was not sent is tried again.
+const RETRIES: u32 = 3;
+
+/// Number of times for which another host is chosen if one was tried before.
+const HOST_SELECTIONS: i64 = 5;
 
 /// A listener of Envoy: an address on Envoy's host, and the services to which its calls go.
 #[derive(Clone, Debug)]
@@ -108,6 +120,7 @@ impl EnvoyListener {
                 cluster_specifier: Some(ClusterSpecifier::Cluster(service.clone())),
                 // None: Envoy's default of 15 s would cut streams.
                 timeout: Some(Duration::default()),
+                retry_policy: Some(retry_policy()),
                 ..RouteAction::default()
             };
             let path =
@@ -121,6 +134,23 @@ impl EnvoyListener {
             ..VirtualHost::default()
         };
         RouteConfiguration { name: self.name.clone(), virtual_hosts: vec![host], ..RouteConfiguration::default() }
+    }
+}
+
+/// Returns the policy by which calls that have not been sent are tried on other hosts. Envoy connects when a call needs
+/// it, where gRPC uses connections that exist: an instance that is dead, and still registered or held, would fail its
+/// share of the calls.
+fn retry_policy() -> RetryPolicy {
+    let others = RetryHostPredicate {
+        name: "envoy.retry_host_predicates.previous_hosts".to_owned(),
+        config_type: Some(PredicateConfig::TypedConfig(any(&PreviousHostsPredicate::default()))),
+    };
+    RetryPolicy {
+        retry_on: "connect-failure,refused-stream".to_owned(),
+        num_retries: Some(UInt32Value { value: RETRIES }),
+        retry_host_predicate: vec![others],
+        host_selection_retry_max_attempts: HOST_SELECTIONS,
+        ..RetryPolicy::default()
     }
 }
 
@@ -190,6 +220,8 @@ mod tests {
         let routes = &routes.virtual_hosts[0].routes;
         let Some(Action::Route(action)) = &routes[1].action else { panic!("a route") };
         assert_eq!(action.cluster_specifier, Some(ClusterSpecifier::Cluster("team/b".to_owned())));
+        let retries = action.retry_policy.as_ref().map(|policy| policy.retry_on.as_str());
+        assert_eq!(retries, Some("connect-failure,refused-stream"), "only of what was not sent");
         assert_eq!(routes.len(), 2);
     }
 

@@ -10,7 +10,8 @@ use envoy_types::pb::{
     envoy::{
         config::{
             cluster::v3::{
-                Cluster,
+                CircuitBreakers, Cluster,
+                circuit_breakers::Thresholds,
                 cluster::{ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig},
             },
             core::v3::{
@@ -40,13 +41,16 @@ use envoy_types::pb::{
         },
         r#type::v3::Percent,
     },
-    google::protobuf::Duration,
+    google::protobuf::{Duration, UInt32Value},
 };
 
 use super::resource::{Resource, any};
 
 /// Key of the options of connections to the endpoints of a cluster.
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+
+/// Maximum number of calls to a cluster that Envoy retries at a time: as many as it has under way by default.
+const CONCURRENT_RETRIES: u32 = 1024;
 
 /// Returns the listener of a service for gRPC clients, which refers to its routes.
 pub(super) fn api_listener(name: &str) -> Resource {
@@ -97,12 +101,16 @@ pub(super) fn cluster(name: &str) -> Resource {
     };
     // Otherwise Envoy also calls draining endpoints once fewer than half are healthy.
     let no_panic = CommonLbConfig { healthy_panic_threshold: Some(Percent::default()), ..CommonLbConfig::default() };
+    // Otherwise Envoy retries three calls at a time only.
+    let thresholds =
+        Thresholds { max_retries: Some(UInt32Value { value: CONCURRENT_RETRIES }), ..Thresholds::default() };
     let eds = EdsClusterConfig { eds_config: Some(aggregated()), ..EdsClusterConfig::default() };
     let cluster = Cluster {
         name: name.to_owned(),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into())),
         eds_cluster_config: Some(eds),
         common_lb_config: Some(no_panic),
+        circuit_breakers: Some(CircuitBreakers { thresholds: vec![thresholds], ..CircuitBreakers::default() }),
         typed_extension_protocol_options: HashMap::from([(HTTP_OPTIONS.to_owned(), any(&http2))]),
         ..Cluster::default()
     };

@@ -255,7 +255,8 @@ impl Subscription {
         published.as_ref().filter(|published| published.is_current).map(|published| published.assignment.clone())
     }
 
-    /// Returns `true` if an empty assignment is not due to instances that are about to register again.
+    /// Returns `true` if an assignment without an instance that takes calls is not due to instances that are about to
+    /// register again.
     pub(super) fn is_settled(&self) -> bool {
         self.shared.settled.get().is_some_and(|settled| *settled <= Instant::now())
     }
