@@ -61,6 +61,10 @@ pub(crate) fn test(named: impl Iterator<Item = String>) -> Result {
         return Err(format!("there is no part {unknown}; there are {}\n\n{HELP}", known.join(", ")).into());
     }
     let is_named = |name: &str| named.iter().any(|one| one == name);
+    let without = PARTS.iter().find(|part| !part.has_scenarios && is_named(part.name));
+    if let (true, Some(Part { name, .. })) = (is_named(ETCD), without) {
+        return Err(format!("{name} has no scenarios, so it cannot run over {ETCD}\n\n{HELP}").into());
+    }
     let over_etcd = named.is_empty() || is_named(ETCD);
     let has_clients = PARTS.iter().any(|part| is_named(part.name));
     let clients: Vec<_> = PARTS.iter().filter(|part| !has_clients || is_named(part.name)).collect();
@@ -111,6 +115,7 @@ fn scenarios_over_etcd(clients: &[&Part]) -> Result {
     tests.args(["test", "--workspace", "--features", FEATURES, "--test", "clients", "--", "--ignored"]);
     tests.args(["--test-threads", "2"]);
     tests.args(clients.iter().flat_map(|client| OVER_ETCD.map(|over| module(client) + over)));
+    tests.arg("over_etcd::two_agents");
     run(tests.env("ENLIST_COMMAND", command).envs(variables).envs([frameworks]).envs(etcd.variables()))
 }
 
@@ -128,8 +133,13 @@ fn frameworks() -> Result<(Etcd, (&'static str, PathBuf))> {
     Ok((etcd::find()?, ("ENLIST_INTEROP_BIN", interop::build(&FRAMEWORKS)?)))
 }
 
+/// The client in Python is also the one of the demo.
 fn python() -> Result<Variables> {
-    Ok(vec![("ENLIST_CLIENT_PYTHON", environment("python")?.join("python"))])
+    run(cargo()?.args(["build", "--workspace", "--features", FEATURES, "--example", "demo"]))?;
+    Ok(vec![
+        ("ENLIST_CLIENT_PYTHON", environment("python")?.join("python")),
+        ("ENLIST_CLIENT_DEMO", target()?.join("debug/examples/demo")),
+    ])
 }
 
 /// Envoy is published for Python, and the client in front of it is one in Python.

@@ -30,8 +30,9 @@ cargo xtask <command>
           run clients of the agent in other languages, all or those named, with their real libraries, which are
           installed below the build folder; layouts runs the one in Go with servers that kitex, go-zero and kratos
           register; etcd runs the scenarios of the clients named over etcd instead of the memory backend, also with
-          servers that the libraries of go-zero and kitex register; http checks the interface against its OpenAPI document; python, envoy and http need python3 with its
-          module venv, go, layouts and etcd Go, java Maven, console Node, prometheus and browser Debian's packages
+          servers that the libraries of go-zero and kitex register; http checks the interface against its OpenAPI
+          document; python, envoy and http need python3 with its module venv, go, layouts and etcd Go, java Maven,
+          console Node, prometheus and browser Debian's packages
   nemesis [--seed N] [--minutes M] [--members 1|3] [--replay FILE]
           random faults against registrations, watchers and locks (default: 10 minutes, another seed each time, a single
           etcd; members of a cluster are also wiped and added again), or judge the saved record of a failed run again

@@ -39,10 +39,10 @@ use super::{
 use crate::error::AgentError;
 
 /// Number of times for which a call that was not sent is tried again.
-const RETRIES: u32 = 3;
+const RETRIES: u32 = 5;
 
 /// Number of times for which another host is chosen if one was tried before.
-const HOST_SELECTIONS: i64 = 5;
+const HOST_SELECTIONS: i64 = 10;
 
 /// A listener of Envoy: an address on Envoy's host, and the services to which its calls go.
 #[derive(Clone, Debug)]

@@ -1,10 +1,13 @@
 //! The console in a browser, driven over `WebDriver`.
 
-use std::{net::SocketAddr, process::Stdio};
+use std::{fs, net::SocketAddr, path::Path, process::Stdio, time::Duration};
 
+use enlist::Health;
 use enlist_testkit::eventually;
+use futures::future::join_all;
 use serde_json::{Value, json};
 use tokio::{
+    io::AsyncWriteExt as _,
     net::TcpListener,
     process::{Child, Command},
 };
@@ -80,6 +83,30 @@ impl Page {
     async fn press(&self, key: &str) {
         let actions = json!([{ "type": "keyDown", "value": key }, { "type": "keyUp", "value": key }]);
         self.command("actions", &json!({ "actions": [{ "type": "key", "id": "keys", "actions": actions }] })).await;
+    }
+
+    /// Sets the size of the window and the preferred colours.
+    async fn show_as(&self, [width, height]: [u32; 2], scheme: &str) {
+        let features = json!([{ "name": "prefers-color-scheme", "value": scheme }]);
+        self.devtools("Emulation.setEmulatedMedia", json!({ "features": features })).await;
+        let size = json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": false });
+        self.devtools("Emulation.setDeviceMetricsOverride", size).await;
+    }
+
+    async fn devtools(&self, command: &str, parameters: Value) {
+        self.command("goog/cdp/execute", &json!({ "cmd": command, "params": parameters })).await;
+    }
+
+    /// Writes a picture of the window to a file.
+    async fn photograph(&self, file: &Path) {
+        let path = format!("/session/{}/screenshot", self.session);
+        let body: Value = serde_json::from_str(&exchange(self.driver, "GET", &path, "").await.unwrap()).unwrap();
+        let mut decode =
+            Command::new("base64").arg("--decode").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let (mut input, text) = (decode.stdin.take().unwrap(), body["value"].as_str().unwrap().to_owned());
+        let write = async move { input.write_all(text.as_bytes()).await.unwrap() };
+        let ((), decoded) = tokio::join!(write, decode.wait_with_output());
+        fs::write(file, decoded.unwrap().stdout).unwrap();
     }
 
     /// Ends the browser. Nothing was reported as an error, a violation of the policy included.
@@ -163,5 +190,73 @@ async fn the_console_fits_a_small_window() {
         page.until("document.documentElement.scrollWidth <= document.documentElement.clientWidth").await;
     }
     assert_eq!(page.value("document.images.length").await, 0);
+    page.close().await;
+}
+
+/// Each view is wide enough for its content, in the colours that the user prefers. The pictures are for inspection.
+#[tokio::test]
+#[ignore = "needs Chromium: cargo xtask clients"]
+async fn the_console_fits_each_window_and_scheme() {
+    let store = Store::new();
+    let (agent, address) = start(&store).await;
+    let mut registered = Vec::new();
+    for number in 1..=40_u16 {
+        let zone = if number % 2 == 0 { "eu-1a" } else { "eu-1b" };
+        let version = format!("1.{}.0", number % 3);
+        let described = instance(&format!("greeter-{number}"), 8000 + number).with_zone(zone).with_version(version);
+        let described = if number == 7 { described.with_health(Health::Draining) } else { described };
+        registered.push(store.register("greeter", described.with_metadata("team", "blue")).await);
+        registered.push(store.register(&format!("service-{number}"), instance("one", 9000 + number)).await);
+    }
+    let mut client = AdsClient::connect(agent.address).await;
+    client.assignment("greeter").await;
+    registered.remove(2).deregister().await.unwrap();
+    let pictures = Path::new(&supplied("ENLIST_CLIENT_PICTURES")).to_owned();
+    let page = Page::open(&format!("http://{address}/"), 1200).await;
+    page.shows("greeter").await;
+    for (scheme, is_expected) in [("light", "sum > 600"), ("dark", "sum < 200")] {
+        for [width, height] in [[360, 740], [1280, 800], [3840, 2160]] {
+            page.show_as([width, height], scheme).await;
+            page.until(&format!("window.innerWidth === {width}")).await;
+            let colours = "getComputedStyle(document.body).backgroundColor.match(/[0-9.]+/g).slice(0, 3)";
+            let sum = format!("(sum => {is_expected})({colours}.reduce((sum, one) => sum + Number(one), 0))");
+            page.until(&sum).await;
+            for view in ["services", "service/greeter", "queues", "clients", "timeline"] {
+                page.value(&format!("location.hash = '#/{view}'")).await;
+                page.until("document.documentElement.scrollWidth <= document.documentElement.clientWidth").await;
+                let name = format!("{}-{width}-{scheme}.png", view.replace('/', "-"));
+                page.photograph(&pictures.join(name)).await;
+            }
+        }
+    }
+    page.close().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: cargo xtask clients"]
+async fn the_console_reacts_with_ten_thousand_instances() {
+    const INSTANCES: u16 = 10_000;
+    const CHANGES: usize = 100;
+    /// Milliseconds for which the page may not react.
+    const LONGEST_PAUSE: u64 = 1_000;
+    let store = Store::new();
+    let (_agent, address) = start(&store).await;
+    let ids: Vec<_> = (0..INSTANCES).map(|number| format!("greeter-{number:05}")).collect();
+    let register = ids.iter().zip(10_000..).map(|(id, port)| store.register("greeter", instance(id, port)));
+    let registered = join_all(register).await;
+    let page = Page::open(&format!("http://{address}/#/service/greeter"), 1200).await;
+    page.shows("greeter-00000").await;
+    page.value(
+        "(window.longest = 0, window.last = performance.now(), setInterval(() => { const now = performance.now(); \
+         window.longest = Math.max(window.longest, now - window.last); window.last = now; }, 10), 0)",
+    )
+    .await;
+    for (number, registration) in registered.iter().take(CHANGES).enumerate() {
+        let version = format!("version-{number}");
+        registration.update(|update| _ = update.version(version.clone())).await.unwrap();
+    }
+    page.shows(&format!("version-{}", CHANGES - 1)).await;
+    let longest = page.value("Math.round(window.longest)").await.as_u64().unwrap();
+    assert!(longest <= LONGEST_PAUSE, "the page did not react for {longest} ms");
     page.close().await;
 }

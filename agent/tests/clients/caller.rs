@@ -104,7 +104,7 @@ impl Caller {
     }
 
     /// Waits for a report that `fits`. Returns the failures up to it.
-    async fn until(&mut self, what: &str, fits: impl Fn(&Report) -> bool) -> Vec<String> {
+    async fn until(&mut self, what: &str, mut fits: impl FnMut(&Report) -> bool) -> Vec<String> {
         let mut failures = Vec::new();
         let fitting = async {
             loop {
@@ -124,9 +124,16 @@ impl Caller {
         self.until("calls avoid the server", |report| !report.servers.contains_key(server)).await
     }
 
-    /// Waits until a call that reached this server is reported. Returns the failures meanwhile.
-    pub(crate) async fn meets(&mut self, server: &str) -> Vec<String> {
-        self.until("a call reaches the server", |report| report.servers.contains_key(server)).await
+    /// Waits until calls that reached this server are reported. Returns the outcomes other than success meanwhile, and
+    /// the number of these calls.
+    pub(crate) async fn meets(&mut self, server: &str) -> Vec<(String, u32)> {
+        let mut calls = 0;
+        let failures = self.until("a call reaches the server", |report| {
+            calls = report.servers.get(server).copied().unwrap_or(0);
+            calls > 0
+        });
+        let failures: Vec<_> = failures.await.into_iter().map(|failure| (failure, 1)).collect();
+        failures.into_iter().chain([(server.to_owned(), calls)]).collect()
     }
 
     /// Waits until all calls fail, and returns their failures.

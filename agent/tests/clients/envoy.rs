@@ -57,7 +57,7 @@ impl Envoy {
         let mut command = Command::new(supplied("ENLIST_CLIENT_ENVOY"));
         command.arg("--config-path").arg(file).args(["--concurrency", "1", "--log-level", "warn"]);
         // Connections to a replaced listener end soon, instead of after ten minutes.
-        command.args(["--drain-time-s", "1", "--drain-strategy", "immediate"]);
+        command.args(["--drain-time-s", "5", "--drain-strategy", "immediate"]);
         // Several run at a time.
         command.args(["--use-dynamic-base-id", "--disable-hot-restart"]);
         let process = command.stdin(Stdio::null()).kill_on_drop(true).spawn().unwrap();
@@ -96,9 +96,30 @@ tests! {
 
 #[tokio::test]
 #[ignore = "needs the client's library: cargo xtask clients"]
+async fn calls_work_beside_ten_thousand_instances() {
+    scenarios::calls_work_beside_ten_thousand_instances(&Envoy::new()).await;
+}
+
+#[tokio::test]
+#[ignore = "needs the client's library: cargo xtask clients"]
 async fn a_token_is_sent_as_documented() {
     let envoy = Envoy { token: Some("s3cret"), ..Envoy::new() };
     scenarios::calls_follow_the_instances_without_a_failure::<_, Memory>(&envoy).await;
+}
+
+/// As one that crashed, until its lease ends.
+#[tokio::test]
+#[ignore = "needs the client's library: cargo xtask clients"]
+async fn a_dead_instance_fails_no_call() {
+    let envoy = Envoy::new();
+    let mut world = Memory::new(envoy.settings()).await;
+    world.start_agent().await;
+    let _one = Running::start(&world, "greeter-1").await;
+    let _dead = world.register_as("greeter", "dead", free_port()).await;
+    let mut caller = envoy.start(world.xds(), "greeter").await;
+    for _ in 0..10 {
+        assert_eq!(caller.reaches(&["greeter-1"]).await, NONE);
+    }
 }
 
 #[tokio::test]
@@ -125,15 +146,16 @@ async fn a_refused_listener_is_shown_and_affects_no_other() {
 #[ignore = "needs the client's library: cargo xtask clients"]
 async fn a_listener_with_another_service_fails_no_call() {
     let envoy = Envoy::new();
-    let mut world = Memory::new(Settings { envoy: vec![(envoy.edge, "former")], ..envoy.settings() }).await;
+    // As documented, both services have a listener before and after the change.
+    let unused = ([127, 0, 0, 1], free_port()).into();
+    let before = vec![(envoy.edge, "former"), (unused, "greeter")];
+    let mut world = Memory::new(Settings { envoy: before, ..envoy.settings() }).await;
     world.start_agent().await;
     let former = Server::start("former-1").await;
     let _former = world.register_as("former", "former-1", former.port).await;
     let _one = Running::start(&world, "greeter-1").await;
     let mut caller = envoy.start(world.xds(), "greeter").await;
     assert_eq!(caller.reaches(&["former-1"]).await, NONE);
-    // As documented, the former service keeps a listener while connections to the replaced one end.
-    let unused = ([127, 0, 0, 1], free_port()).into();
     world.settings_mut().envoy = vec![(envoy.edge, "greeter"), (unused, "former")];
     world.stop_agent().await;
     world.start_agent().await;

@@ -7,7 +7,7 @@ use tokio::process::Command;
 use crate::{
     caller::Caller,
     page, python,
-    scenarios::{Client, tests},
+    scenarios::{self, Client, tests},
     supplied,
 };
 
@@ -48,6 +48,12 @@ tests! {
     ],
     weights: [shares_follow_the_weights],
     zones: [calls_leave_the_zone_only_without_an_instance_in_it],
+}
+
+#[tokio::test]
+#[ignore = "needs the client's library: cargo xtask clients"]
+async fn calls_work_beside_ten_thousand_instances() {
+    scenarios::calls_work_beside_ten_thousand_instances(&Java).await;
 }
 
 #[tokio::test]

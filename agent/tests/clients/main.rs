@@ -3,8 +3,8 @@
 //! Each module has the tests of one client. Most are the [`scenarios`], which are the same for all of them. A client is
 //! a program that calls all the time and reports its calls ([`caller`]).
 //!
-//! The scenarios take place in several [`world`]s: over the memory backend, and over etcd in three layouts, with servers
-//! that the libraries of their frameworks register.
+//! The scenarios take place in several [`world`]s: over the memory backend, and over etcd in three layouts, with
+//! servers that the libraries of their frameworks register.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 

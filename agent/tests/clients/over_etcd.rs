@@ -18,6 +18,7 @@ use tokio::{
 
 use crate::{
     supplied,
+    support::{ASSIGNMENT, AdsClient, CLUSTER, LISTENER, ROUTE},
     world::{Failure, Offer, Settings, World},
 };
 
@@ -62,6 +63,9 @@ impl Program {
 pub(crate) trait Publisher {
     const LAYOUT: &'static str;
 
+    /// Value of [`World::DRAINS`].
+    const DRAINS: bool = false;
+
     /// Value of [`World::ANNOUNCES_DEPARTURES`].
     const ANNOUNCES_DEPARTURES: bool = true;
 
@@ -81,12 +85,12 @@ pub(crate) struct Native;
 
 impl Publisher for Native {
     const LAYOUT: &'static str = "native";
+    const DRAINS: bool = true;
 
     async fn register(offer: Offer<'_>, etcd: &str) -> Program {
         let mut command = enlist();
         command.args(["register", "greeter", &format!("127.0.0.1:{}", offer.port), "--id", offer.name]);
-        // The instance is draining before it is removed.
-        command.args(["--drain", "500ms"]).env("ENLIST_ENDPOINTS", etcd);
+        command.args(["--drain", &format!("{}ms", offer.drain.as_millis())]).env("ENLIST_ENDPOINTS", etcd);
         if let Some(weight) = offer.weight {
             command.args(["--weight", &weight.to_string()]);
         }
@@ -100,6 +104,7 @@ impl Publisher for Native {
 
     async fn deregister(mut program: Program) {
         program.terminate().await;
+        program.says("deregistered: ").await;
     }
 }
 
@@ -189,6 +194,7 @@ impl<P: Publisher> OverEtcd<P> {
 impl<P: Publisher> World for OverEtcd<P> {
     type Registration = Program;
 
+    const DRAINS: bool = P::DRAINS;
     const ANNOUNCES_DEPARTURES: bool = P::ANNOUNCES_DEPARTURES;
 
     async fn new(settings: Settings) -> Self {
@@ -264,7 +270,7 @@ impl<P: Publisher> World for OverEtcd<P> {
             Failure::Down => self.etcd.kill().await,
             Failure::Compacted => {
                 self.cut_agent();
-                let meanwhile = self.register(Offer { name: "meanwhile", port: 1, weight: None, zone: None }).await;
+                let meanwhile = self.register(Offer::new("meanwhile", 1)).await;
                 self.deregister(meanwhile).await;
                 self.etcd.compact().await;
             }
@@ -279,4 +285,32 @@ impl<P: Publisher> World for OverEtcd<P> {
             Failure::Wiped => {}
         }
     }
+}
+
+#[tokio::test]
+#[ignore = "needs the command: cargo xtask clients etcd"]
+async fn two_agents_send_equal_versions() {
+    let mut world = OverEtcd::<Native>::new(Settings::default()).await;
+    world.start_agent().await;
+    let former = world.agent.take();
+    let first = world.xds();
+    world.addresses = [(); 2].map(|()| ([127, 0, 0, 1], free_port()).into());
+    world.start_agent().await;
+    let mut registered = Vec::new();
+    for (name, port) in [("one", 1001), ("two", 1002)] {
+        registered.push(world.register(Offer { zone: Some("eu-1a"), ..Offer::new(name, port) }).await);
+    }
+    let mut versions = Vec::new();
+    for agent in [first, world.xds()] {
+        let mut client = AdsClient::connect(agent).await;
+        let mut of_agent = Vec::new();
+        for kind in [LISTENER, ROUTE, CLUSTER, ASSIGNMENT] {
+            client.request(kind, &["greeter"]).await;
+            let response = client.next(kind).await;
+            of_agent.push((response.type_url, response.version_info));
+        }
+        versions.push(of_agent);
+    }
+    assert_eq!(versions[0], versions[1]);
+    drop(former);
 }

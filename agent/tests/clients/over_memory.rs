@@ -2,17 +2,15 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use enlist::{Health, RegisterOptions, Registration, Registry as _, ServiceRef};
+use enlist::{Endpoint, Health, Instance, InstanceId, RegisterOptions, Registration, Registry as _, ServiceRef};
 use enlist_agent::Agent;
 use enlist_testkit::free_port;
+use futures::future::join_all;
 
 use crate::{
     support::{Store, TestAgent, instance},
     world::{Failure, Offer, Settings, World},
 };
-
-/// Time for which an instance is draining before it is removed.
-const DRAINING: Duration = Duration::from_millis(500);
 
 pub(crate) struct Memory {
     store: Store,
@@ -26,10 +24,24 @@ impl Memory {
     pub(crate) async fn register_as(&self, service: &str, name: &str, port: u16) -> Registration {
         self.store.register(service, instance(name, port)).await
     }
+
+    /// Registers instances of `greeter` in a zone, at addresses of no host (RFC 5737).
+    pub(crate) async fn register_many(&self, zone: &str, number: u16) -> Vec<Registration> {
+        let register = (1..=number).map(|port| {
+            let endpoint = Endpoint::new("192.0.2.1", port).unwrap();
+            let id = InstanceId::parse(format!("other-{port}")).unwrap();
+            self.store.register("greeter", Instance::new(id, [endpoint]).unwrap().with_zone(zone))
+        });
+        join_all(register).await
+    }
 }
 
 impl World for Memory {
-    type Registration = Registration;
+    /// With the time of draining.
+    type Registration = (Registration, Duration);
+
+    const DRAINS: bool = true;
+    const ANNOUNCES_DEPARTURES: bool = true;
 
     async fn new(settings: Settings) -> Self {
         let addresses = [(); 2].map(|()| ([127, 0, 0, 1], free_port()).into());
@@ -67,7 +79,7 @@ impl World for Memory {
         self.agent.take().expect("it runs").kill().await;
     }
 
-    async fn register(&self, offer: Offer<'_>) -> Registration {
+    async fn register(&self, offer: Offer<'_>) -> Self::Registration {
         let mut instance = instance(offer.name, offer.port);
         if let Some(weight) = offer.weight {
             instance = instance.with_weight(weight);
@@ -76,15 +88,16 @@ impl World for Memory {
             instance = instance.with_zone(zone);
         }
         let service = ServiceRef::parse("greeter").unwrap();
-        self.store.services.register(&service, instance, RegisterOptions::new()).await.unwrap()
+        let registration = self.store.services.register(&service, instance, RegisterOptions::new());
+        (registration.await.unwrap(), offer.drain)
     }
 
-    async fn deregister(&self, registration: Registration) {
+    async fn deregister(&self, (registration, drain): Self::Registration) {
         let draining = registration.update(|update| {
             update.health(Health::Draining);
         });
         draining.await.unwrap();
-        tokio::time::sleep(DRAINING).await;
+        tokio::time::sleep(drain).await;
         registration.deregister().await.unwrap();
     }
 
@@ -112,8 +125,8 @@ impl World for Memory {
             }
             Failure::Compacted => {
                 self.cut_agent();
-                let meanwhile = Offer { name: "meanwhile", port: 1, weight: None, zone: None };
-                self.register(meanwhile).await.deregister().await.unwrap();
+                let (meanwhile, _) = self.register(Offer::new("meanwhile", 1)).await;
+                meanwhile.deregister().await.unwrap();
                 self.store.memory.compact();
             }
             Failure::Wiped => self.store.memory.wipe(),

@@ -3,14 +3,19 @@
 #[cfg(feature = "tls")]
 mod credentials;
 
-use std::{fs, net::SocketAddr};
+use std::{fs, net::SocketAddr, process::Stdio};
 
-use tokio::process::Command;
+use enlist_testkit::soon;
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    process::Command,
+};
 
 use crate::{
     caller::Caller,
+    http::exchange,
     page,
-    scenarios::{Client, NODE, ZONE, tests},
+    scenarios::{self, Client, NODE, ZONE, tests},
     supplied,
 };
 
@@ -67,6 +72,12 @@ tests! {
 }
 
 #[tokio::test]
+#[ignore = "needs the client's library: cargo xtask clients"]
+async fn calls_work_beside_ten_thousand_instances() {
+    scenarios::calls_work_beside_ten_thousand_instances(&Python).await;
+}
+
+#[tokio::test]
 #[ignore = "needs Python: cargo xtask clients"]
 async fn the_documented_client_works_as_printed() {
     let folder = tempfile::tempdir().unwrap();
@@ -75,4 +86,43 @@ async fn the_documented_client_works_as_printed() {
     command.arg("greeter_client.py").current_dir(&folder);
     let printed = page::greets(command, &page::block("agent.md", "## Try it", "json")).await;
     assert!(printed.contains("greeter-1") && printed.contains("greeter-2"), "{printed}");
+}
+
+/// The commands that the demo prints, with the client of the documentation.
+#[tokio::test]
+#[ignore = "needs Python: cargo xtask clients"]
+async fn the_demo_works_as_printed() {
+    let mut demo = Command::new(supplied("ENLIST_CLIENT_DEMO"));
+    demo.args(["--xds", "127.0.0.1:0", "--http", "127.0.0.1:0"]).stdout(Stdio::piped()).kill_on_drop(true);
+    let mut demo = demo.spawn().unwrap();
+    let mut lines = BufReader::new(demo.stdout.take().unwrap()).lines();
+    let mut printed = String::new();
+    while !printed.contains("End with Ctrl-C") {
+        let line = soon("the demo prints its commands", lines.next_line()).await.unwrap();
+        printed.push_str(&line.expect("the demo goes on"));
+        printed.push('\n');
+    }
+    let between = |before: &str, after: &str| {
+        let (_, rest) = printed.split_once(before).unwrap_or_else(|| panic!("no {before}: {printed}"));
+        rest.split_once(after).unwrap().0.to_owned()
+    };
+    let http: SocketAddr = between("The web console is http://", "/").parse().unwrap();
+    let console = exchange(http, "GET", "/", "").await.unwrap();
+    assert!(console.contains("<title>"), "{console}");
+    for path in
+        [format!("curl http://{http}"), format!("curl --no-buffer http://{http}")].map(|url| between(&url, "\n"))
+    {
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--no-buffer", "--max-time", "2"]).arg(format!("http://{http}{path}"));
+        let output = soon("curl ends", curl.output()).await.unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(text.contains("greeter-1") && text.contains("greeter-2"), "{path}: {text}");
+    }
+    let mut client = python();
+    client.args(["-c", &page::block("agent.md", "## Try it", "python")]);
+    client.env("GRPC_XDS_BOOTSTRAP_CONFIG", between("export GRPC_XDS_BOOTSTRAP_CONFIG='", "'"));
+    let output = soon("the client ends", client.output()).await.unwrap();
+    let greetings = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(greetings.lines().count(), 10, "{greetings}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(greetings.contains("greeter-1") && greetings.contains("greeter-2"), "{greetings}");
 }

@@ -129,17 +129,19 @@ impl<W: World> Running<W> {
     /// Starts a greeter with these details.
     pub(crate) async fn with(world: &W, name: &str, describe: impl FnOnce(&mut Offer<'_>)) -> Self {
         let server = Server::start(name).await;
-        let mut offer = Offer { name, port: server.port, weight: None, zone: None };
+        let mut offer = Offer::new(name, server.port);
         describe(&mut offer);
         let registration = world.register(offer).await;
         Self { name: name.to_owned(), server, registration }
     }
 
-    /// Holds the next call, until the hold is [ended](Deregistered::end_hold).
-    pub(crate) async fn hold_a_call(&self) {
-        self.server.hold.send_replace(Hold::Next);
-        let mut hold = self.server.hold.subscribe();
-        soon("a call is held", hold.wait_for(|hold| *hold == Hold::Holding)).await.unwrap();
+    /// Holds the next call, and returns once there is one.
+    pub(crate) async fn hold_a_call(&self) -> HeldCall {
+        let hold = self.server.hold.clone();
+        hold.send_replace(Hold::Next);
+        let mut changes = hold.subscribe();
+        soon("a call is held", changes.wait_for(|hold| *hold == Hold::Holding)).await.unwrap();
+        HeldCall(hold)
     }
 
     /// Removes the instance. The server continues to serve.
@@ -148,10 +150,16 @@ impl<W: World> Running<W> {
         Deregistered { name: self.name, server: self.server }
     }
 
-    /// Removes the instance, and stops the server once calls no longer reach it. Returns the failures meanwhile.
+    /// Removes the instance and stops the server: at once where it was draining before, as [`enlist::Graceful`] does,
+    /// otherwise once calls no longer reach it. Returns the failures up to the first report without it.
     pub(crate) async fn leave(self, world: &W, caller: &mut Caller) -> Vec<String> {
         let deregistered = self.deregister(world).await;
-        let failures = caller.avoids(&deregistered.name).await;
+        let name = deregistered.name.clone();
+        if W::DRAINS {
+            deregistered.stop().await;
+            return caller.avoids(&name).await;
+        }
+        let failures = caller.avoids(&name).await;
         deregistered.stop().await;
         failures
     }
@@ -164,13 +172,18 @@ pub(crate) struct Deregistered {
 }
 
 impl Deregistered {
-    /// Ends the hold of a call.
-    pub(crate) fn end_hold(&self) {
-        self.server.hold.send_replace(Hold::Off);
-    }
-
     /// Stops the server once its calls have ended.
     pub(crate) async fn stop(self) {
         self.server.stop().await;
+    }
+}
+
+/// A call that a server holds.
+pub(crate) struct HeldCall(watch::Sender<Hold>);
+
+impl HeldCall {
+    /// Lets the call end.
+    pub(crate) fn end(self) {
+        self.0.send_replace(Hold::Off);
     }
 }

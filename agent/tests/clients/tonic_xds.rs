@@ -1,4 +1,5 @@
-//! tonic-xds. It has no default for a service without instances: calls wait for one until their deadline.
+//! tonic-xds. It has no default for a service without instances: calls wait for one until their deadline. It ignores
+//! weights and zones.
 
 use std::{fs, net::SocketAddr, path::Path};
 
@@ -26,6 +27,7 @@ struct Tonic;
 impl Client for Tonic {
     const USER_AGENT: &'static str = "gRPC Rust tonic-xds";
     const UNAVAILABLE: &'static str = "DeadlineExceeded";
+    const WITHOUT_AGENT: &'static [&'static str] = &["DeadlineExceeded"];
 
     async fn start(&self, agent: SocketAddr, service: &str) -> Caller {
         let mut command = program("tonic-calls");
@@ -48,7 +50,7 @@ tests! {
         calls_that_precede_the_agent_work_once_it_runs,
         restarts_of_servers_and_agent_fail_no_call,
     ],
-    weights: [shares_follow_the_weights],
+    weights: [],
     zones: [],
 }
 

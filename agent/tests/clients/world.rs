@@ -1,6 +1,6 @@
 //! The registry in which scenarios take place, with an agent over it and a layout of its keys.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use enlist_agent::{BearerToken, EnvoyListener, HttpOptions, XdsOptions};
 
@@ -43,6 +43,16 @@ pub(crate) struct Offer<'a> {
     pub(crate) port: u16,
     pub(crate) weight: Option<u32>,
     pub(crate) zone: Option<&'a str>,
+    /// Time for which it is draining before it is removed, where the layout knows that.
+    pub(crate) drain: Duration,
+}
+
+impl<'a> Offer<'a> {
+    pub(crate) const DRAIN: Duration = Duration::from_millis(500);
+
+    pub(crate) fn new(name: &'a str, port: u16) -> Self {
+        Self { name, port, weight: None, zone: None, drain: Self::DRAIN }
+    }
 }
 
 /// A failure of the store that lasts from [`World::begin`] to [`World::end`].
@@ -65,8 +75,11 @@ pub(crate) trait World: Sized {
     /// The registration of a server, which ends with it.
     type Registration;
 
+    /// Is `true` if an instance is draining before it is removed, so that clients no longer call it afterwards.
+    const DRAINS: bool;
+
     /// Is `false` if a departure cannot be told from a crash.
-    const ANNOUNCES_DEPARTURES: bool = true;
+    const ANNOUNCES_DEPARTURES: bool;
 
     /// Creates a store. The agent does not run yet.
     async fn new(settings: Settings) -> Self;

@@ -3,7 +3,9 @@
 package main
 
 import (
+	"slices"
 	"strconv"
+	"time"
 
 	. "enlist/interop-go/common"
 
@@ -47,11 +49,25 @@ func changing(arguments []string) {
 
 // A publication of an address at which another program serves.
 func publish(arguments []string) {
-	publisher := discov.NewPublisher(Endpoints(), arguments[0], arguments[1])
-	Check(publisher.KeepAlive())
+	service, address := arguments[0], arguments[1]
+	Check(discov.NewPublisher(Endpoints(), service, address).KeepAlive())
 	Say("published")
-	// As it does when it is terminated.
-	Leave(proc.WrapUp)
+	Leave(func() {
+		// As it does when it is terminated. The lease is revoked in the background.
+		proc.WrapUp()
+		awaitAbsence(service, address)
+	})
+}
+
+// Waits until an address is not found, for a few seconds at most: after an error of its watch, a publisher leaves a
+// former registration behind, which lasts until the program has ended.
+func awaitAbsence(service, address string) {
+	found, err := discov.NewSubscriber(Endpoints(), service)
+	Check(err)
+	end := time.Now().Add(3 * time.Second)
+	for slices.Contains(found.Values(), address) && time.Now().Before(end) {
+		time.Sleep(10 * time.Millisecond)
+	}
 }
 
 // A server of the fleet. The library handles SIGTERM.

@@ -1,5 +1,5 @@
-// Calls a service 500 times a second. For each number N on the standard input, it waits until N calls have ended since the
-// former report, and prints a report.
+// Calls a service 500 times a second. For each number N on the standard input, it waits until N calls have ended since
+// the former report, and prints a report.
 //
 // The first argument is the target. The second one is a method to call instead of that of the greeter: servers are then
 // named by their addresses.
