@@ -4,8 +4,16 @@
 
 mod support;
 
-use std::{fs, net::SocketAddr};
+use std::{
+    fs,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
 
+use enlist_testkit::eventually;
 use http_body_util::Empty;
 use hyper::{Request, body::Bytes};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -14,6 +22,7 @@ use support::{Running, bare, certificate, enlist, run, server};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    task::JoinSet,
 };
 
 /// Begin of a client's connection, see RFC 9113, section 3.4, with empty settings.
@@ -86,31 +95,58 @@ fn memory(pid: u32) -> usize {
     resident.trim().parse::<usize>().unwrap() << 10
 }
 
+/// Returns the number of open files of a process.
+fn open_files(pid: u32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
+}
+
+/// Reads frames, and answers pings (RFC 9113, section 6.7), until the connection ends. Counts the connection once the
+/// agent has begun with it.
+async fn idle(address: SocketAddr, begun: Arc<AtomicUsize>) {
+    const HEAD: usize = 9;
+    const PING: u8 = 6;
+    const ACK: u8 = 1;
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(PREFACE).await.unwrap();
+    let mut head = [0; HEAD];
+    let mut is_first = true;
+    while stream.read_exact(&mut head).await.is_ok() {
+        let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+        stream.read_exact(&mut payload).await.unwrap();
+        if (head[3], head[4] & ACK) == (PING, 0) {
+            head[4] = ACK;
+            stream.write_all(&[&head[..], &payload[..]].concat()).await.unwrap();
+        }
+        begun.fetch_add(usize::from(std::mem::take(&mut is_first)), Relaxed);
+    }
+}
+
 #[tokio::test]
 async fn ten_thousand_idle_connections_cost_little() {
-    const CONNECTIONS: usize = 10_000;
+    // One place is left.
+    const CONNECTIONS: usize = 9_999;
     /// Files of the test besides the connections.
-    const OTHER_FILES: u64 = 200;
-    const BYTES_EACH: usize = 32 << 10;
+    const OTHER_FILES: usize = 200;
+    const BYTES_EACH: usize = 24 << 10;
     let limit = getrlimit(Resource::Nofile);
-    let needed = Some(CONNECTIONS as u64 + OTHER_FILES);
+    let needed = limit.current.map(|files| files.max((CONNECTIONS + OTHER_FILES) as u64));
     setrlimit(Resource::Nofile, Rlimit { current: needed, ..limit }).expect("10,200 open files are permitted");
     let server = server().await;
     let (agent, address) = agent(&server, &[]).await;
     assert_eq!(status(address, None).await, None);
     let before = memory(agent.child.id());
-    let mut idle = Vec::new();
-    // One place is left.
-    for _ in 1..CONNECTIONS {
-        let mut stream = TcpStream::connect(address).await.unwrap();
-        stream.write_all(PREFACE).await.unwrap();
-        idle.push(stream);
+    let begun = Arc::new(AtomicUsize::new(0));
+    let mut connections = JoinSet::new();
+    for _ in 0..CONNECTIONS {
+        connections.spawn(idle(address, begun.clone()));
     }
-    // The agent has begun with all of them.
-    for stream in &mut idle {
-        stream.read_exact(&mut [0; 9]).await.unwrap();
-    }
+    eventually("the agent has begun with all", || async {
+        let number = begun.load(Relaxed);
+        if number == CONNECTIONS { Ok(()) } else { Err(number) }
+    })
+    .await;
     let growth = memory(agent.child.id()).saturating_sub(before);
+    assert!(open_files(agent.child.id()) >= CONNECTIONS, "they are open");
     assert!(growth <= CONNECTIONS * BYTES_EACH, "{growth} bytes");
     assert_eq!(status(address, None).await, None, "another client is served");
 }
