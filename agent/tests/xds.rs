@@ -127,7 +127,7 @@ async fn a_restarted_agent_empties_no_client() {
 }
 
 #[tokio::test]
-async fn a_restarted_agent_sends_no_client_to_draining_instances_only() {
+async fn no_resumed_client_gets_draining_instances_only() {
     let store = Store::new();
     let agent = TestAgent::start(&store.agents, local()).await;
     let _one = store.register("greeter", instance("one", 1001).with_health(Health::Draining)).await;
@@ -140,7 +140,7 @@ async fn a_restarted_agent_sends_no_client_to_draining_instances_only() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn draining_instances_only_are_sent_once_others_had_time() {
+async fn draining_instances_are_sent_after_the_settling() {
     let store = Store::new();
     let agent = TestAgent::start(&store.agents, local()).await;
     let _one = store.register("greeter", instance("one", 1001).with_health(Health::Draining)).await;

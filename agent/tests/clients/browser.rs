@@ -1,6 +1,6 @@
 //! The console in a browser, driven over `WebDriver`.
 
-use std::{fs, net::SocketAddr, path::Path, process::Stdio, time::Duration};
+use std::{fs, net::SocketAddr, path::Path, process::Stdio};
 
 use enlist::Health;
 use enlist_testkit::eventually;

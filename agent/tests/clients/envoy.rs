@@ -124,7 +124,7 @@ async fn a_dead_instance_fails_no_call() {
 
 #[tokio::test]
 #[ignore = "needs the client's library: cargo xtask clients"]
-async fn a_refused_listener_is_shown_and_affects_no_other() {
+async fn a_refused_listener_is_shown_and_harmless() {
     let envoy = Envoy::new();
     let mut world = Memory::new(envoy.settings()).await;
     world.start_agent().await;

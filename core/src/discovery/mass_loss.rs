@@ -154,7 +154,7 @@ mod tests {
 
     fn entry_of(id: &str, health: Health) -> Arc<Entry> {
         let id = InstanceId::parse(id).unwrap();
-        let endpoint = Endpoint::parse(&format!("{id}:1")).unwrap();
+        let endpoint = Endpoint::parse(format!("{id}:1")).unwrap();
         let instance = Instance::new(id, [endpoint]).unwrap().with_health(health);
         Arc::new(Entry::new(instance, Revision::new(1), Revision::new(1)))
     }
@@ -162,7 +162,7 @@ mod tests {
     /// An entry of the server that has the endpoint of `other`.
     fn entry_at(id: &str, other: &str) -> Arc<Entry> {
         let id = InstanceId::parse(id).unwrap();
-        let instance = Instance::new(id, [Endpoint::parse(&format!("{other}:1")).unwrap()]).unwrap();
+        let instance = Instance::new(id, [Endpoint::parse(format!("{other}:1")).unwrap()]).unwrap();
         Arc::new(Entry::new(instance, Revision::new(2), Revision::new(2)))
     }
 

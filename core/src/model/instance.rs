@@ -217,7 +217,8 @@ impl Instance {
         &self.endpoints
     }
 
-    /// Returns `true` if the other one has the same endpoints, weight, version, zone and metadata. Its health may differ.
+    /// Returns `true` if the other one has the same endpoints, weight, version, zone and metadata. Its health may
+    /// differ.
     pub(crate) fn differs_only_by_id(&self, other: &Self) -> bool {
         let Self { id: _, endpoints, weight, health: _, version, zone, metadata } = self;
         (endpoints, weight, version) == (&other.endpoints, &other.weight, &other.version)
