@@ -23,6 +23,7 @@ struct Java;
 
 impl Client for Java {
     const USER_AGENT: &'static str = "gRPC Java";
+    const KEEPS_LAST_SERVER: bool = true;
     /// The virtual machine loads its classes.
     const FIRST_CALL_MS: u64 = 5_000;
 

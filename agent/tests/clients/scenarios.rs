@@ -39,6 +39,9 @@ pub(crate) trait Client {
     /// Beginning of the failure of calls for which there is no instance.
     const UNAVAILABLE: &'static str = "UNAVAILABLE";
 
+    /// Calls the last server after an assignment without instances, for as long as their connection lasts.
+    const KEEPS_LAST_SERVER: bool = false;
+
     /// Beginnings of the failures of calls without an agent.
     const WITHOUT_AGENT: &'static [&'static str] = &["UNAVAILABLE", "DEADLINE_EXCEEDED"];
 
@@ -144,12 +147,12 @@ pub(crate) async fn calls_work_again_once_an_empty_service_has_an_instance<C: Cl
     assert_eq!(caller.reaches(&["greeter-1"]).await, NONE);
     withstands(&mut world, &mut caller, &["greeter-1"]).await;
     let one = one.deregister(&world).await;
-    if W::ANNOUNCES_DEPARTURES {
+    if W::ANNOUNCES_DEPARTURES && !C::KEEPS_LAST_SERVER {
         let report = caller.fails().await;
         assert!(report.failures[0].starts_with(C::UNAVAILABLE), "{report:?}");
         one.stop().await;
     } else {
-        // It is held, and called.
+        // It is called until it stops.
         one.stop().await;
         caller.fails().await;
     }
