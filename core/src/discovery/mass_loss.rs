@@ -43,6 +43,10 @@ impl MassLossProtection {
 
     /// Records the changes that led to the list `listed`.
     pub(super) fn observe(&mut self, events: &[Event], listed: &Snapshot, now: Moment) {
+        let is_removed = |event: &Event| matches!(event, Event::Removed(_));
+        if self.lost.is_empty() && self.held.is_empty() && !events.iter().any(is_removed) {
+            return;
+        }
         let returned = Returned::of(events, self);
         self.lost.retain(|(_, lost)| !returned.contains(lost.instance()));
         self.release(&returned);
