@@ -32,19 +32,9 @@ impl Client for Go {
 
 tests! {
     super::Go,
-    everywhere: [
-        calls_follow_the_instances_without_a_failure,
-        a_server_that_leaves_finishes_its_calls,
-        calls_work_again_once_an_empty_service_has_an_instance,
-        an_outage_of_the_store_fails_no_call,
-        a_killed_agent_fails_no_call,
-        an_agent_that_starts_over_an_empty_store_fails_no_call,
-        calls_that_precede_the_agent_work_once_it_runs,
-        restarts_of_servers_and_agent_fail_no_call,
-        calls_of_an_unknown_service_fail_at_once,
-    ],
+    also: [calls_that_precede_the_agent_work_once_it_runs, calls_of_an_unknown_service_fail_at_once],
     weights: [shares_follow_the_weights],
-    zones: [calls_leave_the_zone_only_without_an_instance_in_it],
+    zones: [calls_leave_the_zone_only_without_an_instance_in_it]
 }
 
 #[tokio::test]

@@ -58,47 +58,59 @@ pub(crate) trait Client {
     async fn start(&self, agent: SocketAddr, service: &str) -> Caller;
 }
 
-/// Makes tests of scenarios for a client: `everywhere` over each layout, `weights` over those with weights, and `zones`
-/// over those with zones.
+/// Makes tests of the scenarios for a client: those of [`tests_over`] and `also` over each layout, `weights` over those
+/// with weights, and `zones` over those with zones.
 macro_rules! tests {
-    (
-        $client:expr,
-        everywhere: [$($all:ident),+ $(,)?],
-        weights: [$($weights:ident),*],
-        zones: [$($zones:ident),*],
-    ) => {
+    ($client:expr, also: [$($also:ident),*], weights: [$($weights:ident),*], zones: [$($zones:ident),*]) => {
         mod over_memory {
-            crate::scenarios::tests_over!(crate::over_memory::Memory, $client, $($all,)+ $($weights,)* $($zones,)*);
+            crate::scenarios::tests_over!(crate::over_memory::Memory, $client, $($also,)* $($weights,)* $($zones,)*);
         }
         mod over_etcd {
             type Over = crate::over_etcd::OverEtcd<crate::over_etcd::Native>;
-            crate::scenarios::tests_over!(Over, $client, $($all,)+ $($weights,)* $($zones,)*);
+            crate::scenarios::tests_over!(Over, $client, $($also,)* $($weights,)* $($zones,)*);
         }
         mod over_kitex {
             type Over = crate::over_etcd::OverEtcd<crate::over_etcd::Kitex>;
-            crate::scenarios::tests_over!(Over, $client, $($all,)+ $($weights,)*);
+            crate::scenarios::tests_over!(Over, $client, $($also,)* $($weights,)*);
         }
         mod over_go_zero {
             type Over = crate::over_etcd::OverEtcd<crate::over_etcd::GoZero>;
-            crate::scenarios::tests_over!(Over, $client, $($all,)+);
+            crate::scenarios::tests_over!(Over, $client, $($also,)*);
         }
     };
 }
 pub(crate) use tests;
 
-/// Makes tests of scenarios in one world.
+/// Makes tests in one world, of the scenarios for all clients and of those named.
 macro_rules! tests_over {
+    ($world:ty, $client:expr, $($also:ident,)*) => {
+        crate::scenarios::tests_of! {
+            $world,
+            $client,
+            calls_follow_the_instances_without_a_failure,
+            a_server_that_leaves_finishes_its_calls,
+            calls_work_again_once_an_empty_service_has_an_instance,
+            an_outage_of_the_store_fails_no_call,
+            a_killed_agent_fails_no_call,
+            an_agent_that_starts_over_an_empty_store_fails_no_call,
+            restarts_of_servers_and_agent_fail_no_call,
+            $($also,)*
+        }
+    };
+}
+pub(crate) use tests_over;
+
+/// Makes a test of each scenario.
+macro_rules! tests_of {
     ($world:ty, $client:expr, $($name:ident,)+) => {$(
         #[tokio::test]
         #[ignore = "needs the client's library: cargo xtask clients"]
         async fn $name() {
-            #[allow(unused_imports, reason = "not every client is a name of the module around")]
-            use super::*;
             crate::scenarios::$name::<_, $world>(&$client).await;
         }
     )+};
 }
-pub(crate) use tests_over;
+pub(crate) use tests_of;
 
 pub(crate) async fn calls_follow_the_instances_without_a_failure<C: Client, W: World>(client: &C) {
     let mut world = W::new(client.settings()).await;

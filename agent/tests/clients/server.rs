@@ -62,7 +62,7 @@ impl Server {
     }
 
     /// Stops the server once its calls have ended.
-    async fn stop(self) {
+    pub(crate) async fn stop(self) {
         drop(self.stop);
         soon("the greeter ends", self.ended).await.unwrap();
     }
@@ -144,37 +144,24 @@ impl<W: World> Running<W> {
         HeldCall(hold)
     }
 
-    /// Removes the instance. The server continues to serve.
-    pub(crate) async fn deregister(self, world: &W) -> Deregistered {
+    /// Removes the instance. Returns the server, which continues to serve.
+    pub(crate) async fn deregister(self, world: &W) -> Server {
         world.deregister(self.registration).await;
-        Deregistered { name: self.name, server: self.server }
+        self.server
     }
 
     /// Removes the instance and stops the server: at once where it was draining before, as [`enlist::Graceful`] does,
     /// otherwise once calls no longer reach it. Returns the failures up to the first report without it.
     pub(crate) async fn leave(self, world: &W, caller: &mut Caller) -> Vec<String> {
-        let deregistered = self.deregister(world).await;
-        let name = deregistered.name.clone();
+        let name = self.name.clone();
+        let server = self.deregister(world).await;
         if W::DRAINS {
-            deregistered.stop().await;
+            server.stop().await;
             return caller.avoids(&name).await;
         }
         let failures = caller.avoids(&name).await;
-        deregistered.stop().await;
+        server.stop().await;
         failures
-    }
-}
-
-/// A greeter that is no longer registered.
-pub(crate) struct Deregistered {
-    name: String,
-    server: Server,
-}
-
-impl Deregistered {
-    /// Stops the server once its calls have ended.
-    pub(crate) async fn stop(self) {
-        self.server.stop().await;
     }
 }
 
