@@ -32,13 +32,11 @@ pub(super) struct MassLossProtection {
     lost: VecDeque<(Moment, Arc<Entry>)>,
     /// Held entries with the start of their grace period.
     held: BTreeMap<InstanceId, (Moment, Arc<Entry>)>,
-    /// Ids of held entries by their first endpoint. Some may no longer be held.
-    addresses: HashMap<Endpoint, Vec<InstanceId>>,
 }
 
 impl MassLossProtection {
     pub(super) fn new(hold: Duration, empty: EmptyPolicy) -> Self {
-        Self { hold, empty, lost: VecDeque::new(), held: BTreeMap::new(), addresses: HashMap::new() }
+        Self { hold, empty, lost: VecDeque::new(), held: BTreeMap::new() }
     }
 
     /// Records the changes that led to the list `listed`.
@@ -67,29 +65,18 @@ impl MassLossProtection {
         if listed.is_empty() && (!self.hold.is_zero() || self.empty == EmptyPolicy::Keep) {
             // The departure of an entry may become known only with the last list.
             for (_, entry) in self.lost.drain(..).filter(|(_, entry)| !listed.departed(entry.instance().id())) {
-                let instance = entry.instance();
-                let ids = self.addresses.entry(instance.endpoints()[0].clone()).or_default();
-                ids.push(instance.id().clone());
-                self.held.insert(instance.id().clone(), (now, entry));
+                self.held.insert(entry.instance().id().clone(), (now, entry));
             }
         }
     }
 
     /// Ends the holding of instances that are back.
     fn release(&mut self, returned: &Returned<'_>) {
-        if self.held.is_empty() {
-            self.addresses.clear();
-            return;
-        }
         for id in &returned.ids {
             self.held.remove(*id);
         }
-        for instance in returned.renamed.values().flatten() {
-            for id in self.addresses.get(&instance.endpoints()[0]).into_iter().flatten() {
-                if self.held.get(id).is_some_and(|(_, held)| instance.differs_only_by_id(held.instance())) {
-                    self.held.remove(id);
-                }
-            }
+        if !returned.renamed.is_empty() {
+            self.held.retain(|_, (_, held)| !returned.contains(held.instance()));
         }
     }
 
