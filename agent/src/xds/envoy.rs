@@ -220,8 +220,12 @@ mod tests {
         let routes = &routes.virtual_hosts[0].routes;
         let Some(Action::Route(action)) = &routes[1].action else { panic!("a route") };
         assert_eq!(action.cluster_specifier, Some(ClusterSpecifier::Cluster("team/b".to_owned())));
-        let retries = action.retry_policy.as_ref().map(|policy| policy.retry_on.as_str());
-        assert_eq!(retries, Some("connect-failure,refused-stream"), "only of what was not sent");
+        let retries = action.retry_policy.as_ref().unwrap();
+        assert_eq!(retries.retry_on, "connect-failure,refused-stream", "only of what was not sent");
+        assert_eq!(
+            (retries.num_retries, retries.retry_host_predicate.len()),
+            (Some(UInt32Value { value: RETRIES }), 1)
+        );
         assert_eq!(routes.len(), 2);
     }
 

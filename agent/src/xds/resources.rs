@@ -52,6 +52,9 @@ const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptio
 /// Maximum number of calls to a cluster that Envoy retries at a time: as many as it has under way by default.
 const CONCURRENT_RETRIES: u32 = 1024;
 
+/// Time after which Envoy gives up a connection, and tries the call on another instance. Its default is 5 s.
+const CONNECT_TIMEOUT: Duration = Duration { seconds: 1, nanos: 0 };
+
 /// Returns the listener of a service for gRPC clients, which refers to its routes.
 pub(super) fn api_listener(name: &str) -> Resource {
     // Without a filter, clients reject the listener.
@@ -110,6 +113,7 @@ pub(super) fn cluster(name: &str) -> Resource {
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into())),
         eds_cluster_config: Some(eds),
         common_lb_config: Some(no_panic),
+        connect_timeout: Some(CONNECT_TIMEOUT),
         circuit_breakers: Some(CircuitBreakers { thresholds: vec![thresholds], ..CircuitBreakers::default() }),
         typed_extension_protocol_options: HashMap::from([(HTTP_OPTIONS.to_owned(), any(&http2))]),
         ..Cluster::default()

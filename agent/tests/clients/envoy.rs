@@ -15,7 +15,7 @@ use crate::{
     page, python,
     scenarios::{self, Client, NODE, ZONE, tests},
     server::{Running, Server},
-    shown::ShownClient,
+    shown::{self, ShownClient},
     supplied,
     world::{Settings, World},
 };
@@ -99,15 +99,19 @@ async fn a_token_is_sent_as_documented() {
     scenarios::calls_follow_the_instances_without_a_failure::<_, Memory>(&envoy).await;
 }
 
-/// As one that crashed, until its lease ends.
+/// As ones that crashed, until their leases end.
 #[tokio::test]
 #[ignore = "needs the client's library: cargo xtask clients"]
-async fn a_dead_instance_fails_no_call() {
+async fn dead_instances_fail_no_call() {
     let envoy = Envoy::new();
     let mut world = Memory::new(envoy.settings()).await;
     world.start_agent().await;
     let _one = Running::start(&world, "greeter-1").await;
-    let _dead = world.register_as("greeter", "dead", free_port()).await;
+    let mut dead = Vec::new();
+    for name in ["dead-1", "dead-2", "dead-3"] {
+        dead.push(world.register_as("greeter", name, free_port()).await);
+    }
+    shown::instances(&world, 4).await;
     let mut caller = envoy.start(world.xds(), "greeter").await;
     for _ in 0..10 {
         assert_eq!(caller.reaches(&["greeter-1"]).await, NONE);
