@@ -106,7 +106,9 @@ impl Page {
         let (mut input, text) = (decode.stdin.take().unwrap(), body["value"].as_str().unwrap().to_owned());
         let write = async move { input.write_all(text.as_bytes()).await.unwrap() };
         let ((), decoded) = tokio::join!(write, decode.wait_with_output());
-        fs::write(file, decoded.unwrap().stdout).unwrap();
+        let decoded = decoded.unwrap();
+        assert!(decoded.status.success() && !decoded.stdout.is_empty(), "{}", decoded.status);
+        fs::write(file, decoded.stdout).unwrap();
     }
 
     /// Ends the browser. Nothing was reported as an error, a violation of the policy included.
@@ -221,9 +223,17 @@ async fn the_console_fits_each_window_and_scheme() {
             let colours = "getComputedStyle(document.body).backgroundColor.match(/[0-9.]+/g).slice(0, 3)";
             let sum = format!("(sum => {is_expected})({colours}.reduce((sum, one) => sum + Number(one), 0))");
             page.until(&sum).await;
-            for view in ["services", "service/greeter", "queues", "clients", "timeline"] {
+            for (view, column) in [
+                ("services", "Change seen"),
+                ("service/greeter", "Endpoints"),
+                ("queues", "Holder"),
+                ("clients", "Last rejection"),
+                ("timeline", "Detail"),
+            ] {
                 page.value(&format!("location.hash = '#/{view}'")).await;
-                page.until("document.documentElement.scrollWidth <= document.documentElement.clientWidth").await;
+                page.until(&format!("document.querySelector('#table').textContent.includes('{column}')")).await;
+                let is_within = "document.documentElement.scrollWidth <= document.documentElement.clientWidth";
+                assert_eq!(page.value(is_within).await, true, "{view} at {width}");
                 let name = format!("{}-{width}-{scheme}.png", view.replace('/', "-"));
                 page.photograph(&pictures.join(name)).await;
             }

@@ -307,6 +307,7 @@ async fn two_agents_send_equal_versions() {
         for kind in [LISTENER, ROUTE, CLUSTER, ASSIGNMENT] {
             client.request(kind, &["greeter"]).await;
             let response = client.next(kind).await;
+            assert!(!response.version_info.is_empty(), "{response:?}");
             of_agent.push((response.type_url, response.version_info));
         }
         versions.push(of_agent);

@@ -165,6 +165,7 @@ pub(crate) async fn calls_work_again_once_an_empty_service_has_an_instance<C: Cl
         one.stop().await;
     } else {
         // It is called until it stops.
+        stays(&mut caller, &["greeter-1"]).await;
         one.stop().await;
         caller.fails().await;
     }
