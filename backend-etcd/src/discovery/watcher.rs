@@ -243,10 +243,10 @@ impl Projection {
         self.snapshot.insert(snapshot).build()
     }
 
-    /// Returns the leases to read. None while the service is not empty, because then nothing depends on them.
+    /// Returns the leases to read. None while an instance takes calls, because then nothing depends on them.
     fn undecided(&self) -> Vec<LeaseId> {
         match &self.snapshot {
-            Some(snapshot) if snapshot.snapshot().is_empty() => self.undecided.leases(),
+            Some(snapshot) if !snapshot.snapshot().takes_calls() => self.undecided.leases(),
             Some(_) | None => Vec::new(),
         }
     }
@@ -422,6 +422,20 @@ mod tests {
         assert_eq!(following.after(put(&key("a"), "garbage", 3)), ["b"]);
         assert_eq!(following.after(put(&key("c/d"), &value("c"), 4)), ["b"]);
         assert_eq!(following.after(put(&key("a"), &value("a"), 5)), ["a", "b"]);
+    }
+
+    #[test]
+    fn leases_are_read_once_no_instance_takes_calls() {
+        let mut following = Following::new(Native::default());
+        let key = |id: &str| format!("enlist/services/default/s/{id}");
+        for (id, health, revision) in [("a", "serving", 1), ("b", "serving", 2), ("c", "draining", 3)] {
+            let value = format!(r#"{{"v":1,"id":"{id}","endpoints":["h:1"],"health":"{health}"}}"#);
+            following.after(put(&key(id), &value, revision));
+        }
+        assert_eq!(following.after(delete(&key("a"), 4)), ["b", "c"]);
+        assert_eq!(following.projection.undecided(), []);
+        assert_eq!(following.after(delete(&key("b"), 5)), ["c"]);
+        assert_eq!(following.projection.undecided(), [LeaseId::new(1)]);
     }
 
     #[test]

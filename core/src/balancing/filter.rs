@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::model::instance::{Health, Instance};
+use crate::model::instance::Instance;
 
 /// Filter of the instances that a picker sees. The default sees all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -51,7 +51,7 @@ impl Filter {
     }
 
     pub(super) fn lets_through(&self, instance: &Instance) -> bool {
-        takes_calls(instance) && self.asks_for(instance)
+        instance.takes_calls() && self.asks_for(instance)
     }
 
     fn asks_for(&self, instance: &Instance) -> bool {
@@ -65,10 +65,6 @@ impl Filter {
     /// Returns `true` for an instance that takes calls but has a zone, version or metadata other than the filter
     /// requires.
     pub fn leaves_out(&self, instance: &Instance) -> bool {
-        takes_calls(instance) && !self.asks_for(instance)
+        instance.takes_calls() && !self.asks_for(instance)
     }
-}
-
-fn takes_calls(instance: &Instance) -> bool {
-    instance.health() == Health::Serving && instance.weight() > 0
 }

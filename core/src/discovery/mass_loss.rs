@@ -1,4 +1,5 @@
-//! Protection against mass loss: entries whose unannounced removal would empty a view stay for a grace period.
+//! Protection against mass loss: entries whose unannounced removal would leave a view without an instance that takes
+//! calls stay for a grace period.
 //!
 //! Example: a store that was paused for longer than the TTL deletes every instance when it resumes, and all instances
 //! are registered again within a second. Without the protection, every call in between would fail.
@@ -62,7 +63,7 @@ impl MassLossProtection {
         while self.lost.front().is_some_and(|(when, _)| now.since(*when) > LOSS_WINDOW) {
             self.lost.pop_front();
         }
-        if listed.is_empty() && (!self.hold.is_zero() || self.empty == EmptyPolicy::Keep) {
+        if !listed.takes_calls() && (!self.hold.is_zero() || self.empty == EmptyPolicy::Keep) {
             // The departure of an entry may become known only with the last list.
             for (_, entry) in self.lost.drain(..).filter(|(_, entry)| !listed.departed(entry.instance().id())) {
                 self.held.insert(entry.instance().id().clone(), (now, entry));
@@ -82,7 +83,7 @@ impl MassLossProtection {
 
     /// Returns the snapshot for the view: the list, and the held entries.
     pub(super) fn shown(&mut self, listed: &Snapshot, now: Moment) -> Snapshot {
-        let keeps = self.empty == EmptyPolicy::Keep && listed.is_empty();
+        let keeps = self.keeps(listed);
         self.held.retain(|_, (since, _)| keeps || now.since(*since) < self.hold);
         let mut shown = listed.clone();
         for (_, entry) in self.held.values() {
@@ -93,10 +94,15 @@ impl MassLossProtection {
 
     /// Time until the next grace period ends; `None` if only the store can change the view.
     pub(super) fn expires_in(&self, listed: &Snapshot, now: Moment) -> Option<Duration> {
-        if self.empty == EmptyPolicy::Keep && listed.is_empty() {
+        if self.keeps(listed) {
             return None;
         }
         self.held.values().map(|(since, _)| self.hold.saturating_sub(now.since(*since))).min()
+    }
+
+    /// Returns `true` if held entries stay until others take calls.
+    fn keeps(&self, listed: &Snapshot) -> bool {
+        self.empty == EmptyPolicy::Keep && !self.held.is_empty() && !listed.takes_calls()
     }
 }
 
@@ -333,6 +339,26 @@ mod tests {
             }
         });
         assert!(shown.is_empty(), "{shown:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_instance_without_calls_ends_no_protection() {
+        let mut case = Case::new(&["a"], 15, EmptyPolicy::Publish);
+        case.change(|listed| listed.insert(entry_of("b", Health::Draining)));
+        let expected = [all(Presence::Held, &["a"]), all(Presence::Live, &["b"])].concat();
+        assert_eq!(case.lose(&["a"]), expected, "it was there before");
+        let mut case = Case::new(&["a"], 15, EmptyPolicy::Publish);
+        let shown = case.change(|listed| {
+            listed.remove(&InstanceId::parse("a").unwrap());
+            listed.insert(entry_of("b", Health::NotServing));
+        });
+        assert_eq!(shown, expected, "it is the first one after the loss of all");
+        let mut case = Case::new(&["a"], 15, EmptyPolicy::Keep);
+        case.lose(&["a"]);
+        case.change(|listed| listed.insert(entry_of("b", Health::Draining)));
+        pass(3600).await;
+        assert_eq!(case.shown(), expected);
+        assert_eq!(case.protection.expires_in(&case.listed, Moment::now()), None);
     }
 
     #[tokio::test(start_paused = true)]

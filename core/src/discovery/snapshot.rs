@@ -55,6 +55,11 @@ impl Snapshot {
         self.entries.is_empty()
     }
 
+    /// Returns `true` if an instance [takes calls](crate::Instance::takes_calls).
+    pub fn takes_calls(&self) -> bool {
+        self.entries().any(|entry| entry.instance().takes_calls())
+    }
+
     /// The entry of `id`.
     pub fn get(&self, id: &InstanceId) -> Option<&Entry> {
         self.entries.get(id).map(AsRef::as_ref)
@@ -67,7 +72,7 @@ impl Snapshot {
 
     /// Returns `true` if `id` is absent because it was deregistered, removed or deleted, rather than because its lease
     /// ran out or was revoked. Without a mark for that in its layout it is known only of the last instances of a
-    /// service, by a watcher that is read while their leases are alive.
+    /// service that took calls, by a watcher that is read while their leases are alive.
     pub fn departed(&self, id: &InstanceId) -> bool {
         self.departed.contains(id)
     }

@@ -7,21 +7,21 @@ use crate::runtime::clock::LONGEST;
 /// Default time for which a watch continues after its last view was dropped.
 pub const DEFAULT_IDLE: Duration = Duration::from_secs(5);
 
-/// Default grace period for entries whose unannounced loss would empty a view.
+/// Default grace period for entries whose unannounced loss would leave a view without an instance that takes calls.
 pub const DEFAULT_HOLD: Duration = Duration::from_secs(15);
 
 /// Default minimum time between two publications of a view.
 pub const DEFAULT_DEBOUNCE: Duration = Duration::from_millis(50);
 
-/// Content of a view when the store lists no instance.
+/// Content of a view when the store lists no instance that takes calls.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EmptyPolicy {
-    /// No instance, once the grace period has passed.
+    /// What the store lists, once the grace period has passed.
     #[default]
     Publish,
-    /// The instances that were lost last, as held entries, until the store lists an instance. Departed instances are
-    /// not kept.
+    /// Also the instances that were lost last, as held entries, until the store lists one that takes calls. Departed
+    /// instances are not kept.
     Keep,
 }
 
@@ -31,10 +31,11 @@ pub enum EmptyPolicy {
 pub struct DirectoryOptions {
     /// Time for which a watch continues after its last view was dropped. Default: 5 s.
     pub idle: Duration,
-    /// Grace period for entries whose unannounced loss would empty a view: they stay as
-    /// [`Presence::Held`](crate::Presence::Held). Default: 15 s; zero disables it.
+    /// Grace period for entries whose unannounced loss would leave a view without an instance that takes calls (is
+    /// serving, with a weight above 0): they stay as [`Presence::Held`](crate::Presence::Held). Default: 15 s; zero
+    /// disables it.
     pub hold: Duration,
-    /// Content of a view when the store lists no instance. Default: no instance.
+    /// Content of a view when the store lists no instance that takes calls. Default: what is listed.
     pub empty: EmptyPolicy,
     /// Maximum age of a snapshot for picks. With an older one, a pick fails with
     /// [`PickError::TooOld`](crate::PickError::TooOld), and [`ServiceView::ready`](crate::ServiceView::ready) waits.
@@ -75,14 +76,15 @@ impl DirectoryOptions {
         self
     }
 
-    /// Sets the grace period for entries whose unannounced loss would empty a view.
+    /// Sets the grace period for entries whose unannounced loss would leave a view without an instance that takes
+    /// calls.
     #[must_use]
     pub fn hold(mut self, hold: Duration) -> Self {
         self.hold = hold;
         self
     }
 
-    /// Sets the content of a view when the store lists no instance.
+    /// Sets the content of a view when the store lists no instance that takes calls.
     #[must_use]
     pub fn empty(mut self, empty: EmptyPolicy) -> Self {
         self.empty = empty;

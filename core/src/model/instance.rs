@@ -225,6 +225,11 @@ impl Instance {
             && (zone, metadata) == (&other.zone, &other.metadata)
     }
 
+    /// Returns `true` if the instance can be picked: it is [serving](Health::Serving), and its weight is above 0.
+    pub fn takes_calls(&self) -> bool {
+        self.health == Health::Serving && self.weight > 0
+    }
+
     /// Share of the calls, relative to the other instances; 0 means "not picked".
     pub fn weight(&self) -> u32 {
         self.weight

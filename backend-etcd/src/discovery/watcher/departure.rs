@@ -1,8 +1,8 @@
 //! Departures without a mark: the key had no lease, or it was deleted although its lease is alive.
 //!
 //! A watch reports a deletion without its cause. The end of a lease deletes all its keys, so a lease that is still
-//! alive proves that the instance was removed. The lease is read only if the cause matters: when a service has become
-//! empty, and a view would keep the instances that it lost.
+//! alive proves that the instance was removed. The lease is read only if the cause matters: when no instance of a service
+//! takes calls, and a view would keep the instances that it lost.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -22,10 +22,10 @@ const RECENT: Duration = Duration::from_secs(5);
 /// Maximum number of deletions without a known cause. Evicted entries are conservatively treated as crashed.
 const MAX_UNDECIDED: usize = 4096;
 
-/// Maximum number of leases that are read when a service has become empty: those of the latest deletions.
+/// Maximum number of leases that are read at a time: those of the latest deletions.
 const MAX_LEASES: usize = 16;
 
-/// Maximum delay of the change that empties a service, until its leases are read. A lease without an answer counts as
+/// Maximum delay of a change after which no instance takes calls, until its leases are read. A lease without an answer counts as
 /// gone.
 const LEASE_READ_TIMEOUT: Duration = Duration::from_secs(1);
 
