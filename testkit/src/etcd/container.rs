@@ -1,6 +1,9 @@
 //! etcd in a container: an image built `FROM scratch` around the local binary, so that no registry is needed.
+//!
+//! Futures are boxed: the code of a future is compiled in the program that polls it, and that of the client for Docker
+//! would be in each test program, where it takes half of the time.
 
-use std::{path::PathBuf, process::Command};
+use std::{path::PathBuf, pin::Pin, process::Command};
 
 use testcontainers::{
     ContainerAsync, GenericBuildableImage, GenericImage, ImageExt,
@@ -9,6 +12,9 @@ use testcontainers::{
 };
 
 use super::provider::binary;
+
+/// Future whose code is compiled in this crate.
+type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// Client port within the container.
 pub(crate) const PORT: u16 = 2379;
@@ -27,7 +33,11 @@ impl EtcdContainer {
     }
 
     /// Starts the container, or restarts it after a kill.
-    pub(crate) async fn start(&mut self, arguments: &[String], port: u16) -> Result<(), String> {
+    pub(crate) fn start<'a>(&'a mut self, arguments: &'a [String], port: u16) -> Boxed<'a, Result<(), String>> {
+        Box::pin(self.start_or_restart(arguments, port))
+    }
+
+    async fn start_or_restart(&mut self, arguments: &[String], port: u16) -> Result<(), String> {
         if let Some(container) = &self.container {
             return container.start().await.map_err(|error| error.to_string());
         }
@@ -47,27 +57,35 @@ impl EtcdContainer {
         self.host_network = true;
     }
 
-    pub(crate) async fn pause(&self) {
-        let container = self.container.as_ref().expect("it was started");
-        container.pause().await.expect("a running container can be frozen");
+    pub(crate) fn pause(&self) -> Boxed<'_, ()> {
+        Box::pin(async move {
+            let container = self.container.as_ref().expect("it was started");
+            container.pause().await.expect("a running container can be frozen");
+        })
     }
 
-    pub(crate) async fn unpause(&self) {
-        let container = self.container.as_ref().expect("it was started");
-        container.unpause().await.expect("a frozen container can go on");
+    pub(crate) fn unpause(&self) -> Boxed<'_, ()> {
+        Box::pin(async move {
+            let container = self.container.as_ref().expect("it was started");
+            container.unpause().await.expect("a frozen container can go on");
+        })
     }
 
-    pub(crate) async fn kill(&mut self) {
-        if let Some(container) = &self.container {
-            container.stop_with_timeout(Some(0)).await.expect("a running container can be stopped");
-        }
+    pub(crate) fn kill(&mut self) -> Boxed<'_, ()> {
+        Box::pin(async move {
+            if let Some(container) = &self.container {
+                container.stop_with_timeout(Some(0)).await.expect("a running container can be stopped");
+            }
+        })
     }
 
     /// Removes the container with its data.
-    pub(crate) async fn forget(&mut self) {
-        if let Some(container) = self.container.take() {
-            container.rm().await.expect("a stopped container can be removed");
-        }
+    pub(crate) fn forget(&mut self) -> Boxed<'_, ()> {
+        Box::pin(async move {
+            if let Some(container) = self.container.take() {
+                container.rm().await.expect("a stopped container can be removed");
+            }
+        })
     }
 }
 
