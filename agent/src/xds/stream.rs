@@ -172,6 +172,8 @@ struct TypeState {
     omitted: usize,
     /// Names of the first request that the client has from an earlier stream.
     resumed: BTreeSet<String>,
+    /// Some of those may be among the omitted ones. A name that comes in later counts as one of them meanwhile.
+    omits_resumed: bool,
     due: Due,
     /// Latest nonce; 0 before the first response.
     nonce: u64,
@@ -208,8 +210,10 @@ impl StreamState {
         let mut subscription = state.subscription.after(kind, &request.resource_names);
         let omitted = subscription.limit(&state.subscription, &mut room);
         let is_complete_again = mem::replace(&mut state.omitted, omitted) > 0 && omitted == 0;
-        if is_resumed {
-            state.resumed.extend(subscription.names().into_iter().flatten().cloned());
+        if is_resumed || state.omits_resumed {
+            let new = subscription.names().into_iter().flatten().filter(|name| !state.subscription.contains(name));
+            state.resumed.extend(new.cloned());
+            state.omits_resumed = omitted > 0;
         }
         let has_changed = subscription != state.subscription;
         state.subscribe(subscription);
@@ -329,7 +333,7 @@ impl TypeState {
     fn new(kind: ResourceType) -> Self {
         let due = if kind.is_complete() { Due::Set(Answer::Given) } else { Due::Names(BTreeSet::new()) };
         let (resumed, sent) = (BTreeSet::new(), BTreeMap::new());
-        Self { subscription: Subscription::None, omitted: 0, resumed, due, nonce: 0, sent }
+        Self { subscription: Subscription::None, omitted: 0, resumed, omits_resumed: false, due, nonce: 0, sent }
     }
 
     /// Replaces the subscription. What the client no longer wants counts as not sent.
@@ -621,6 +625,19 @@ mod tests {
         stream.receive(&request(Assignment, &["b"], "1"));
         stream.receive(&request(Assignment, &["a", "b"], "1"));
         assert_eq!(kinds(&respond(&mut stream, &registry)), [(Assignment, 1)], "the client has lost it meanwhile");
+    }
+
+    #[test]
+    fn an_omitted_name_of_a_resumed_stream_is_no_fresh_one() {
+        let (mut stream, registry) = (StreamState::new(1), Registry::with(&[("b", Some(&[])), ("c", Some(&[]))]));
+        let mut resumed = request(Assignment, &["a", "b"], "");
+        resumed.version_info = "of an earlier stream".to_owned();
+        stream.receive(&resumed);
+        assert_eq!(stream.omitted(), 1);
+        stream.receive(&request(Assignment, &["b"], ""));
+        assert_eq!(kinds(&respond(&mut stream, &registry)), [], "the client has it");
+        stream.receive(&request(Assignment, &["c"], ""));
+        assert_eq!(kinds(&respond(&mut stream, &registry)), [(Assignment, 1)], "none is omitted any more");
     }
 
     #[test]
