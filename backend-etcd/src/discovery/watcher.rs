@@ -12,13 +12,13 @@ use std::{
 
 use async_trait::async_trait;
 use enlist::{
-    Change, Entry, Error, Freshness, Health, InstanceId, LeaseId, Namespace, Resolver, Revision, ServiceName,
-    ServiceRef, ServicesWatcher, Snapshot, Watcher,
+    Change, Entry, Error, Freshness, Health, LeaseId, Namespace, Resolver, Revision, ServiceName, ServiceRef,
+    ServicesWatcher, Snapshot, Watcher,
     backend::{Interner, ProofLimit, SnapshotBuilder, Subscriber, Update},
 };
 use foldhash::fast::RandomState;
 
-use self::departure::{DeletionCause, History, LeaseReads, Undecided};
+use self::departure::{Deletion, DeletionCause, History, LeaseReads, Undecided};
 use crate::{
     client::store_client::StoreClient,
     discovery::context::DiscoveryContext,
@@ -228,13 +228,13 @@ impl Projection {
                     None => self.drop_key(&mut snapshot, &record.key),
                 },
                 Difference::Gone(key) => {
-                    let gone = self.deletion_cause(before, replica, key);
+                    let gone = self.deletion(before, replica, key);
                     self.drop_key(&mut snapshot, key);
-                    match gone.filter(|(id, _)| snapshot.snapshot().get(id).is_none()) {
-                        Some((id, DeletionCause::Removed)) => snapshot.depart(&id),
-                        Some((id, DeletionCause::RemovedIfAlive(lease))) => self.undecided.add(id, lease),
-                        Some((_, DeletionCause::Lost)) => self.undecided.forget(),
-                        None => {}
+                    let Some(gone) = gone.filter(|gone| snapshot.snapshot().get(&gone.id).is_none()) else { continue };
+                    match gone.cause {
+                        DeletionCause::Removed => snapshot.depart(&gone.id),
+                        DeletionCause::RemovedIfAlive(lease) => self.undecided.add(gone.id, lease, gone.took_calls),
+                        DeletionCause::Lost => self.undecided.forget(),
                     }
                 }
             }
@@ -243,12 +243,13 @@ impl Projection {
         self.snapshot.insert(snapshot).build()
     }
 
-    /// Returns the leases to read. None while an instance takes calls, because then nothing depends on them.
+    /// Returns the leases to read. None while nothing depends on them: an instance takes calls, or none of those that
+    /// are gone did and others remain.
     fn undecided(&self) -> Vec<LeaseId> {
-        match &self.snapshot {
-            Some(snapshot) if !snapshot.snapshot().takes_calls() => self.undecided.leases(),
-            Some(_) | None => Vec::new(),
-        }
+        let Some(snapshot) = self.snapshot.as_ref().map(SnapshotBuilder::snapshot) else { return Vec::new() };
+        let matters = || snapshot.is_empty() || self.undecided.had_callable() && !snapshot.has_callable();
+        let leases = self.undecided.leases();
+        if leases.is_empty() || matters() { leases } else { Vec::new() }
     }
 
     /// Notes which of the leases that were read are `alive`. Returns the latest snapshot.
@@ -262,19 +263,16 @@ impl Projection {
         Some(snapshot.build())
     }
 
-    /// Returns the instance of a deleted key, and the cause of the deletion.
-    fn deletion_cause(
-        &mut self,
-        before: Option<&Replica>,
-        replica: &Replica,
-        key: &Arc<[u8]>,
-    ) -> Option<(InstanceId, DeletionCause)> {
+    /// Returns the instance of a deleted key.
+    fn deletion(&mut self, before: Option<&Replica>, replica: &Replica, key: &Arc<[u8]>) -> Option<Deletion> {
         let last = replica.tombstone(key);
         let decoded = last.and_then(|record| self.decode(record));
         let seen = self.by_key.get(key)?;
         let id = seen.instance().id().clone();
-        if decoded.as_ref().unwrap_or(seen).instance().health() == Health::Draining {
-            return Some((id, DeletionCause::Removed));
+        let instance = decoded.as_ref().unwrap_or(seen).instance();
+        let took_calls = instance.takes_calls();
+        if instance.health() == Health::Draining {
+            return Some(Deletion { id, cause: DeletionCause::Removed, took_calls });
         }
         let is_same = before.is_some_and(|before| match last {
             // The watch reported the deletion.
@@ -282,7 +280,8 @@ impl Projection {
             None => replica.has_deleted_since(before),
         });
         let history = if is_same { History::Same } else { History::Restored };
-        Some((id, DeletionCause::of(last.or_else(|| before?.get(key)), history)))
+        let cause = DeletionCause::of(last.or_else(|| before?.get(key)), history);
+        Some(Deletion { id, cause, took_calls })
     }
 
     fn decode(&mut self, record: &Record) -> Option<Arc<Entry>> {
@@ -436,6 +435,10 @@ mod tests {
         assert_eq!(following.projection.undecided(), []);
         assert_eq!(following.after(delete(&key("b"), 5)), ["c"]);
         assert_eq!(following.projection.undecided(), [LeaseId::new(1)]);
+        following.projection.decide(&[]);
+        following.after(put(&key("d"), r#"{"v":1,"id":"d","endpoints":["h:1"],"health":"not_serving"}"#, 6));
+        assert_eq!(following.after(delete(&key("d"), 7)), ["c"]);
+        assert_eq!(following.projection.undecided(), [], "it took no calls");
     }
 
     #[test]

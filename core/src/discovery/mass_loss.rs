@@ -15,7 +15,7 @@ use crate::{
     discovery::snapshot::{Event, Snapshot},
     model::{
         endpoint::Endpoint,
-        instance::{Entry, Health, Instance},
+        instance::{Entry, Instance},
         name::InstanceId,
     },
     runtime::clock::Moment,
@@ -29,7 +29,7 @@ const LOSS_WINDOW: Duration = Duration::from_secs(2);
 pub(super) struct MassLossProtection {
     hold: Duration,
     empty: EmptyPolicy,
-    /// Entries that were removed within the loss window, without a departure.
+    /// Entries that took calls and were removed within the loss window, without a departure.
     lost: VecDeque<(Moment, Arc<Entry>)>,
     /// Held entries with the start of their grace period.
     held: BTreeMap<InstanceId, (Moment, Arc<Entry>)>,
@@ -55,7 +55,7 @@ impl MassLossProtection {
         });
         for entry in removed {
             let instance = entry.instance();
-            let left = listed.departed(instance.id()) || instance.health() == Health::Draining;
+            let left = listed.departed(instance.id()) || !instance.takes_calls();
             if !left && !returned.contains(instance) {
                 self.lost.push_back((now, Arc::clone(entry)));
             }
@@ -63,7 +63,8 @@ impl MassLossProtection {
         while self.lost.front().is_some_and(|(when, _)| now.since(*when) > LOSS_WINDOW) {
             self.lost.pop_front();
         }
-        if !listed.takes_calls() && (!self.hold.is_zero() || self.empty == EmptyPolicy::Keep) {
+        let holds = !self.hold.is_zero() || self.empty == EmptyPolicy::Keep;
+        if holds && !self.lost.is_empty() && !listed.has_callable() {
             // The departure of an entry may become known only with the last list.
             for (_, entry) in self.lost.drain(..).filter(|(_, entry)| !listed.departed(entry.instance().id())) {
                 self.held.insert(entry.instance().id().clone(), (now, entry));
@@ -102,7 +103,7 @@ impl MassLossProtection {
 
     /// Returns `true` if held entries stay until others take calls.
     fn keeps(&self, listed: &Snapshot) -> bool {
-        self.empty == EmptyPolicy::Keep && !self.held.is_empty() && !listed.takes_calls()
+        self.empty == EmptyPolicy::Keep && !self.held.is_empty() && !listed.has_callable()
     }
 }
 
@@ -143,7 +144,7 @@ impl<'a> Returned<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Epoch, Presence, Revision, ServiceRef};
+    use crate::{Epoch, Health, Presence, Revision, ServiceRef};
 
     fn entry(id: &str) -> Arc<Entry> {
         entry_of(id, Health::Serving)
@@ -359,6 +360,16 @@ mod tests {
         pass(3600).await;
         assert_eq!(case.shown(), expected);
         assert_eq!(case.protection.expires_in(&case.listed, Moment::now()), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_took_no_calls_is_not_held() {
+        for policy in [EmptyPolicy::Publish, EmptyPolicy::Keep] {
+            let mut case = Case::new(&[], 15, policy);
+            case.change(|listed| ["a", "b"].iter().for_each(|id| listed.insert(entry_of(id, Health::NotServing))));
+            assert_eq!(case.lose(&["a"]), all(Presence::Live, &["b"]));
+            assert!(case.lose(&["b"]).is_empty());
+        }
     }
 
     #[tokio::test(start_paused = true)]

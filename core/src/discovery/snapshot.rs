@@ -56,7 +56,7 @@ impl Snapshot {
     }
 
     /// Returns `true` if an instance [takes calls](crate::Instance::takes_calls).
-    pub fn takes_calls(&self) -> bool {
+    pub fn has_callable(&self) -> bool {
         self.entries().any(|entry| entry.instance().takes_calls())
     }
 

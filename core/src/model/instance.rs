@@ -382,8 +382,8 @@ impl InstanceUpdate {
 pub enum Presence {
     /// The store lists the entry.
     Live,
-    /// The store does not list the entry, or not yet again. It is kept for a while because its removal would have
-    /// emptied the view, or it was read from disk because the store does not answer.
+    /// The store does not list the entry, or not yet again. It is kept for a while because no instance of the view
+    /// would take calls without it, or it was read from disk because the store does not answer.
     Held,
 }
 

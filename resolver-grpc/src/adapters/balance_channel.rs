@@ -2,9 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use enlist::{
-    Endpoint, Entry, Error, Health, ServiceView, Snapshot, TaskOwner, ViewChanges, escape::escaped, with_causes,
-};
+use enlist::{Endpoint, Entry, Error, ServiceView, Snapshot, TaskOwner, ViewChanges, escape::escaped, with_causes};
 use tokio::sync::mpsc::Sender;
 use tonic::transport::{Channel, Endpoint as Target, channel::Change};
 
@@ -83,7 +81,7 @@ async fn forward(mut view: ViewChanges, changes: Sender<Change<String, Target>>)
 fn targets(snapshot: &Snapshot) -> BTreeMap<String, String> {
     let target = |entry: &Entry| {
         let instance = entry.instance();
-        if instance.weight() == 0 || instance.health() != Health::Serving {
+        if !instance.takes_calls() {
             return None;
         }
         let Some(endpoint) = instance.endpoints().iter().find(|endpoint| is_plain(endpoint)) else {

@@ -6,14 +6,9 @@ use std::{
     sync::Arc,
 };
 
-use enlist::{Endpoint, Entry, Health, Instance, InstanceId, escape::escaped};
+use enlist::{Endpoint, Entry, InstanceId, escape::escaped};
 
 use crate::subchannel::connections::settings::SettingsFor;
-
-/// Returns `true` if the state and weight of an instance allow calls to it.
-pub(super) fn takes_calls(instance: &Instance) -> bool {
-    instance.weight() > 0 && instance.health() == Health::Serving
-}
 
 /// The candidates of a view.
 #[derive(Debug, Default)]

@@ -22,7 +22,7 @@ use crate::{
     load_balancing::{
         balance::BalancePolicy,
         idle,
-        listing::{Listed, by_endpoint, report_unusable, takes_calls},
+        listing::{Listed, by_endpoint, report_unusable},
         picker_state::{PickerCell, PickerState},
     },
     subchannel::{config::SubchannelConfig, connectivity::InstanceState, subchannel::Subchannel},
@@ -237,7 +237,7 @@ impl PoolTask {
         for event in events {
             let gone = match event {
                 Event::Removed(entry) => entry,
-                Event::Updated { old, new } if !takes_calls(new.instance()) => old,
+                Event::Updated { old, new } if !new.instance().takes_calls() => old,
                 _ => continue,
             };
             let member = self.config.settings.endpoint(gone.instance()).and_then(|endpoint| self.members.get(endpoint));

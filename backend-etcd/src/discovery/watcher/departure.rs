@@ -1,8 +1,8 @@
 //! Departures without a mark: the key had no lease, or it was deleted although its lease is alive.
 //!
 //! A watch reports a deletion without its cause. The end of a lease deletes all its keys, so a lease that is still
-//! alive proves that the instance was removed. The lease is read only if the cause matters: when no instance of a service
-//! takes calls, and a view would keep the instances that it lost.
+//! alive proves that the instance was removed. The lease is read only if the cause matters: when no instance takes
+//! calls any more, and a view would keep the instances that it lost.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -25,12 +25,21 @@ const MAX_UNDECIDED: usize = 4096;
 /// Maximum number of leases that are read at a time: those of the latest deletions.
 const MAX_LEASES: usize = 16;
 
-/// Maximum delay of a change after which no instance takes calls, until its leases are read. A lease without an answer counts as
-/// gone.
+/// Maximum delay of a change after which no instance takes calls, until its leases are read. A lease without an answer
+/// counts as gone.
 const LEASE_READ_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Delay before a live lease is read again: one member can report a revocation before another one has applied it.
 const REVOCATION_LAG: Duration = Duration::from_millis(100);
+
+/// Instance whose key was deleted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Deletion {
+    pub(super) id: InstanceId,
+    pub(super) cause: DeletionCause,
+    /// It could be picked until then.
+    pub(super) took_calls: bool,
+}
 
 /// Cause of a deletion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,23 +75,36 @@ pub(super) enum History {
 /// Deleted instances whose leases decide between a removal and a loss.
 #[derive(Debug, Default)]
 pub(super) struct Undecided {
-    gone: VecDeque<(Moment, InstanceId, LeaseId)>,
+    gone: VecDeque<Gone>,
+}
+
+/// A deleted instance whose lease decides.
+#[derive(Debug)]
+struct Gone {
+    when: Moment,
+    id: InstanceId,
+    lease: LeaseId,
+    took_calls: bool,
 }
 
 impl Undecided {
-    pub(super) fn add(&mut self, id: InstanceId, lease: LeaseId) {
-        let now = Moment::now();
-        while self.gone.front().is_some_and(|(when, ..)| now.since(*when) > RECENT) || self.gone.len() >= MAX_UNDECIDED
-        {
+    pub(super) fn add(&mut self, id: InstanceId, lease: LeaseId, took_calls: bool) {
+        let when = Moment::now();
+        while self.gone.front().is_some_and(|gone| when.since(gone.when) > RECENT) || self.gone.len() >= MAX_UNDECIDED {
             self.gone.pop_front();
         }
-        self.gone.push_back((now, id, lease));
+        self.gone.push_back(Gone { when, id, lease, took_calls });
+    }
+
+    /// Returns `true` if one of the instances whose leases are read took calls.
+    pub(super) fn had_callable(&self) -> bool {
+        self.gone.iter().rev().take_while(|gone| gone.when.elapsed() <= RECENT).any(|gone| gone.took_calls)
     }
 
     /// Returns the leases to read, each once, the latest first.
     pub(super) fn leases(&self) -> Vec<LeaseId> {
         let mut leases = Vec::new();
-        for (when, _, lease) in self.gone.iter().rev() {
+        for Gone { when, lease, .. } in self.gone.iter().rev() {
             if when.elapsed() > RECENT || leases.len() >= MAX_LEASES {
                 break;
             }
@@ -96,8 +118,8 @@ impl Undecided {
     /// Takes all entries, and returns the instances that were removed: their last lease is one of `alive`.
     pub(super) fn decide(&mut self, alive: &[LeaseId]) -> Vec<InstanceId> {
         let mut seen = HashSet::new();
-        let latest = self.gone.drain(..).rev().filter(|(_, id, _)| seen.insert(id.clone()));
-        latest.filter(|(.., lease)| alive.contains(lease)).map(|(_, id, _)| id).collect()
+        let latest = self.gone.drain(..).rev().filter(|gone| seen.insert(gone.id.clone()));
+        latest.filter(|gone| alive.contains(&gone.lease)).map(|gone| gone.id).collect()
     }
 
     /// Drops all entries, because an instance was lost in another way.
@@ -185,11 +207,11 @@ mod tests {
     async fn few_leases_are_asked_for_those_of_the_latest_deletions() {
         let mut undecided = Undecided::default();
         assert!(undecided.leases().is_empty());
-        undecided.add(id(0), lease(1));
+        undecided.add(id(0), lease(1), true);
         tokio::time::advance(RECENT + Duration::from_secs(1)).await;
         assert!(undecided.leases().is_empty(), "too long ago");
         for number in 0..MAX_UNDECIDED * 2 {
-            undecided.add(id(number), lease(number / 2));
+            undecided.add(id(number), lease(number / 2), true);
         }
         assert_eq!(undecided.gone.len(), MAX_UNDECIDED);
         let asked = undecided.leases();
@@ -203,12 +225,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn deletions_are_kept_for_a_while() {
         let mut undecided = Undecided::default();
-        undecided.add(id(0), lease(1));
+        undecided.add(id(0), lease(1), true);
         tokio::time::advance(RECENT).await;
-        undecided.add(id(1), lease(2));
+        undecided.add(id(1), lease(2), true);
         assert_eq!(undecided.leases(), [lease(2), lease(1)]);
         tokio::time::advance(Duration::from_secs(1)).await;
-        undecided.add(id(2), lease(3));
+        undecided.add(id(2), lease(3), true);
         assert_eq!(undecided.gone.len(), 2, "the first one is dropped");
     }
 
@@ -216,12 +238,12 @@ mod tests {
     fn the_last_lease_of_an_instance_counts() {
         let mut undecided = Undecided::default();
         // It was deleted, came back under another lease, and is gone again.
-        undecided.add(id(0), lease(1));
-        undecided.add(id(1), lease(1));
-        undecided.add(id(0), lease(2));
+        undecided.add(id(0), lease(1), true);
+        undecided.add(id(1), lease(1), true);
+        undecided.add(id(0), lease(2), true);
         assert_eq!(undecided.leases(), [lease(2), lease(1)]);
         assert_eq!(undecided.decide(&[lease(1)]), [id(1)]);
-        undecided.add(id(0), lease(1));
+        undecided.add(id(0), lease(1), true);
         undecided.forget();
         assert!(undecided.decide(&[lease(1)]).is_empty());
     }

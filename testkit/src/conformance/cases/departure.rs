@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use enlist::{
-    Change, Directory, DirectoryOptions, InstanceId, LeaseChoice, Presence, RegisterOptions, ServiceRef, Snapshot,
-    ViewChanges,
+    Change, Directory, DirectoryOptions, Entry, Health, InstanceId, LeaseChoice, Presence, RegisterOptions, ServiceRef,
+    Snapshot, ViewChanges,
 };
 
 use super::support::*;
@@ -95,6 +95,33 @@ pub async fn a_revoked_lease_is_a_death(h: &impl Harness) {
     assert_eq!(watching.ends().await, Ends { departed: 0, held: 1 }, "the last instance has died");
 }
 
+/// Another instance remains, which takes no calls.
+pub async fn the_last_instance_with_calls_is_held_after_its_death(h: &impl Harness) {
+    let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let idle = instance("idle").with_health(Health::NotServing);
+    let _idle = soon("registered", server.register(&service, idle, options(h))).await.unwrap();
+    let crashing = h.client().await;
+    let _a = register(h, &crashing, &service, "a").await;
+    let mut watching = Watching::begin(&client, &service).await;
+    let lease = h.lease_of(&service, &id("a")).await.unwrap();
+    crashing.crash().await;
+    h.revoke(lease).await;
+    assert_eq!(watching.ends().await, Ends { departed: 0, held: 1 }, "it has died");
+    let long = RegisterOptions::new().ttl(Duration::from_secs(300));
+    let mut tries = 0..TRIES;
+    loop {
+        assert!(tries.next().is_some(), "it has left");
+        let crashing = h.client().await;
+        let _b = soon("registered", crashing.register(&service, instance("b"), long.clone())).await.unwrap();
+        let mut watching = Watching::begin(&client, &service).await;
+        crashing.crash().await;
+        h.delete(&service, &id("b")).await;
+        if watching.ends().await.all_departed() {
+            break;
+        }
+    }
+}
+
 /// Number of departed instances by a watcher, and of held ones in a view. The two are independent.
 #[derive(Debug, PartialEq, Eq)]
 struct Ends {
@@ -117,23 +144,27 @@ struct Watching {
 }
 
 impl Watching {
-    /// Starts to watch a service that has instances.
+    /// Starts to watch a service with instances that take calls.
     async fn begin(client: &Client, service: &ServiceRef) -> Self {
         let mut watcher = watch(client, service).await;
-        let there = |change: &Change| !change.snapshot.is_empty();
+        let there = |change: &Change| change.snapshot.has_callable();
         let ids = ids(&until(&mut watcher, "it is there", there).await.snapshot);
         let options = DirectoryOptions::new().hold(Duration::from_secs(3600));
         let mut view = Directory::with_options(client.resolver(), options).view(service).changes();
-        shown(&mut view, |snapshot| !snapshot.is_empty()).await;
+        shown(&mut view, Snapshot::has_callable).await;
         Self { watcher, view, ids }
     }
 
-    /// Waits until all instances are gone, and returns their ends.
+    /// Waits until all instances that took calls are gone, and returns their ends.
     async fn ends(&mut self) -> Ends {
-        let gone = until(&mut self.watcher, "they are gone", |change| change.snapshot.is_empty()).await.snapshot;
+        let gone = until(&mut self.watcher, "they are gone", |change| !change.snapshot.has_callable()).await.snapshot;
         let departed = self.ids.iter().filter(|id| gone.departed(id)).count();
-        let held = |snapshot: &Snapshot| snapshot.entries().all(|entry| entry.presence() == Presence::Held);
-        Ends { departed, held: shown(&mut self.view, held).await.len() }
+        let is_held = |entry: &Entry| entry.presence() == Presence::Held;
+        let all_held = |snapshot: &Snapshot| {
+            snapshot.entries().filter(|entry| entry.instance().takes_calls()).all(|entry| is_held(entry))
+        };
+        let shown = shown(&mut self.view, all_held).await;
+        Ends { departed, held: shown.entries().filter(|entry| is_held(entry)).count() }
     }
 }
 
