@@ -170,9 +170,10 @@ struct TypeState {
     subscription: Subscription,
     /// Number of names of the latest request that the subscription lacks, because they are above the limit.
     omitted: usize,
-    /// Names of the first request that the client has from an earlier stream.
+    /// Names that the client has from an earlier stream: those of the first request, and those that came in while some
+    /// of them may have been omitted.
     resumed: BTreeSet<String>,
-    /// Some of those may be among the omitted ones. A name that comes in later counts as one of them meanwhile.
+    /// Some of the names of the first request may be among the omitted ones.
     omits_resumed: bool,
     due: Due,
     /// Latest nonce; 0 before the first response.
@@ -209,15 +210,16 @@ impl StreamState {
         let is_resumed = state.subscription == Subscription::None && !request.version_info.is_empty();
         let mut subscription = state.subscription.after(kind, &request.resource_names);
         let omitted = subscription.limit(&state.subscription, &mut room);
-        let is_complete_again = mem::replace(&mut state.omitted, omitted) > 0 && omitted == 0;
+        state.omitted = omitted;
         if is_resumed || state.omits_resumed {
             let new = subscription.names().into_iter().flatten().filter(|name| !state.subscription.contains(name));
             state.resumed.extend(new.cloned());
-            state.omits_resumed = omitted > 0;
         }
+        let omits_resumed = (is_resumed || state.omits_resumed) && omitted > 0;
+        let is_complete_again = mem::replace(&mut state.omits_resumed, omits_resumed) && !omits_resumed;
         let has_changed = subscription != state.subscription;
         state.subscribe(subscription);
-        if let (true, Due::Set(answer)) = (is_complete_again && !state.resumed.is_empty(), &mut state.due) {
+        if let (true, Due::Set(answer)) = (is_complete_again, &mut state.due) {
             // The set was held back.
             *answer = Answer::Awaited;
         }
@@ -268,7 +270,7 @@ impl StreamState {
         if mem::replace(&mut state.due, Due::Set(Answer::Given)) == Due::Set(Answer::Given) {
             return None;
         }
-        if state.omitted > 0 && !state.resumed.is_empty() {
+        if state.omits_resumed {
             // The client may have those that are omitted, and would delete them.
             return None;
         }
@@ -726,6 +728,13 @@ mod tests {
             stream.receive(&request(Cluster, &fewer, ""));
             assert_eq!(kinds(&respond(&mut stream, &registry)), [(Cluster, 2)], "there is room for all");
         }
+        let mut few = request(Cluster, &["a"], "");
+        few.version_info.clone_from(&resumed.version_info);
+        let mut growing = StreamState::new(2);
+        growing.receive(&few);
+        assert_eq!(kinds(&respond(&mut growing, &registry)), [(Cluster, 1)]);
+        growing.receive(&request(Cluster, &["a", "b", "c"], ""));
+        assert_eq!(kinds(&respond(&mut growing, &registry)), [(Cluster, 2)], "the client has none of the new ones");
         stream.receive(&request(Cluster, &["a", "b", "c"], ""));
         assert_eq!(kinds(&respond(&mut stream, &registry)), [(Cluster, 2)], "a new client has nothing");
         stream.receive(&request(Cluster, &["a", "b"], "1"));
