@@ -13,7 +13,10 @@ use envoy_types::pb::{
             listener::v3::{Filter, FilterChain, Listener, filter::ConfigType as FilterConfig},
             route::v3::{
                 RetryPolicy, Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost,
-                retry_policy::{RetryHostPredicate, retry_host_predicate::ConfigType as PredicateConfig},
+                retry_policy::{
+                    RetryHostPredicate, RetryPriority, retry_host_predicate::ConfigType as PredicateConfig,
+                    retry_priority::ConfigType as PriorityConfig,
+                },
                 route::Action,
                 route_action::ClusterSpecifier,
                 route_match::PathSpecifier,
@@ -26,7 +29,10 @@ use envoy_types::pb::{
                     HttpConnectionManager, HttpFilter, http_connection_manager::RouteSpecifier, http_filter::ConfigType,
                 },
             },
-            retry::host::previous_hosts::v3::PreviousHostsPredicate,
+            retry::{
+                host::previous_hosts::v3::PreviousHostsPredicate,
+                priority::previous_priorities::v3::PreviousPrioritiesConfig,
+            },
         },
     },
     google::protobuf::{Duration, UInt32Value},
@@ -40,6 +46,10 @@ use crate::error::AgentError;
 
 /// Number of times for which a call that was not sent is tried again.
 const RETRIES: u32 = 5;
+
+/// Number of attempts after which other zones are tried, if the client prefers its own. One instance that is dead is not
+/// to move calls to another zone, and each attempt takes a second if connections are not even refused.
+const ATTEMPTS_IN_ZONE: i32 = 3;
 
 /// Number of times for which another host is chosen if one was tried before.
 const HOST_SELECTIONS: i64 = 10;
@@ -145,9 +155,16 @@ fn retry_policy() -> RetryPolicy {
         name: "envoy.retry_host_predicates.previous_hosts".to_owned(),
         config_type: Some(PredicateConfig::TypedConfig(any(&PreviousHostsPredicate::default()))),
     };
+    let zones = RetryPriority {
+        name: "envoy.retry_priorities.previous_priorities".to_owned(),
+        config_type: Some(PriorityConfig::TypedConfig(any(&PreviousPrioritiesConfig {
+            update_frequency: ATTEMPTS_IN_ZONE,
+        }))),
+    };
     RetryPolicy {
         retry_on: "connect-failure,refused-stream".to_owned(),
         num_retries: Some(UInt32Value { value: RETRIES }),
+        retry_priority: Some(zones),
         retry_host_predicate: vec![others],
         host_selection_retry_max_attempts: HOST_SELECTIONS,
         ..RetryPolicy::default()
@@ -226,6 +243,11 @@ mod tests {
             (retries.num_retries, retries.retry_host_predicate.len()),
             (Some(UInt32Value { value: RETRIES }), 1)
         );
+        let Some(PriorityConfig::TypedConfig(zones)) = &retries.retry_priority.as_ref().unwrap().config_type else {
+            panic!("zones")
+        };
+        let zones = PreviousPrioritiesConfig::decode(&zones.value[..]).unwrap();
+        assert_eq!(zones.update_frequency, ATTEMPTS_IN_ZONE);
         assert_eq!(routes.len(), 2);
     }
 
