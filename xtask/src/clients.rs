@@ -1,6 +1,7 @@
 //! Runs the agent with clients in other languages, whose libraries are installed below the build folder.
 
 use std::{
+    collections::BTreeSet,
     env, fs,
     path::{Path, PathBuf},
     process::Command,
@@ -8,6 +9,7 @@ use std::{
 
 use crate::{
     command::{FEATURES, HELP, Result, cargo, run},
+    counted::{self, ByModule},
     etcd::{self, Etcd},
     interop,
 };
@@ -22,7 +24,7 @@ const LAYOUTS: &str = "layouts";
 const ETCD: &str = "etcd";
 
 /// Modules of tests over etcd.
-const OVER_ETCD: [&str; 3] = ["over_etcd::", "over_kitex::", "over_go_zero::"];
+const OVER_ETCD: [&str; 4] = ["over_etcd::", "over_kitex::", "over_kitex_by_default::", "over_go_zero::"];
 
 /// Programs on these frameworks.
 const FRAMEWORKS: [&str; 3] = ["gozero", "kitex", "kratos"];
@@ -36,21 +38,60 @@ struct Part {
     name: &'static str,
     /// Is tested in all scenarios, also over etcd.
     has_scenarios: bool,
+    needs: &'static [Tool],
     /// Installs and builds what is missing. Returns paths for the tests.
     prepare: fn() -> Result<Variables>,
 }
 
 const PARTS: [Part; 9] = [
-    Part { name: "python", has_scenarios: true, prepare: python },
-    Part { name: "envoy", has_scenarios: true, prepare: envoy },
-    Part { name: "go", has_scenarios: true, prepare: go },
-    Part { name: "tonic-xds", has_scenarios: true, prepare: tonic },
-    Part { name: "java", has_scenarios: true, prepare: java },
-    Part { name: "console", has_scenarios: false, prepare: node },
-    Part { name: "http", has_scenarios: false, prepare: http },
-    Part { name: "prometheus", has_scenarios: false, prepare: prometheus },
-    Part { name: "browser", has_scenarios: false, prepare: browser },
+    Part { name: "python", has_scenarios: true, needs: &[Tool::Python], prepare: python },
+    Part { name: "envoy", has_scenarios: true, needs: &[Tool::Python], prepare: envoy },
+    Part { name: "go", has_scenarios: true, needs: &[Tool::Go], prepare: go },
+    Part { name: "tonic-xds", has_scenarios: true, needs: &[], prepare: tonic },
+    Part { name: "java", has_scenarios: true, needs: &[Tool::Maven], prepare: java },
+    Part { name: "console", has_scenarios: false, needs: &[Tool::Node], prepare: node },
+    Part { name: "http", has_scenarios: false, needs: &[Tool::Python, Tool::Curl], prepare: http },
+    Part { name: "prometheus", has_scenarios: false, needs: &[Tool::Prometheus], prepare: prometheus },
+    Part { name: "browser", has_scenarios: false, needs: &[Tool::Chromium, Tool::ChromeDriver], prepare: browser },
 ];
+
+/// A program that users install.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Tool {
+    Python,
+    Go,
+    Maven,
+    Node,
+    Curl,
+    Prometheus,
+    Chromium,
+    ChromeDriver,
+}
+
+impl Tool {
+    /// Returns the path of the program, or its name.
+    ///
+    /// # Errors
+    ///
+    /// If it is missing or unsuitable. The text names what to install.
+    fn find(self) -> Result<PathBuf> {
+        match self {
+            Self::Python => python3(),
+            Self::Go => etcd::go::find().ok_or_else(|| format!("install Go {} or newer", etcd::go::OLDEST).into()),
+            Self::Maven => match Command::new("mvn").arg("--version").output() {
+                Ok(output) if output.status.success() => Ok("mvn".into()),
+                _ => Err("install Maven and a Java of version 17 or newer".into()),
+            },
+            Self::Node => node_20(),
+            Self::Curl => program(&["curl"], "curl"),
+            Self::Prometheus => program(&["prometheus"], "prometheus"),
+            Self::Chromium => {
+                program(&["chromium-headless-shell", "chromium", "google-chrome"], "chromium-headless-shell")
+            }
+            Self::ChromeDriver => program(&["chromedriver"], "chromium-driver"),
+        }
+    }
+}
 
 /// Runs `cargo xtask clients` with the parts named, or all. With `etcd`, the clients named run over etcd instead of the
 /// memory backend; all of them, if there are none.
@@ -68,6 +109,7 @@ pub(crate) fn test(named: impl Iterator<Item = String>) -> Result {
     let over_etcd = named.is_empty() || is_named(ETCD);
     let has_clients = PARTS.iter().any(|part| is_named(part.name));
     let clients: Vec<_> = PARTS.iter().filter(|part| !has_clients || is_named(part.name)).collect();
+    check_tools(&needed(&named))?;
     if named.is_empty() || has_clients && !over_etcd {
         over_memory(&clients)?;
     }
@@ -81,6 +123,29 @@ pub(crate) fn test(named: impl Iterator<Item = String>) -> Result {
     Ok(())
 }
 
+/// Returns the tools that the parts named need, or all.
+fn needed(named: &[String]) -> BTreeSet<Tool> {
+    let is_named = |name: &str| named.is_empty() || named.iter().any(|one| one == name);
+    let is_alone = |over: &str| named.iter().all(|one| one == over || one == LAYOUTS);
+    let parts =
+        PARTS.iter().filter(|part| is_named(part.name) || part.has_scenarios && is_named(ETCD) && is_alone(ETCD));
+    let go = (is_named(LAYOUTS) || is_named(ETCD)).then_some(Tool::Go);
+    parts.flat_map(|part| part.needs).copied().chain(go).collect()
+}
+
+/// Looks for these tools.
+///
+/// # Errors
+///
+/// If some are missing. The text names all of them, each once.
+fn check_tools(tools: &BTreeSet<Tool>) -> Result {
+    let mut missing: Vec<_> =
+        tools.iter().filter_map(|tool| tool.find().err()).map(|error| error.to_string()).collect();
+    missing.sort_unstable();
+    missing.dedup();
+    if missing.is_empty() { Ok(()) } else { Err(missing.join("; ").into()) }
+}
+
 /// Installs and builds what clients need.
 fn prepare(clients: &[&Part]) -> Result<Variables> {
     let mut variables = Variables::new();
@@ -92,7 +157,21 @@ fn prepare(clients: &[&Part]) -> Result<Variables> {
 
 /// Returns the name of the module with the tests of a client.
 fn module(client: &Part) -> String {
-    format!("{}::", client.name.replace('-', "_"))
+    client.name.replace('-', "_")
+}
+
+/// Runs tests of clients.
+///
+/// # Errors
+///
+/// If one fails, or none of a client ran.
+fn run_tests(tests: &mut Command, clients: &[&Part]) -> Result {
+    let mut modules = ByModule::new();
+    let counts = counted::run_by_module(tests, &mut modules)?;
+    if let Some(Part { name, .. }) = clients.iter().find(|client| !modules.contains_key(&module(client))) {
+        return Err(format!("no test of {name} ran").into());
+    }
+    counted::passed(counts)
 }
 
 /// Runs all tests of clients but those over etcd.
@@ -102,7 +181,8 @@ fn over_memory(clients: &[&Part]) -> Result {
     tests.args(["test", "--workspace", "--features", FEATURES, "--test", "clients", "--", "--ignored"]);
     tests.args(OVER_ETCD.iter().flat_map(|module| ["--skip", *module]));
     // The clients need the cores more than the tests do.
-    run(tests.args(["--test-threads", "2"]).args(clients.iter().map(|client| module(client))).envs(variables))
+    tests.args(["--test-threads", "2"]).args(clients.iter().map(|client| module(client) + "::"));
+    run_tests(tests.envs(variables), clients)
 }
 
 /// Runs the scenarios of clients over etcd.
@@ -114,9 +194,9 @@ fn scenarios_over_etcd(clients: &[&Part]) -> Result {
     let mut tests = cargo()?;
     tests.args(["test", "--workspace", "--features", FEATURES, "--test", "clients", "--", "--ignored"]);
     tests.args(["--test-threads", "2"]);
-    tests.args(clients.iter().flat_map(|client| OVER_ETCD.map(|over| module(client) + over)));
+    tests.args(clients.iter().flat_map(|client| OVER_ETCD.map(|over| module(client) + "::" + over)));
     tests.arg("over_etcd::two_agents");
-    run(tests.env("ENLIST_COMMAND", command).envs(variables).envs([frameworks]).envs(etcd.variables()))
+    run_tests(tests.env("ENLIST_COMMAND", command).envs(variables).envs([frameworks]).envs(etcd.variables()), clients)
 }
 
 /// Runs servers of frameworks in Go, with a client in Go.
@@ -125,7 +205,8 @@ fn layouts() -> Result {
     let mut tests = cargo()?;
     let features = format!("{FEATURES},enlist-cli/agent");
     tests.args(["test", "--workspace", "--features", &features, "--test", "agent_layouts", "--", "--ignored"]);
-    run(tests.args(["--test-threads", "2"]).envs(variables).envs([frameworks]).envs(etcd.variables()))
+    tests.args(["--test-threads", "2"]).envs(variables).envs([frameworks]).envs(etcd.variables());
+    counted::run(&mut tests).and_then(counted::passed)
 }
 
 /// Builds the programs on frameworks in Go.
@@ -150,12 +231,9 @@ fn envoy() -> Result<Variables> {
 }
 
 fn go() -> Result<Variables> {
-    let Some(go) = etcd::go::find() else {
-        return Err(format!("this needs Go {} or newer, and there is none", etcd::go::OLDEST).into());
-    };
     let folder = installations()?.join("go");
     fs::create_dir_all(&folder)?;
-    let mut build = Command::new(go);
+    let mut build = Command::new(Tool::Go.find()?);
     build.current_dir(root().join(SOURCES).join("go")).args(["build", "-buildvcs=false", "-trimpath", "-o"]);
     build.arg(&folder).arg("./...");
     etcd::build::plain(&mut build);
@@ -175,13 +253,10 @@ fn tonic() -> Result<Variables> {
 fn java() -> Result<Variables> {
     let folder = installations()?.join("java");
     let libraries = folder.join("libraries");
-    let mut build = Command::new("mvn");
+    let mut build = Command::new(Tool::Maven.find()?);
     build.current_dir(root().join(SOURCES).join("java")).args(["--quiet", "--batch-mode", "compile"]);
     build.arg("dependency:copy-dependencies").arg(format!("-Doutput={}", folder.display()));
     build.arg(format!("-DoutputDirectory={}", libraries.display()));
-    if let Err(error) = Command::new("mvn").arg("--version").output() {
-        return Err(format!("mvn cannot be run ({error}): install Maven and a Java of version 17 or newer").into());
-    }
     run(&mut build)?;
     let classes = folder.join("classes");
     Ok(vec![("ENLIST_CLIENT_JAVA", format!("{}:{}/*", classes.display(), libraries.display()).into())])
@@ -189,35 +264,47 @@ fn java() -> Result<Variables> {
 
 /// The scripts of the console are tested in Node.
 fn node() -> Result<Variables> {
+    Ok(vec![("ENLIST_CLIENT_NODE", Tool::Node.find()?)])
+}
+
+fn node_20() -> Result<PathBuf> {
     let version = Command::new("node").arg("--version").output();
-    let version = version.map_err(|error| format!("node cannot be run ({error}): install Node 20 or newer"))?;
+    let version = version.map_err(|error| format!("install Node 20 or newer ({error})"))?;
     let version = String::from_utf8_lossy(&version.stdout).into_owned();
     let major = version.trim_start_matches('v').split('.').next().and_then(|text| text.parse::<u32>().ok());
     match major {
-        Some(20..) => Ok(vec![("ENLIST_CLIENT_NODE", "node".into())]),
-        _ => Err(format!("this needs Node 20 or newer, and there is {version}").into()),
+        Some(20..) => Ok("node".into()),
+        _ => Err(format!("install Node 20 or newer instead of {}", version.trim_end()).into()),
     }
 }
 
 /// Requests are generated by a program in Python, or sent by curl.
 fn http() -> Result<Variables> {
-    program(&["curl"], "curl")?;
     Ok(vec![("ENLIST_CLIENT_SCHEMATHESIS", environment("http")?.join("schemathesis"))])
 }
 
 fn prometheus() -> Result<Variables> {
-    Ok(vec![("ENLIST_CLIENT_PROMETHEUS", program(&["prometheus"], "prometheus")?)])
+    Ok(vec![("ENLIST_CLIENT_PROMETHEUS", Tool::Prometheus.find()?)])
 }
 
 fn browser() -> Result<Variables> {
-    let browsers = ["chromium-headless-shell", "chromium", "google-chrome"];
     let pictures = installations()?.join("pictures");
     fs::create_dir_all(&pictures)?;
     Ok(vec![
         ("ENLIST_CLIENT_PICTURES", pictures),
-        ("ENLIST_CLIENT_CHROMIUM", program(&browsers, "chromium-headless-shell")?),
-        ("ENLIST_CLIENT_CHROMEDRIVER", program(&["chromedriver"], "chromium-driver")?),
+        ("ENLIST_CLIENT_CHROMIUM", Tool::Chromium.find()?),
+        ("ENLIST_CLIENT_CHROMEDRIVER", Tool::ChromeDriver.find()?),
     ])
+}
+
+/// Finds a Python that makes complete environments. Debian's python3 alone does not.
+fn python3() -> Result<PathBuf> {
+    let modules = Command::new("python3").args(["-c", "import ensurepip, venv"]).output();
+    match modules {
+        Ok(output) if output.status.success() => Ok("python3".into()),
+        Ok(_) => Err("install python3-venv".into()),
+        Err(error) => Err(format!("install python3, with its module venv ({error})").into()),
+    }
 }
 
 /// Returns the path of the first of these programs that is on the `PATH`. `package`: Debian's package of it.
@@ -225,7 +312,8 @@ fn program(names: &[&str], package: &str) -> Result<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let found =
         names.iter().find_map(|name| env::split_paths(&path).map(|folder| folder.join(name)).find(|one| one.is_file()));
-    found.ok_or_else(|| format!("{} is not on the PATH: install Debian's package {package}", names.join(" or ")).into())
+    found
+        .ok_or_else(|| format!("install Debian's package {package} ({} is not on the PATH)", names.join(" or ")).into())
 }
 
 /// Returns the folder of programs of an environment of Python with the libraries that a client needs, and installs them
@@ -238,12 +326,7 @@ fn environment(client: &str) -> Result<PathBuf> {
     if fs::read_to_string(&installed).is_ok_and(|text| text == needed) {
         return Ok(programs);
     }
-    let venv = Command::new("python3").args(["-m", "venv"]).arg(&folder).status();
-    match venv {
-        Ok(status) if status.success() => {}
-        Ok(status) => return Err(format!("python3 cannot make an environment ({status}): install python3-venv").into()),
-        Err(error) => return Err(format!("python3 cannot be run ({error}): install it, with its module venv").into()),
-    }
+    run(Command::new(Tool::Python.find()?).args(["-m", "venv"]).arg(&folder))?;
     let mut install = Command::new(programs.join("python"));
     run(install.args(["-m", "pip", "install", "--quiet", "--requirement"]).arg(requirements))?;
     fs::write(installed, needed)?;
@@ -263,4 +346,28 @@ fn target() -> Result<PathBuf> {
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_needed_is_looked_for() {
+        let needed = |named: &[&str]| needed(&named.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
+        assert_eq!(needed(&["layouts"]), [Tool::Go].into());
+        assert_eq!(needed(&["etcd"]), [Tool::Python, Tool::Go, Tool::Maven].into());
+        assert_eq!(needed(&["etcd", "java"]), [Tool::Go, Tool::Maven].into());
+        assert_eq!(needed(&["tonic-xds"]), BTreeSet::new());
+        assert!(needed(&[]).contains(&Tool::Chromium));
+    }
+
+    #[test]
+    fn a_client_without_a_test_fails() {
+        let mut tests = Command::new("printf");
+        tests.arg("test go::one ... ok\ntest result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out\n");
+        let [go, java] = ["go", "java"].map(|name| PARTS.iter().find(|part| part.name == name).unwrap());
+        run_tests(&mut tests, &[go]).unwrap();
+        assert_eq!(run_tests(&mut tests, &[go, java]).unwrap_err().to_string(), "no test of java ran");
+    }
 }
