@@ -14,13 +14,9 @@ use crate::{
     over_memory::Memory,
     page, python,
     scenarios::{self, Client, NODE, ZONE, tests},
-    server::{Running, Server},
-    shown::{self, ShownClient},
     supplied,
-    world::{Settings, World},
+    world::Settings,
 };
-
-const NONE: [&str; 0] = [];
 
 /// Envoy that listens at an address.
 struct Envoy {
@@ -81,15 +77,15 @@ impl Client for Envoy {
 
 tests! {
     super::Envoy::new(),
-    also: [],
+    also: [
+        dead_instances_fail_no_call, a_refused_listener_is_shown_and_harmless,
+        a_listener_with_another_service_fails_no_call
+    ],
     weights: [shares_follow_the_weights],
-    zones: [calls_leave_the_zone_only_without_an_instance_in_it]
-}
-
-#[tokio::test]
-#[ignore = "needs the client's library: cargo xtask clients"]
-async fn calls_work_beside_ten_thousand_instances() {
-    scenarios::calls_work_beside_ten_thousand_instances(&Envoy::new()).await;
+    zones: [
+        calls_leave_the_zone_only_without_an_instance_in_it, a_zone_of_dead_instances_fails_no_call,
+        calls_work_beside_ten_thousand_instances
+    ]
 }
 
 #[tokio::test]
@@ -97,63 +93,4 @@ async fn calls_work_beside_ten_thousand_instances() {
 async fn a_token_is_sent_as_documented() {
     let envoy = Envoy { token: Some("s3cret"), ..Envoy::new() };
     scenarios::calls_follow_the_instances_without_a_failure::<_, Memory>(&envoy).await;
-}
-
-/// As ones that crashed, until their leases end.
-#[tokio::test]
-#[ignore = "needs the client's library: cargo xtask clients"]
-async fn dead_instances_fail_no_call() {
-    let envoy = Envoy::new();
-    let mut world = Memory::new(envoy.settings()).await;
-    world.start_agent().await;
-    let _one = Running::start(&world, "greeter-1").await;
-    let mut dead = Vec::new();
-    for name in ["dead-1", "dead-2", "dead-3"] {
-        dead.push(world.register_as("greeter", name, free_port()).await);
-    }
-    shown::instances(&world, 4).await;
-    let mut caller = envoy.start(world.xds(), "greeter").await;
-    for _ in 0..10 {
-        assert_eq!(caller.reaches(&["greeter-1"]).await, NONE);
-    }
-}
-
-#[tokio::test]
-#[ignore = "needs the client's library: cargo xtask clients"]
-async fn a_refused_listener_is_shown_and_harmless() {
-    let envoy = Envoy::new();
-    let mut world = Memory::new(envoy.settings()).await;
-    world.start_agent().await;
-    let _one = Running::start(&world, "greeter-1").await;
-    let mut caller = envoy.start(world.xds(), "greeter").await;
-    assert_eq!(caller.reaches(&["greeter-1"]).await, NONE);
-    // An address of no host, see RFC 5737.
-    world.settings_mut().envoy.push(("192.0.2.1:10000".parse().unwrap(), "greeter"));
-    world.stop_agent().await;
-    world.start_agent().await;
-    let found = ShownClient::only(&world, |client| client.rejected > 0).await;
-    let rejection = found.last_rejection.unwrap();
-    assert!(rejection.r#type == "listener" && rejection.message.contains("192.0.2.1"), "{rejection:?}");
-    let _two = Running::start(&world, "greeter-2").await;
-    assert_eq!(caller.reaches(&["greeter-1", "greeter-2"]).await, NONE);
-}
-
-#[tokio::test]
-#[ignore = "needs the client's library: cargo xtask clients"]
-async fn a_listener_with_another_service_fails_no_call() {
-    let envoy = Envoy::new();
-    // As documented, both services have a listener before and after the change.
-    let unused = ([127, 0, 0, 1], free_port()).into();
-    let before = vec![(envoy.edge, "former"), (unused, "greeter")];
-    let mut world = Memory::new(Settings { envoy: before, ..envoy.settings() }).await;
-    world.start_agent().await;
-    let former = Server::start("former-1").await;
-    let _former = world.register_as("former", "former-1", former.port).await;
-    let _one = Running::start(&world, "greeter-1").await;
-    let mut caller = envoy.start(world.xds(), "greeter").await;
-    assert_eq!(caller.reaches(&["former-1"]).await, NONE);
-    world.settings_mut().envoy = vec![(envoy.edge, "greeter"), (unused, "former")];
-    world.stop_agent().await;
-    world.start_agent().await;
-    assert_eq!(caller.reaches(&["greeter-1"]).await, NONE);
 }

@@ -7,7 +7,7 @@ use tokio::process::Command;
 use crate::{
     caller::Caller,
     page, python,
-    scenarios::{self, Client, tests},
+    scenarios::{Client, tests},
     supplied,
 };
 
@@ -32,15 +32,15 @@ impl Client for Go {
 
 tests! {
     super::Go,
-    also: [calls_that_precede_the_agent_work_once_it_runs, calls_of_an_unknown_service_fail_at_once],
+    also: [
+        calls_that_precede_the_agent_work_once_it_runs, calls_of_an_unknown_service_fail_at_once,
+        dead_instances_fail_no_call
+    ],
     weights: [shares_follow_the_weights],
-    zones: [calls_leave_the_zone_only_without_an_instance_in_it]
-}
-
-#[tokio::test]
-#[ignore = "needs the client's library: cargo xtask clients"]
-async fn calls_work_beside_ten_thousand_instances() {
-    scenarios::calls_work_beside_ten_thousand_instances(&Go).await;
+    zones: [
+        calls_leave_the_zone_only_without_an_instance_in_it, a_zone_of_dead_instances_fails_no_call,
+        calls_work_beside_ten_thousand_instances
+    ]
 }
 
 #[tokio::test]

@@ -9,7 +9,9 @@ use std::{
     process::{ExitStatus, Stdio},
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use enlist_testkit::{EtcdServer, Mode, Provider, Proxy, ServerOptions, free_port, soon};
+use serde_json::json;
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines},
@@ -17,9 +19,10 @@ use tokio::{
 };
 
 use crate::{
+    http::exchange,
     supplied,
     support::{ASSIGNMENT, AdsClient, CLUSTER, LISTENER, ROUTE},
-    world::{Failure, Offer, Settings, World},
+    world::{Crowded, Failure, Offer, Settings, World},
 };
 
 /// A program that prints a line for each step.
@@ -89,7 +92,7 @@ impl Publisher for Native {
 
     async fn register(offer: Offer<'_>, etcd: &str) -> Program {
         let mut command = enlist();
-        command.args(["register", "greeter", &format!("127.0.0.1:{}", offer.port), "--id", offer.name]);
+        command.args(["register", offer.service, &format!("127.0.0.1:{}", offer.port), "--id", offer.name]);
         command.args(["--drain", &format!("{}ms", offer.drain.as_millis())]).env("ENLIST_ENDPOINTS", etcd);
         if let Some(weight) = offer.weight {
             command.args(["--weight", &weight.to_string()]);
@@ -140,13 +143,39 @@ impl Publisher for Kitex {
     }
 }
 
+/// A registration by `registry-etcd` of kitex with the library's own times: it looks for its key every 30 s.
+pub(crate) struct KitexByDefault;
+
+impl Publisher for KitexByDefault {
+    const LAYOUT: &'static str = "kitex";
+
+    async fn register(offer: Offer<'_>, etcd: &str) -> Program {
+        let mut command = publication("kitex", offer, etcd);
+        command.env("ENLIST_INTEROP_KITEX_TIMES", "default");
+        published(command).await
+    }
+
+    async fn deregister(program: Program) {
+        withdraw(program).await;
+    }
+}
+
 /// Lets the library of a framework register an instance.
 async fn publish(framework: &str, offer: Offer<'_>, etcd: &str) -> Program {
+    published(publication(framework, offer, etcd)).await
+}
+
+/// Returns the program on a framework that registers an instance.
+fn publication(framework: &str, offer: Offer<'_>, etcd: &str) -> Command {
     assert!(offer.zone.is_none(), "{framework} has no zones");
     let mut command = Command::new(Path::new(&supplied("ENLIST_INTEROP_BIN")).join(framework));
-    command.args(["publish", "greeter", &format!("127.0.0.1:{}", offer.port)]);
+    command.args(["publish", offer.service, &format!("127.0.0.1:{}", offer.port)]);
     command.args(offer.weight.map(|weight| weight.to_string()));
     command.env("ENLIST_ENDPOINTS", etcd.trim_start_matches("http://"));
+    command
+}
+
+async fn published(command: Command) -> Program {
     let mut program = Program::start(command);
     program.says("published").await;
     program
@@ -283,6 +312,26 @@ impl<P: Publisher> World for OverEtcd<P> {
             Failure::Down => self.etcd.restart().await,
             Failure::Compacted => self.heal_agent(),
             Failure::Wiped => {}
+        }
+    }
+}
+
+impl Crowded for OverEtcd<Native> {
+    type Crowd = ();
+
+    /// Writes the keys by etcd's JSON gateway, in transactions of at most 128 operations.
+    async fn register_many(&self, zone: &str, number: u16) {
+        let ports: Vec<_> = (1..=number).collect();
+        for ports in ports.chunks(128) {
+            let puts = ports.iter().map(|port| {
+                let id = format!("other-{port}");
+                let value = json!({ "v": 1, "id": id, "endpoints": [format!("192.0.2.1:{port}")], "zone": zone });
+                let key = STANDARD.encode(format!("enlist/services/default/greeter/{id}"));
+                json!({ "request_put": { "key": key, "value": STANDARD.encode(value.to_string()) } })
+            });
+            let body = json!({ "success": puts.collect::<Vec<_>>() }).to_string();
+            let answer = exchange(self.etcd.address(), "POST", "/v3/kv/txn", &body).await.unwrap();
+            assert!(answer.contains("succeeded"), "{answer}");
         }
     }
 }

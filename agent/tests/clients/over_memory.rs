@@ -9,7 +9,7 @@ use futures::future::join_all;
 
 use crate::{
     support::{Store, TestAgent, instance},
-    world::{Failure, Offer, Settings, World},
+    world::{Crowded, Failure, Offer, Settings, World},
 };
 
 pub(crate) struct Memory {
@@ -19,14 +19,10 @@ pub(crate) struct Memory {
     agent: Option<TestAgent>,
 }
 
-impl Memory {
-    /// Registers an instance of another service.
-    pub(crate) async fn register_as(&self, service: &str, name: &str, port: u16) -> Registration {
-        self.store.register(service, instance(name, port)).await
-    }
+impl Crowded for Memory {
+    type Crowd = Vec<Registration>;
 
-    /// Registers instances of `greeter` in a zone, at addresses of no host (RFC 5737).
-    pub(crate) async fn register_many(&self, zone: &str, number: u16) -> Vec<Registration> {
+    async fn register_many(&self, zone: &str, number: u16) -> Vec<Registration> {
         let register = (1..=number).map(|port| {
             let endpoint = Endpoint::new("192.0.2.1", port).unwrap();
             let id = InstanceId::parse(format!("other-{port}")).unwrap();
@@ -87,7 +83,7 @@ impl World for Memory {
         if let Some(zone) = offer.zone {
             instance = instance.with_zone(zone);
         }
-        let service = ServiceRef::parse("greeter").unwrap();
+        let service = ServiceRef::parse(offer.service).unwrap();
         let registration = self.store.services.register(&service, instance, RegisterOptions::new());
         (registration.await.unwrap(), offer.drain)
     }

@@ -15,7 +15,7 @@ use crate::{
     caller::Caller,
     http::exchange,
     page,
-    scenarios::{self, Client, NODE, ZONE, tests},
+    scenarios::{Client, NODE, ZONE, tests},
     supplied,
 };
 
@@ -56,15 +56,15 @@ impl Client for Python {
 
 tests! {
     super::Python,
-    also: [calls_that_precede_the_agent_work_once_it_runs, calls_of_an_unknown_service_fail_at_once],
+    also: [
+        calls_that_precede_the_agent_work_once_it_runs, calls_of_an_unknown_service_fail_at_once,
+        dead_instances_fail_no_call
+    ],
     weights: [shares_follow_the_weights],
-    zones: [calls_leave_the_zone_only_without_an_instance_in_it]
-}
-
-#[tokio::test]
-#[ignore = "needs the client's library: cargo xtask clients"]
-async fn calls_work_beside_ten_thousand_instances() {
-    scenarios::calls_work_beside_ten_thousand_instances(&Python).await;
+    zones: [
+        calls_leave_the_zone_only_without_an_instance_in_it, a_zone_of_dead_instances_fails_no_call,
+        calls_work_beside_ten_thousand_instances
+    ]
 }
 
 #[tokio::test]

@@ -2,15 +2,15 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use tokio::time::Instant;
+use enlist_testkit::free_port;
+use tokio::{net::TcpSocket, time::Instant};
 
 use crate::{
     caller::Caller,
-    over_memory::Memory,
     server::Running,
     shown::{self, ShownClient},
     support::AdsClient,
-    world::{Failure, Offer, Settings, World},
+    world::{Crowded, Failure, Offer, Settings, World},
 };
 
 /// Identity of all clients in their requests.
@@ -42,6 +42,9 @@ pub(crate) trait Client {
     /// Calls the last server after an assignment without instances, for as long as their connection lasts.
     const KEEPS_LAST_SERVER: bool = false;
 
+    /// Calls instances to which it cannot connect.
+    const CALLS_DEAD_INSTANCES: bool = false;
+
     /// Beginnings of the failures of calls without an agent.
     const WITHOUT_AGENT: &'static [&'static str] = &["UNAVAILABLE", "DEADLINE_EXCEEDED"];
 
@@ -72,6 +75,10 @@ macro_rules! tests {
         mod over_kitex {
             type Over = crate::over_etcd::OverEtcd<crate::over_etcd::Kitex>;
             crate::scenarios::tests_over!(Over, $client, $($also,)* $($weights,)*);
+        }
+        mod over_kitex_by_default {
+            type Over = crate::over_etcd::OverEtcd<crate::over_etcd::KitexByDefault>;
+            crate::scenarios::tests_of!(Over, $client, late_registrations_after_a_loss_fail_no_call,);
         }
         mod over_go_zero {
             type Over = crate::over_etcd::OverEtcd<crate::over_etcd::GoZero>;
@@ -159,17 +166,27 @@ pub(crate) async fn calls_work_again_once_an_empty_service_has_an_instance<C: Cl
     assert_eq!(caller.reaches(&["greeter-1"]).await, NONE);
     withstands(&mut world, &mut caller, &["greeter-1"]).await;
     let one = one.deregister(&world).await;
+    // Others that left just before look as if they had crashed as well, and are held for as long.
+    let calls_dead = C::CALLS_DEAD_INSTANCES && !W::ANNOUNCES_DEPARTURES;
     if W::ANNOUNCES_DEPARTURES && !C::KEEPS_LAST_SERVER {
         let report = caller.fails().await;
         assert!(report.failures[0].starts_with(C::UNAVAILABLE), "{report:?}");
         one.stop().await;
     } else {
         // It is called until it stops.
-        stays(&mut caller, &["greeter-1"]).await;
+        if calls_dead {
+            caller.meets("greeter-1").await;
+        } else {
+            stays(&mut caller, &["greeter-1"]).await;
+        }
         one.stop().await;
         caller.fails().await;
     }
     let _two = Running::start(&world, "greeter-2").await;
+    if calls_dead {
+        caller.meets("greeter-2").await;
+        return;
+    }
     caller.reaches(&["greeter-2"]).await;
     assert_eq!(caller.reaches(&["greeter-2"]).await, NONE);
 }
@@ -240,6 +257,34 @@ pub(crate) async fn calls_that_precede_the_agent_work_once_it_runs<C: Client, W:
     world.start_agent().await;
     caller.reaches(&["greeter-1"]).await;
     withstands(&mut world, &mut caller, &["greeter-1"]).await;
+}
+
+/// Scenario of a library that rarely looks for its registrations.
+pub(crate) async fn late_registrations_after_a_loss_fail_no_call<C: Client, W: World>(client: &C) {
+    /// Maximum time until all are registered again, shorter than that for which the agent holds lost instances.
+    const LATEST: Duration = Duration::from_secs(55);
+    /// Interval at which the library looks.
+    const INTERVAL: Duration = Duration::from_secs(30);
+    const SERVERS: [&str; 2] = ["greeter-1", "greeter-2"];
+    let mut world = W::new(client.settings()).await;
+    world.start_agent().await;
+    let _one = Running::start(&world, SERVERS[0]).await;
+    let mut caller = client.start(world.xds(), "greeter").await;
+    assert_eq!(caller.reaches(&SERVERS[..1]).await, NONE);
+    let registered = Instant::now();
+    let two = Running::start(&world, SERVERS[1]).await;
+    assert_eq!(caller.reaches(&SERVERS).await, NONE);
+    world.begin(Failure::Wiped).await;
+    let lost = Instant::now();
+    world.end(Failure::Wiped).await;
+    shown::instances(&world, 0).await;
+    while shown::live(&world).await.unwrap() < SERVERS.len() {
+        assert!(lost.elapsed() < LATEST, "not registered again");
+        goes_on(&mut caller, &SERVERS).await;
+    }
+    assert!(registered.elapsed() >= INTERVAL, "the library looked sooner");
+    stays(&mut caller, &SERVERS).await;
+    leave(&world, &mut caller, vec![two], &SERVERS[..1]).await;
 }
 
 pub(crate) async fn restarts_of_servers_and_agent_fail_no_call<C: Client, W: World>(client: &C) {
@@ -315,9 +360,9 @@ pub(crate) async fn calls_leave_the_zone_only_without_an_instance_in_it<C: Clien
 }
 
 /// The others are in another zone, so that the client does not connect to them.
-pub(crate) async fn calls_work_beside_ten_thousand_instances<C: Client>(client: &C) {
+pub(crate) async fn calls_work_beside_ten_thousand_instances<C: Client, W: Crowded>(client: &C) {
     const OTHERS: u16 = 10_000;
-    let mut world = Memory::new(Settings { prefers_own_zone: true, ..client.settings() }).await;
+    let mut world = W::new(Settings { prefers_own_zone: true, ..client.settings() }).await;
     world.start_agent().await;
     let near = Running::with(&world, "near", |offer| offer.zone = Some(ZONE)).await;
     let _others = world.register_many("eu-1b", OTHERS).await;
@@ -344,6 +389,72 @@ pub(crate) async fn calls_of_an_unknown_service_fail_at_once<C: Client, W: World
         quickest = quickest.min(report.slowest_ms);
     }
     assert!(quickest < 100, "{quickest} ms");
+}
+
+/// Scenario of instances that crashed, until their leases end.
+pub(crate) async fn dead_instances_fail_no_call<C: Client, W: World>(client: &C) {
+    beside_dead_instances::<_, W>(client, None).await;
+}
+
+/// Scenario of a zone in which all instances crashed.
+pub(crate) async fn a_zone_of_dead_instances_fails_no_call<C: Client, W: World>(client: &C) {
+    beside_dead_instances::<_, W>(client, Some(ZONE)).await;
+}
+
+/// Lets three of four instances be dead: nothing listens at their ports. `zone`: theirs, which the client prefers, while
+/// the other one is in another zone.
+async fn beside_dead_instances<C: Client, W: World>(client: &C, zone: Option<&str>) {
+    let mut world = W::new(Settings { prefers_own_zone: zone.is_some(), ..client.settings() }).await;
+    world.start_agent().await;
+    let _one = Running::with(&world, "greeter-1", |offer| offer.zone = zone.map(|_| "eu-1b")).await;
+    let mut dead = Vec::new();
+    for name in ["dead-1", "dead-2", "dead-3"] {
+        // The socket keeps the port.
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let port = socket.local_addr().unwrap().port();
+        dead.push((world.register(Offer { zone, ..Offer::new(name, port) }).await, socket));
+    }
+    shown::instances(&world, 4).await;
+    let mut caller = client.start(world.xds(), "greeter").await;
+    assert_eq!(caller.reaches(&["greeter-1"]).await, NONE);
+    stays(&mut caller, &["greeter-1"]).await;
+}
+
+/// Scenario for Envoy.
+pub(crate) async fn a_refused_listener_is_shown_and_harmless<C: Client, W: World>(client: &C) {
+    let mut world = W::new(client.settings()).await;
+    world.start_agent().await;
+    let _one = Running::start(&world, "greeter-1").await;
+    let mut caller = client.start(world.xds(), "greeter").await;
+    assert_eq!(caller.reaches(&["greeter-1"]).await, NONE);
+    // An address of no host, see RFC 5737.
+    world.settings_mut().envoy.push(("192.0.2.1:10000".parse().unwrap(), "greeter"));
+    world.stop_agent().await;
+    world.start_agent().await;
+    let found = ShownClient::only(&world, |client| client.rejected > 0).await;
+    let rejection = found.last_rejection.unwrap();
+    assert!(rejection.r#type == "listener" && rejection.message.contains("192.0.2.1"), "{rejection:?}");
+    let _two = Running::start(&world, "greeter-2").await;
+    assert_eq!(caller.reaches(&["greeter-1", "greeter-2"]).await, NONE);
+}
+
+/// Scenario for Envoy.
+pub(crate) async fn a_listener_with_another_service_fails_no_call<C: Client, W: World>(client: &C) {
+    let (edge, _) = client.settings().envoy[0];
+    // As documented, both services have a listener before and after the change.
+    let unused = ([127, 0, 0, 1], free_port()).into();
+    let before = vec![(edge, "former"), (unused, "greeter")];
+    let mut world = W::new(Settings { envoy: before, ..client.settings() }).await;
+    world.start_agent().await;
+    let _former = Running::with(&world, "former-1", |offer| offer.service = "former").await;
+    let _one = Running::start(&world, "greeter-1").await;
+    let mut caller = client.start(world.xds(), "greeter").await;
+    assert_eq!(caller.reaches(&["former-1"]).await, NONE);
+    world.settings_mut().envoy = vec![(edge, "greeter"), (unused, "former")];
+    world.stop_agent().await;
+    world.start_agent().await;
+    assert_eq!(caller.reaches(&["greeter-1"]).await, NONE);
 }
 
 /// Lets the store fail in each way. Checks that calls go on meanwhile without a failure, to these servers, and that

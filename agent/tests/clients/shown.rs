@@ -39,11 +39,16 @@ struct ShownInstance {
 /// Waits until this number of instances of `greeter` are registered. Those that are held are not.
 pub(crate) async fn instances<W: World>(world: &W, number: usize) {
     eventually("these instances are registered", || async {
-        let service: ShownService = read(world, "/v1/services/default/greeter").await?;
-        let live = service.instances.iter().filter(|instance| instance.presence == "live").count();
+        let live = live(world).await?;
         if live == number { Ok(()) } else { Err(format!("{live} of {number}")) }
     })
     .await;
+}
+
+/// Returns the number of instances of `greeter` that are registered.
+pub(crate) async fn live<W: World>(world: &W) -> Result<usize, String> {
+    let service: ShownService = read(world, "/v1/services/default/greeter").await?;
+    Ok(service.instances.iter().filter(|instance| instance.presence == "live").count())
 }
 
 /// Reads an object from the agent.

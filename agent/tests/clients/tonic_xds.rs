@@ -1,5 +1,5 @@
 //! tonic-xds. It has no default for a service without instances: calls wait for one until their deadline. It ignores
-//! weights and zones.
+//! weights and zones, and calls instances that are dead.
 
 use std::{fs, net::SocketAddr, path::Path};
 
@@ -28,6 +28,7 @@ impl Client for Tonic {
     const USER_AGENT: &'static str = "gRPC Rust tonic-xds";
     const UNAVAILABLE: &'static str = "DeadlineExceeded";
     const WITHOUT_AGENT: &'static [&'static str] = &["DeadlineExceeded"];
+    const CALLS_DEAD_INSTANCES: bool = true;
 
     async fn start(&self, agent: SocketAddr, service: &str) -> Caller {
         let mut command = program("tonic-calls");

@@ -39,6 +39,7 @@ impl Settings {
 /// A server to register.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Offer<'a> {
+    pub(crate) service: &'a str,
     pub(crate) name: &'a str,
     pub(crate) port: u16,
     pub(crate) weight: Option<u32>,
@@ -50,8 +51,9 @@ pub(crate) struct Offer<'a> {
 impl<'a> Offer<'a> {
     pub(crate) const DRAIN: Duration = Duration::from_millis(500);
 
+    /// Creates an offer of the service `greeter`.
     pub(crate) fn new(name: &'a str, port: u16) -> Self {
-        Self { name, port, weight: None, zone: None, drain: Self::DRAIN }
+        Self { service: "greeter", name, port, weight: None, zone: None, drain: Self::DRAIN }
     }
 }
 
@@ -70,7 +72,7 @@ impl Failure {
     pub(crate) const ALL: [Self; 3] = [Self::Down, Self::Compacted, Self::Wiped];
 }
 
-/// A store, the service `greeter` in it, and an agent, whose addresses do not change.
+/// A store, services in it, and an agent, whose addresses do not change.
 pub(crate) trait World: Sized {
     /// The registration of a server, which ends with it.
     type Registration;
@@ -123,4 +125,13 @@ pub(crate) trait World: Sized {
     async fn begin(&mut self, failure: Failure);
 
     async fn end(&mut self, failure: Failure);
+}
+
+/// A world whose service can have many instances.
+pub(crate) trait Crowded: World {
+    /// The registrations of many instances, which end with it or with the world.
+    type Crowd;
+
+    /// Registers instances in a zone, at addresses of no host (RFC 5737).
+    async fn register_many(&self, zone: &str, number: u16) -> Self::Crowd;
 }
