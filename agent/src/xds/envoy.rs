@@ -47,8 +47,8 @@ use crate::error::AgentError;
 /// Number of times for which a call that was not sent is tried again.
 const RETRIES: u32 = 5;
 
-/// Number of attempts after which other zones are tried, if the client prefers its own. One instance that is dead is not
-/// to move calls to another zone, and each attempt takes a second if connections are not even refused.
+/// Number of attempts after which other zones are tried, if the client prefers its own. A single dead instance moves no
+/// call to another zone, and an attempt may take a second.
 const ATTEMPTS_IN_ZONE: i32 = 3;
 
 /// Number of times for which another host is chosen if one was tried before.

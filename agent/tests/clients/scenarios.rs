@@ -401,8 +401,8 @@ pub(crate) async fn a_zone_of_dead_instances_fails_no_call<C: Client, W: World>(
     beside_dead_instances::<_, W>(client, Some(ZONE)).await;
 }
 
-/// Lets three of four instances be dead: nothing listens at their ports. `zone`: theirs, which the client prefers, while
-/// the other one is in another zone.
+/// Lets three of four instances be dead: nothing listens at their ports. `zone`: theirs, which the client prefers. The
+/// other one is in another zone then.
 async fn beside_dead_instances<C: Client, W: World>(client: &C, zone: Option<&str>) {
     let mut world = W::new(Settings { prefers_own_zone: zone.is_some(), ..client.settings() }).await;
     world.start_agent().await;

@@ -211,14 +211,12 @@ impl Instance {
         &self.id
     }
 
-    /// Addresses at which it accepts connections. It is empty only in an [`InstanceUpdate`], whose update is refused
-    /// then.
+    /// Addresses at which it accepts connections; empty only in an [`InstanceUpdate`], which is refused then.
     pub fn endpoints(&self) -> &[Endpoint] {
         &self.endpoints
     }
 
-    /// Returns `true` if the other one has the same endpoints, weight, version, zone and metadata. Its health may
-    /// differ.
+    /// Returns `true` if nothing but the id, and perhaps the health, differs.
     pub(crate) fn differs_only_by_id(&self, other: &Self) -> bool {
         let Self { id: _, endpoints, weight, health: _, version, zone, metadata } = self;
         (endpoints, weight, version) == (&other.endpoints, &other.weight, &other.version)
@@ -255,8 +253,7 @@ impl Instance {
         self.metadata.as_deref().unwrap_or(&NO_METADATA)
     }
 
-    /// Checks that stores can hold the instance, before anything is sent. Registering, publishing and updating do so as
-    /// well.
+    /// Checks that stores can hold the instance, as registering, publishing and updating do before anything is sent.
     ///
     /// # Errors
     ///

@@ -83,7 +83,7 @@ macro_rules! each_case {
             departure::deletions_under_a_live_lease_are_a_departure [Id]
             departure::a_fixed_instance_without_its_key_departed [Id]
             departure::a_revoked_lease_is_a_death [Id]
-            departure::the_last_instance_with_calls_is_held_after_its_death [Id Details]
+            departure::a_death_beside_an_idle_instance_is_held [Id Details]
             publish::a_published_instance_outlives_its_publisher [Id]
             publish::publishing_again_replaces_the_instance [Id Weight]
             publish::a_removed_instance_is_returned [Id]

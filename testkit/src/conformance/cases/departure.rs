@@ -96,7 +96,7 @@ pub async fn a_revoked_lease_is_a_death(h: &impl Harness) {
 }
 
 /// Another instance remains, which takes no calls.
-pub async fn the_last_instance_with_calls_is_held_after_its_death(h: &impl Harness) {
+pub async fn a_death_beside_an_idle_instance_is_held(h: &impl Harness) {
     let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
     let idle = instance("idle").with_health(Health::NotServing);
     let _idle = soon("registered", server.register(&service, idle, options(h))).await.unwrap();
