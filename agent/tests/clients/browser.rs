@@ -19,11 +19,20 @@ use crate::{
     support::{AdsClient, Store, instance},
 };
 
-/// A page of a browser. Dropping it ends the browser's driver.
+/// A page of a browser. Dropping it kills the browser with its driver.
 struct Page {
     driver: SocketAddr,
     session: String,
-    _process: Child,
+    process: Child,
+}
+
+impl Drop for Page {
+    /// Kills the process group of the driver: it does not end a browser that a script has started, as Debian's does.
+    fn drop(&mut self) {
+        if let Some(group) = self.process.id() {
+            let _ = std::process::Command::new("kill").args(["-KILL", "--", &format!("-{group}")]).status();
+        }
+    }
 }
 
 impl Page {
@@ -34,7 +43,7 @@ impl Page {
         drop(free);
         let mut command = Command::new(supplied("ENLIST_CLIENT_CHROMEDRIVER"));
         command.arg(format!("--port={}", driver.port())).stdout(Stdio::null()).stderr(Stdio::null());
-        let process = command.kill_on_drop(true).spawn().unwrap();
+        let process = command.kill_on_drop(true).process_group(0).spawn().unwrap();
         let arguments = [
             "--headless".to_owned(),
             "--no-sandbox".to_owned(),
@@ -51,7 +60,7 @@ impl Page {
             let body: Value = serde_json::from_str(&body).map_err(|error| error.to_string())?;
             body["value"]["sessionId"].as_str().map(str::to_owned).ok_or_else(|| body.to_string())
         });
-        let page = Self { driver, session: opened.await, _process: process };
+        let page = Self { driver, session: opened.await, process };
         page.command("url", &json!({ "url": url })).await;
         page
     }
