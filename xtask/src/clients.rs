@@ -126,9 +126,10 @@ pub(crate) fn test(named: impl Iterator<Item = String>) -> Result {
 /// Returns the tools that the parts named need, or all.
 fn needed(named: &[String]) -> BTreeSet<Tool> {
     let is_named = |name: &str| named.is_empty() || named.iter().any(|one| one == name);
-    let is_alone = |over: &str| named.iter().all(|one| one == over || one == LAYOUTS);
-    let parts =
-        PARTS.iter().filter(|part| is_named(part.name) || part.has_scenarios && is_named(ETCD) && is_alone(ETCD));
+    let has_clients = PARTS.iter().any(|part| is_named(part.name));
+    // Without a client, those with scenarios run over etcd.
+    let is_needed = |part: &&Part| if has_clients { is_named(part.name) } else { part.has_scenarios && is_named(ETCD) };
+    let parts = PARTS.iter().filter(is_needed);
     let go = (is_named(LAYOUTS) || is_named(ETCD)).then_some(Tool::Go);
     parts.flat_map(|part| part.needs).copied().chain(go).collect()
 }

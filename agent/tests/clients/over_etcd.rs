@@ -319,7 +319,8 @@ impl<P: Publisher> World for OverEtcd<P> {
 impl Crowded for OverEtcd<Native> {
     type Crowd = ();
 
-    /// Writes the keys by etcd's JSON gateway, in transactions of at most 128 operations.
+    /// Writes the keys as `docs/wire-formats.md` states them, because the agent knows no backend. It uses etcd's JSON
+    /// gateway, in transactions of at most 128 operations.
     async fn register_many(&self, zone: &str, number: u16) {
         let ports: Vec<_> = (1..=number).collect();
         for ports in ports.chunks(128) {

@@ -17,7 +17,7 @@ pub const DEFAULT_DEBOUNCE: Duration = Duration::from_millis(50);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EmptyPolicy {
-    /// What the store lists, once the grace period has passed.
+    /// List of the store, once the grace period has passed.
     #[default]
     Publish,
     /// Also the instances that were lost last, as held entries, until the store lists one that takes calls. Departed
