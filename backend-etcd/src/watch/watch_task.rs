@@ -431,6 +431,17 @@ mod tests {
     use super::*;
     use crate::{testing, watch::record::Record};
 
+    /// Each view of a service has a task.
+    #[test]
+    fn a_task_costs_little_memory() {
+        const MOST_BYTES: usize = 6 << 10;
+        fn size<F>(_: fn(WatchTask) -> F) -> usize {
+            size_of::<F>()
+        }
+        let bytes = size(WatchTask::run);
+        assert!(bytes <= MOST_BYTES, "{bytes}");
+    }
+
     /// A watch that began now was followed by a read. The revisions up to that read exist twice after a restore.
     #[tokio::test(start_paused = true)]
     async fn after_a_restore_a_deletion_at_a_known_revision_is_reported() {

@@ -133,7 +133,8 @@ impl RequestChannel {
     /// Requests a new token, unless another caller has just done so.
     pub(crate) async fn refresh_token(&self) -> Result<(), Failure> {
         let used = Used::default();
-        self.within("refreshing the token", self.limit, &used, self.refresh(&used)).await
+        // Boxed: the client's futures are large, and each watch has this one in its task.
+        self.within("refreshing the token", self.limit, &used, Box::pin(self.refresh(&used))).await
     }
 
     async fn refresh(&self, used: &Used) -> Result<(), Failure> {
