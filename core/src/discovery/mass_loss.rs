@@ -5,7 +5,7 @@
 //! are registered again within a second. Without the protection, every call in between would fail.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -30,14 +30,34 @@ pub(super) struct MassLossProtection {
     hold: Duration,
     empty: EmptyPolicy,
     /// Entries that took calls and were removed within the loss window, without a departure.
-    lost: VecDeque<(Moment, Arc<Entry>)>,
-    /// Held entries with the start of their grace period.
-    held: BTreeMap<InstanceId, (Moment, Arc<Entry>)>,
+    lost: Vec<(Moment, Arc<Entry>)>,
+    /// Held entries.
+    held: BTreeMap<InstanceId, Held>,
+}
+
+/// An entry that is held.
+#[derive(Debug)]
+struct Held {
+    /// Start of its grace period.
+    since: Moment,
+    /// Time of its loss.
+    lost: Moment,
+    entry: Arc<Entry>,
+    cause: Cause,
+}
+
+/// Change after which no listed instance took calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cause {
+    /// One that took calls was removed.
+    Removal,
+    /// Instances were updated, for example by a health check. They may take calls again.
+    Update,
 }
 
 impl MassLossProtection {
     pub(super) fn new(hold: Duration, empty: EmptyPolicy) -> Self {
-        Self { hold, empty, lost: VecDeque::new(), held: BTreeMap::new() }
+        Self { hold, empty, lost: Vec::new(), held: BTreeMap::new() }
     }
 
     /// Records the changes that led to the list `listed`.
@@ -45,6 +65,9 @@ impl MassLossProtection {
         let is_removed = |event: &Event| matches!(event, Event::Removed(_));
         if self.lost.is_empty() && self.held.is_empty() && !events.iter().any(is_removed) {
             return;
+        }
+        if events.iter().any(takes_calls_again) {
+            self.show_updated();
         }
         let returned = Returned::of(events, self);
         self.lost.retain(|(_, lost)| !returned.contains(lost.instance()));
@@ -57,19 +80,27 @@ impl MassLossProtection {
             let instance = entry.instance();
             let left = listed.departed(instance.id()) || !instance.takes_calls();
             if !left && !returned.contains(instance) {
-                self.lost.push_back((now, Arc::clone(entry)));
+                self.lost.push((now, Arc::clone(entry)));
             }
         }
-        while self.lost.front().is_some_and(|(when, _)| now.since(*when) > LOSS_WINDOW) {
-            self.lost.pop_front();
-        }
+        self.lost.retain(|(when, _)| now.since(*when) <= LOSS_WINDOW);
         let holds = !self.hold.is_zero() || self.empty == EmptyPolicy::Keep;
         if holds && !self.lost.is_empty() && !listed.has_callable() {
+            let took_calls = |event: &Event| matches!(event, Event::Removed(entry) if entry.instance().takes_calls());
+            let cause = if events.iter().any(took_calls) { Cause::Removal } else { Cause::Update };
             // The departure of an entry may become known only with the last list.
-            for (_, entry) in self.lost.drain(..).filter(|(_, entry)| !listed.departed(entry.instance().id())) {
-                self.held.insert(entry.instance().id().clone(), (now, entry));
+            for (lost, entry) in self.lost.drain(..).filter(|(_, entry)| !listed.departed(entry.instance().id())) {
+                self.held.insert(entry.instance().id().clone(), Held { since: now, lost, entry, cause });
             }
         }
+    }
+
+    /// Ends the holding that an update began. The entries remain lost, for removals that follow soon.
+    fn show_updated(&mut self) {
+        let held = std::mem::take(&mut self.held).into_iter();
+        let (updated, removed): (Vec<_>, Vec<_>) = held.partition(|(_, held)| held.cause == Cause::Update);
+        self.held.extend(removed);
+        self.lost.extend(updated.into_iter().map(|(_, held)| (held.lost, held.entry)));
     }
 
     /// Ends the holding of instances that are back.
@@ -78,17 +109,17 @@ impl MassLossProtection {
             self.held.remove(*id);
         }
         if !returned.renamed.is_empty() {
-            self.held.retain(|_, (_, held)| !returned.contains(held.instance()));
+            self.held.retain(|_, held| !returned.contains(held.entry.instance()));
         }
     }
 
     /// Returns the snapshot for the view: the list, and the held entries.
     pub(super) fn shown(&mut self, listed: &Snapshot, now: Moment) -> Snapshot {
         let keeps = self.keeps(listed);
-        self.held.retain(|_, (since, _)| keeps || now.since(*since) < self.hold);
+        self.held.retain(|_, held| keeps || now.since(held.since) < self.hold);
         let mut shown = listed.clone();
-        for (_, entry) in self.held.values() {
-            shown.insert(Arc::new(entry.held()));
+        for held in self.held.values() {
+            shown.insert(Arc::new(held.entry.held()));
         }
         shown
     }
@@ -98,13 +129,18 @@ impl MassLossProtection {
         if self.keeps(listed) {
             return None;
         }
-        self.held.values().map(|(since, _)| self.hold.saturating_sub(now.since(*since))).min()
+        self.held.values().map(|held| self.hold.saturating_sub(now.since(held.since))).min()
     }
 
     /// Returns `true` if held entries stay until others take calls.
     fn keeps(&self, listed: &Snapshot) -> bool {
         self.empty == EmptyPolicy::Keep && !self.held.is_empty() && !listed.has_callable()
     }
+}
+
+/// Returns `true` for an update after which an instance takes calls, and before which it did not.
+fn takes_calls_again(event: &Event) -> bool {
+    matches!(event, Event::Updated { old, new } if new.instance().takes_calls() && !old.instance().takes_calls())
 }
 
 /// Instances that are listed again.
@@ -360,6 +396,34 @@ mod tests {
         pass(3600).await;
         assert_eq!(case.shown(), expected);
         assert_eq!(case.protection.expires_in(&case.listed, Moment::now()), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_passing_failure_revives_no_lost_instance() {
+        let mut case = Case::new(&["a", "b"], 15, EmptyPolicy::Publish);
+        case.lose(&["a"]);
+        let shown = case.change(|listed| listed.insert(entry_of("b", Health::NotServing)));
+        assert_eq!(shown, [all(Presence::Held, &["a"]), all(Presence::Live, &["b"])].concat(), "one loss");
+        assert_eq!(case.change(|listed| listed.insert(entry("b"))), all(Presence::Live, &["b"]));
+        assert_eq!(case.lose(&["b"]), all(Presence::Held, &["a", "b"]), "still one loss");
+        // One that takes no calls leaves at the same time.
+        let mut case = Case::new(&["a", "b"], 15, EmptyPolicy::Publish);
+        case.change(|listed| listed.insert(entry_of("c", Health::Draining)));
+        case.lose(&["a"]);
+        case.change(|listed| {
+            listed.depart(&InstanceId::parse("c").unwrap());
+            listed.insert(entry_of("b", Health::NotServing));
+        });
+        assert_eq!(case.change(|listed| listed.insert(entry("b"))), all(Presence::Live, &["b"]));
+        pass(3).await;
+        assert_eq!(case.lose(&["b"]), all(Presence::Held, &["b"]), "two losses");
+        // The last one leaves after the others were lost.
+        let mut case = Case::new(&["a", "b", "c"], 15, EmptyPolicy::Publish);
+        case.lose(&["a", "b"]);
+        case.leave(&["c"]);
+        case.change(|listed| listed.insert(entry_of("d", Health::NotServing)));
+        let shown = case.change(|listed| listed.insert(entry("d")));
+        assert_eq!(shown, [all(Presence::Held, &["a", "b"]), all(Presence::Live, &["d"])].concat());
     }
 
     #[tokio::test(start_paused = true)]
