@@ -233,7 +233,9 @@ impl Projection {
                     let Some(gone) = gone.filter(|gone| snapshot.snapshot().get(&gone.id).is_none()) else { continue };
                     match gone.cause {
                         DeletionCause::Removed => snapshot.depart(&gone.id),
-                        DeletionCause::RemovedIfAlive(lease) => self.undecided.add(gone.id, lease, gone.took_calls),
+                        // No view holds an instance that took no calls.
+                        _ if !gone.took_calls => {}
+                        DeletionCause::RemovedIfAlive(lease) => self.undecided.add(gone.id, lease),
                         DeletionCause::Lost => self.undecided.forget(),
                     }
                 }
@@ -243,13 +245,10 @@ impl Projection {
         self.snapshot.insert(snapshot).build()
     }
 
-    /// Returns the leases to read. None while nothing depends on them: an instance takes calls, or none of those that
-    /// are gone did and others remain.
+    /// Returns the leases to read. None while an instance takes calls: nothing depends on them.
     fn undecided(&self) -> Vec<LeaseId> {
-        let Some(snapshot) = self.snapshot.as_ref().map(SnapshotBuilder::snapshot) else { return Vec::new() };
-        let matters = || snapshot.is_empty() || self.undecided.had_callable() && !snapshot.has_callable();
-        let leases = self.undecided.leases();
-        if leases.is_empty() || matters() { leases } else { Vec::new() }
+        let has_callable = || self.snapshot.as_ref().is_none_or(|snapshot| snapshot.snapshot().has_callable());
+        if self.undecided.is_empty() || has_callable() { Vec::new() } else { self.undecided.leases() }
     }
 
     /// Notes which of the leases that were read are `alive`. Returns the latest snapshot.
@@ -269,9 +268,8 @@ impl Projection {
         let decoded = last.and_then(|record| self.decode(record));
         let seen = self.by_key.get(key)?;
         let id = seen.instance().id().clone();
-        let instance = decoded.as_ref().unwrap_or(seen).instance();
-        let took_calls = instance.takes_calls();
-        if instance.health() == Health::Draining {
+        let took_calls = seen.instance().takes_calls();
+        if decoded.as_ref().unwrap_or(seen).instance().health() == Health::Draining {
             return Some(Deletion { id, cause: DeletionCause::Removed, took_calls });
         }
         let is_same = before.is_some_and(|before| match last {
@@ -439,6 +437,18 @@ mod tests {
         following.after(put(&key("d"), r#"{"v":1,"id":"d","endpoints":["h:1"],"health":"not_serving"}"#, 6));
         assert_eq!(following.after(delete(&key("d"), 7)), ["c"]);
         assert_eq!(following.projection.undecided(), [], "it took no calls");
+    }
+
+    #[test]
+    fn an_update_right_before_a_deletion_is_not_shown() {
+        let mut following = Following::new(Native::default());
+        let key = "enlist/services/default/s/a";
+        let value = |health: &str| format!(r#"{{"v":1,"id":"a","endpoints":["h:1"],"health":"{health}"}}"#);
+        following.after(put(key, &value("serving"), 1));
+        let before = following.replica.clone();
+        following.replica.apply(vec![put(key, &value("not_serving"), 2), delete(key, 3)]);
+        following.projection.follow(Some(&before), &following.replica);
+        assert_eq!(following.projection.undecided(), [LeaseId::new(1)], "views lose an instance that took calls");
     }
 
     #[test]

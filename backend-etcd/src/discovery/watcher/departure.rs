@@ -2,7 +2,7 @@
 //!
 //! A watch reports a deletion without its cause. The end of a lease deletes all its keys, so a lease that is still
 //! alive proves that the instance was removed. The lease is read only if the cause matters: when no instance takes
-//! calls any more, and a view would keep the instances that it lost.
+//! calls any more, and a view would keep those that took calls and were lost.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -37,7 +37,7 @@ const REVOCATION_LAG: Duration = Duration::from_millis(100);
 pub(super) struct Deletion {
     pub(super) id: InstanceId,
     pub(super) cause: DeletionCause,
-    /// It could be picked until then.
+    /// It was shown as one that takes calls.
     pub(super) took_calls: bool,
 }
 
@@ -72,7 +72,7 @@ pub(super) enum History {
     Restored,
 }
 
-/// Deleted instances whose leases decide between a removal and a loss.
+/// Deleted instances that took calls, and whose leases decide between a removal and a loss.
 #[derive(Debug, Default)]
 pub(super) struct Undecided {
     gone: VecDeque<Gone>,
@@ -84,21 +84,19 @@ struct Gone {
     when: Moment,
     id: InstanceId,
     lease: LeaseId,
-    took_calls: bool,
 }
 
 impl Undecided {
-    pub(super) fn add(&mut self, id: InstanceId, lease: LeaseId, took_calls: bool) {
+    pub(super) fn add(&mut self, id: InstanceId, lease: LeaseId) {
         let when = Moment::now();
         while self.gone.front().is_some_and(|gone| when.since(gone.when) > RECENT) || self.gone.len() >= MAX_UNDECIDED {
             self.gone.pop_front();
         }
-        self.gone.push_back(Gone { when, id, lease, took_calls });
+        self.gone.push_back(Gone { when, id, lease });
     }
 
-    /// Returns `true` if one of the instances whose leases are read took calls.
-    pub(super) fn had_callable(&self) -> bool {
-        self.gone.iter().rev().take_while(|gone| gone.when.elapsed() <= RECENT).any(|gone| gone.took_calls)
+    pub(super) fn is_empty(&self) -> bool {
+        self.gone.is_empty()
     }
 
     /// Returns the leases to read, each once, the latest first.
@@ -207,11 +205,11 @@ mod tests {
     async fn few_leases_are_asked_for_those_of_the_latest_deletions() {
         let mut undecided = Undecided::default();
         assert!(undecided.leases().is_empty());
-        undecided.add(id(0), lease(1), true);
+        undecided.add(id(0), lease(1));
         tokio::time::advance(RECENT + Duration::from_secs(1)).await;
         assert!(undecided.leases().is_empty(), "too long ago");
         for number in 0..MAX_UNDECIDED * 2 {
-            undecided.add(id(number), lease(number / 2), true);
+            undecided.add(id(number), lease(number / 2));
         }
         assert_eq!(undecided.gone.len(), MAX_UNDECIDED);
         let asked = undecided.leases();
@@ -225,12 +223,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn deletions_are_kept_for_a_while() {
         let mut undecided = Undecided::default();
-        undecided.add(id(0), lease(1), true);
+        undecided.add(id(0), lease(1));
         tokio::time::advance(RECENT).await;
-        undecided.add(id(1), lease(2), true);
+        undecided.add(id(1), lease(2));
         assert_eq!(undecided.leases(), [lease(2), lease(1)]);
         tokio::time::advance(Duration::from_secs(1)).await;
-        undecided.add(id(2), lease(3), true);
+        undecided.add(id(2), lease(3));
         assert_eq!(undecided.gone.len(), 2, "the first one is dropped");
     }
 
@@ -238,12 +236,12 @@ mod tests {
     fn the_last_lease_of_an_instance_counts() {
         let mut undecided = Undecided::default();
         // It was deleted, came back under another lease, and is gone again.
-        undecided.add(id(0), lease(1), true);
-        undecided.add(id(1), lease(1), true);
-        undecided.add(id(0), lease(2), true);
+        undecided.add(id(0), lease(1));
+        undecided.add(id(1), lease(1));
+        undecided.add(id(0), lease(2));
         assert_eq!(undecided.leases(), [lease(2), lease(1)]);
         assert_eq!(undecided.decide(&[lease(1)]), [id(1)]);
-        undecided.add(id(0), lease(1), true);
+        undecided.add(id(0), lease(1));
         undecided.forget();
         assert!(undecided.decide(&[lease(1)]).is_empty());
     }
