@@ -4,8 +4,8 @@
 //! in an atomic pointer.
 //!
 //! A view keeps its last known instances. An outage of the store makes the view old, never empty, and its freshness
-//! reports the age. If all instances disappear at once without a departure, the last ones are held for a grace period,
-//! see [`DirectoryOptions::hold`].
+//! reports the age. If all instances that take calls disappear at once without a departure, the last ones are held for
+//! a grace period, see [`DirectoryOptions::hold`].
 
 use std::{fmt, sync::Arc, time::Duration};
 

@@ -20,7 +20,8 @@ pub enum EmptyPolicy {
     /// List of the store, once the grace period has passed.
     #[default]
     Publish,
-    /// Also the instances that were lost last, as held entries, until the store lists one that takes calls. Departed
+    /// Also the instances that took calls and were lost last, as held entries, until the store lists one that takes
+    /// calls. Departed
     /// instances are not kept.
     Keep,
 }
