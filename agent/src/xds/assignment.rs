@@ -47,14 +47,21 @@ pub enum Omission {
     HostName,
     /// Its weight is 0.
     ZeroWeight,
+    /// It is not serving.
+    NotServing,
     /// An instance that was created later has the address.
     Duplicate,
 }
 
 impl Omission {
     /// All reasons.
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Protocol, Self::UnixSocket, Self::HostName, Self::ZeroWeight, Self::Duplicate];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Protocol, Self::UnixSocket, Self::HostName, Self::ZeroWeight, Self::NotServing, Self::Duplicate];
+
+    /// Returns `true` if the instance asks for it: it takes no calls.
+    pub(super) fn is_requested(self) -> bool {
+        matches!(self, Self::ZeroWeight | Self::NotServing)
+    }
 
     /// Returns the word for the reason in metrics.
     pub(crate) fn as_str(self) -> &'static str {
@@ -63,6 +70,7 @@ impl Omission {
             Self::UnixSocket => "unix_socket",
             Self::HostName => "host_name",
             Self::ZeroWeight => "zero_weight",
+            Self::NotServing => "not_serving",
             Self::Duplicate => "duplicate",
         }
     }
@@ -196,6 +204,9 @@ fn address(instance: &Instance) -> Result<SocketAddr, Omission> {
     if instance.weight() == 0 {
         return Err(Omission::ZeroWeight);
     }
+    if instance.health() == Health::NotServing {
+        return Err(Omission::NotServing);
+    }
     let literal = |endpoint: &Endpoint| {
         let address: Option<IpAddr> = endpoint.host().parse().ok();
         address.map(|address| SocketAddr::new(address, endpoint.port()))
@@ -280,12 +291,11 @@ fn lb_endpoint(Usable { address, entry }: &Usable<'_>, weight: u32) -> LbEndpoin
     }
 }
 
-/// Returns the health that clients receive. Draining and unhealthy endpoints get no new calls. An instance that is
-/// held after its loss may be dead: its state is unknown, and clients may try it.
+/// Returns the health that clients receive. Draining endpoints get no new calls. An instance that is held after its
+/// loss may be dead: its state is unknown, and clients may try it.
 fn health(entry: &Entry) -> HealthStatus {
     match (entry.instance().health(), entry.presence()) {
         (Health::Draining, _) => HealthStatus::Draining,
-        (Health::NotServing, _) => HealthStatus::Unhealthy,
         (_, Presence::Held) => HealthStatus::Unknown,
         _ => HealthStatus::Healthy,
     }
@@ -399,7 +409,7 @@ mod tests {
 
     #[test]
     fn the_health_decides_which_endpoints_get_calls() {
-        let (message, _) = assign(&snapshot([
+        let (message, omitted) = assign(&snapshot([
             instance("a", "10.0.0.1:80"),
             instance("b", "10.0.0.2:80").with_health(Health::Draining),
             instance("c", "10.0.0.3:80").with_health(Health::NotServing),
@@ -407,12 +417,23 @@ mod tests {
         ]));
         let health: Vec<_> =
             message.endpoints.iter().flat_map(|one| &one.lb_endpoints).map(LbEndpoint::health_status).collect();
-        assert_eq!(
-            health,
-            [HealthStatus::Draining, HealthStatus::Healthy, HealthStatus::Draining, HealthStatus::Unhealthy]
-        );
+        assert_eq!(health, [HealthStatus::Draining, HealthStatus::Healthy, HealthStatus::Draining]);
+        assert_eq!(omitted, Omissions::from([(Omission::NotServing, 1)]));
         let weights: Vec<_> = shape(&message).into_iter().map(|(_, _, weight, _)| weight).collect();
         assert_eq!(weights, [7, 100], "instances without calls have no share, unless a locality has no others");
+    }
+
+    #[test]
+    fn an_instance_without_calls_hides_no_other() {
+        let (message, omitted) = assign(&snapshot([
+            instance("a", "10.0.0.1:80"),
+            instance("b", "10.0.0.1:80").with_health(Health::NotServing),
+            instance("c", "10.0.0.1:80").with_weight(0),
+        ]));
+        let endpoints: Vec<_> = message.endpoints.iter().flat_map(|one| &one.lb_endpoints).collect();
+        assert_eq!(endpoints.len(), 1);
+        assert_eq!(endpoints[0].health_status(), HealthStatus::Healthy);
+        assert_eq!(omitted, Omissions::from([(Omission::ZeroWeight, 1), (Omission::NotServing, 1)]));
     }
 
     #[test]

@@ -80,10 +80,10 @@ pub(super) enum Refusal {
 /// Completeness of the latest assignment of a service. Its changes are logged.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 enum Completeness {
-    /// It contains all instances.
+    /// It contains all instances that take calls.
     #[default]
     All,
-    /// It lacks instances, for these reasons.
+    /// It lacks some, for these reasons.
     Partial(Vec<Omission>),
     /// It is too large to be sent.
     NotSent,
@@ -92,8 +92,11 @@ enum Completeness {
 impl Completeness {
     fn of(assignment: &Result<Assignment, TooLarge>) -> Self {
         match assignment {
-            Ok(assignment) if assignment.omitted.is_empty() => Self::All,
-            Ok(assignment) => Self::Partial(assignment.omitted.keys().copied().collect()),
+            Ok(assignment) => {
+                let reasons = assignment.omitted.keys().copied().filter(|reason| !reason.is_requested());
+                let reasons: Vec<_> = reasons.collect();
+                if reasons.is_empty() { Self::All } else { Self::Partial(reasons) }
+            }
             Err(_) => Self::NotSent,
         }
     }
@@ -306,7 +309,7 @@ impl FollowedAssignment {
         }
         let service = escaped(service);
         match new {
-            Ok(new) if new.omitted.is_empty() => tracing::info!(%service, "assignment complete"),
+            Ok(_) if completeness == Completeness::All => tracing::info!(%service, "assignment complete"),
             Ok(new) => tracing::warn!(%service, omitted = ?new.omitted, "instances omitted"),
             Err(too_large) => tracing::error!(%service, %too_large, "assignment not sent"),
         }
@@ -445,8 +448,8 @@ mod tests {
     use crate::logged::Logged;
     use async_trait::async_trait;
     use enlist::{
-        Endpoint, Entry, Freshness, Instance, InstanceId, Moment, Namespace, RegisterOptions, Registry as _, Resolver,
-        ServiceName, Watcher,
+        Endpoint, Entry, Freshness, Health, Instance, InstanceId, Moment, Namespace, RegisterOptions, Registry as _,
+        Resolver, ServiceName, Watcher,
     };
     use enlist_memory::{MemoryClient, MemoryStore};
     use enlist_testkit::{eventually, soon};
@@ -649,6 +652,17 @@ mod tests {
         snapshot.build()
     }
 
+    /// Returns a snapshot of an instance that is not serving.
+    fn idle() -> Snapshot {
+        let mut snapshot =
+            SnapshotBuilder::new(ServiceRef::parse("greeter").unwrap(), Revision::new(1), Epoch::default());
+        let endpoint = Endpoint::parse("10.0.0.1:80").unwrap();
+        let instance = Instance::new(InstanceId::parse("idle").unwrap(), [endpoint]).unwrap();
+        let instance = instance.with_health(Health::NotServing);
+        snapshot.insert(Arc::new(Entry::new(instance, Revision::new(1), Revision::new(1))));
+        snapshot.build()
+    }
+
     #[tokio::test]
     async fn a_former_assignment_is_not_sent_as_present() {
         let directory = Directory::new(Arc::new(MemoryStore::new().client()));
@@ -671,8 +685,10 @@ mod tests {
         let subscription = all.subscribe("greeter", &Arc::default()).unwrap();
         let logged = Logged::of("enlist_agent::xds::shared");
         tracing::subscriber::with_default(logged.clone(), || {
-            // Instances with one address; then too many bytes.
-            for snapshot in [snapshot("greeter", 2), snapshot("greeter", 3), zones(40, 100_000), zones(41, 100_000)] {
+            // One that takes no calls; instances with one address; too many bytes.
+            let snapshots =
+                [idle(), snapshot("greeter", 2), snapshot("greeter", 3), zones(40, 100_000), zones(41, 100_000)];
+            for snapshot in snapshots {
                 subscription.shared.publish(&snapshot);
             }
             for count in [1, 2] {

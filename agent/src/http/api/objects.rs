@@ -67,10 +67,10 @@ pub(crate) fn presence(entry: &Entry) -> &'static str {
     }
 }
 
-/// Returns the weight with which an instance is picked: 0 unless it serves.
+/// Returns the weight with which an instance is picked: 0 unless it takes calls.
 pub(crate) fn picked_weight(entry: &Entry) -> u64 {
     let instance = entry.instance();
-    if instance.health() == Health::Serving { instance.weight().into() } else { 0 }
+    if instance.takes_calls() { instance.weight().into() } else { 0 }
 }
 
 /// Numbers of a service in the list of services.
