@@ -44,6 +44,14 @@ pub enum AgentError {
         /// The fault.
         reason: &'static str,
     },
+    /// An option has a value that the agent cannot use.
+    #[error("{option}: {reason}")]
+    InvalidOption {
+        /// Name of the option.
+        option: &'static str,
+        /// The fault.
+        reason: &'static str,
+    },
     /// A server ended before it was stopped.
     #[error("the server ended")]
     Server(#[source] Box<dyn std::error::Error + Send + Sync>),

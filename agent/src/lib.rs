@@ -35,8 +35,8 @@ pub use self::{
     },
     security::BearerToken,
     xds::{
-        DEFAULT_XDS_NAMES, DEFAULT_XDS_PORT, DEFAULT_XDS_SERVICES, DEFAULT_XDS_SETTLE, DEFAULT_XDS_STREAMS,
-        EnvoyListener, Omission, ResourceType, XdsClient, XdsOptions, XdsRejection, XdsTotals,
+        DEFAULT_XDS_CONNECT_TIMEOUT, DEFAULT_XDS_NAMES, DEFAULT_XDS_PORT, DEFAULT_XDS_SERVICES, DEFAULT_XDS_SETTLE,
+        DEFAULT_XDS_STREAMS, EnvoyListener, Omission, ResourceType, XdsClient, XdsOptions, XdsRejection, XdsTotals,
     },
 };
 

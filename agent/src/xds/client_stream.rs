@@ -27,8 +27,11 @@ use super::{
 };
 use crate::limits::Limit;
 
+/// Response that waits for its client. Boxed, because a channel has room for 32 of them from the beginning.
+pub(super) type QueuedResponse = Box<Result<DiscoveryResponse, Status>>;
+
 /// Sender of responses to a client.
-pub(super) type Responses = mpsc::Sender<Result<DiscoveryResponse, Status>>;
+pub(super) type Responses = mpsc::Sender<QueuedResponse>;
 
 /// Interval of the attempts to follow names for which there was no room.
 const RETRY: Duration = Duration::from_secs(5);
@@ -70,7 +73,7 @@ impl Resources for StreamResources {
         match kind {
             ResourceType::Listener => Lookup::Found(resources::api_listener(name)),
             ResourceType::Route => Lookup::Found(resources::routes(name)),
-            ResourceType::Cluster => Lookup::Found(resources::cluster(name)),
+            ResourceType::Cluster => Lookup::Found(self.envoy.cluster(name)),
             ResourceType::Assignment => self.assignment(name, origin),
         }
     }
@@ -145,12 +148,12 @@ impl ClientStream {
         let delivery = match end {
             StreamEnd::Delivery(end) => end,
             StreamEnd::Stopping => {
-                let _ = responses.try_send(Err(Status::unavailable("the agent stops")));
+                let _ = responses.try_send(Box::new(Err(Status::unavailable("the agent stops"))));
                 return;
             }
             StreamEnd::Client(status) => {
                 if let Some(status) = status {
-                    let _ = responses.try_send(Err(status));
+                    let _ = responses.try_send(Box::new(Err(status)));
                 }
                 drop(responses);
                 tokio::select! {
@@ -272,12 +275,12 @@ impl ClientStream {
         }
     }
 
-    fn respond(&mut self, slot: mpsc::Permit<'_, Result<DiscoveryResponse, Status>>) {
+    fn respond(&mut self, slot: mpsc::Permit<'_, QueuedResponse>) {
         if let Some(response) = self.state.next(&self.resources) {
             if let Some(kind) = ResourceType::from_url(&response.type_url) {
                 self.client.count(kind);
             }
-            slot.send(Ok(response));
+            slot.send(Box::new(Ok(response)));
         }
     }
 }

@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeSet, HashSet},
     net::SocketAddr,
+    time::Duration,
 };
 
 use envoy_types::pb::{
@@ -35,7 +36,7 @@ use envoy_types::pb::{
             },
         },
     },
-    google::protobuf::{Duration, UInt32Value},
+    google::protobuf::{self, UInt32Value},
 };
 
 use super::{
@@ -129,7 +130,7 @@ impl EnvoyListener {
             let action = RouteAction {
                 cluster_specifier: Some(ClusterSpecifier::Cluster(service.clone())),
                 // None: Envoy's default of 15 s would cut streams.
-                timeout: Some(Duration::default()),
+                timeout: Some(protobuf::Duration::default()),
                 retry_policy: Some(retry_policy()),
                 ..RouteAction::default()
             };
@@ -172,10 +173,11 @@ fn retry_policy() -> RetryPolicy {
 }
 
 /// Resources for clients that request all listeners and clusters.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct EnvoyResources {
     listeners: Vec<Resource>,
     clusters: Vec<Resource>,
+    connect_timeout: Duration,
 }
 
 impl EnvoyResources {
@@ -184,7 +186,7 @@ impl EnvoyResources {
     /// # Errors
     ///
     /// [`AgentError::InvalidListener`].
-    pub(super) fn new(listeners: &[EnvoyListener]) -> Result<Self, AgentError> {
+    pub(super) fn new(listeners: &[EnvoyListener], connect_timeout: Duration) -> Result<Self, AgentError> {
         let mut names = HashSet::new();
         for listener in listeners {
             listener.check()?;
@@ -195,7 +197,13 @@ impl EnvoyResources {
         }
         let services: BTreeSet<_> = listeners.iter().flat_map(|one| &one.routes).map(|(_, service)| service).collect();
         let listeners = listeners.iter().map(EnvoyListener::resource).collect();
-        Ok(Self { listeners, clusters: services.into_iter().map(|service| resources::cluster(service)).collect() })
+        let clusters = services.into_iter().map(|service| resources::cluster(service, connect_timeout)).collect();
+        Ok(Self { listeners, clusters, connect_timeout })
+    }
+
+    /// Returns the cluster of a service.
+    pub(super) fn cluster(&self, name: &str) -> Resource {
+        resources::cluster(name, self.connect_timeout)
     }
 
     /// Returns all listeners or clusters; `None` without a configured listener, so that no client deletes what it has.
@@ -221,7 +229,7 @@ mod tests {
     #[test]
     fn a_listener_has_its_routes_with_clusters() {
         let edge = listener("edge").route("/a.A/", "a").route("/b.B/", "team/b");
-        let all = EnvoyResources::new(&[edge, listener("other").route("/", "a")]).unwrap();
+        let all = EnvoyResources::new(&[edge, listener("other").route("/", "a")], Duration::from_secs(1)).unwrap();
         let clusters = all.all(ResourceType::Cluster).unwrap();
         assert_eq!(clusters.iter().map(Resource::name).collect::<Vec<_>>(), ["a", "team/b"]);
         let listeners = all.all(ResourceType::Listener).unwrap();
@@ -253,7 +261,7 @@ mod tests {
 
     #[test]
     fn without_a_configured_listener_nothing_is_sent() {
-        let none = EnvoyResources::new(&[]).unwrap();
+        let none = EnvoyResources::new(&[], Duration::from_secs(1)).unwrap();
         assert!(ResourceType::ALL.into_iter().all(|kind| none.all(kind).is_none()));
     }
 
@@ -266,7 +274,9 @@ mod tests {
             (vec![listener("edge").route("/", "/a")], "a route has a name that no service can have"),
             (vec![listener("edge").route("/", "a"), listener("edge").route("/", "b")], "another listener has the name"),
         ] {
-            let Err(AgentError::InvalidListener { reason, .. }) = EnvoyResources::new(&listeners) else {
+            let Err(AgentError::InvalidListener { reason, .. }) =
+                EnvoyResources::new(&listeners, Duration::from_secs(1))
+            else {
                 panic!("{expected}")
             };
             assert_eq!(reason, expected);

@@ -14,7 +14,9 @@ mod requests;
 mod resource;
 mod resources;
 mod server;
+mod service;
 mod shared;
+mod status;
 mod stream;
 mod target;
 
@@ -23,11 +25,9 @@ pub use self::{
     clients::{XdsClient, XdsRejection, XdsTotals},
     envoy::EnvoyListener,
     options::{
-        DEFAULT_XDS_NAMES, DEFAULT_XDS_PORT, DEFAULT_XDS_SERVICES, DEFAULT_XDS_SETTLE, DEFAULT_XDS_STREAMS, XdsOptions,
+        DEFAULT_XDS_CONNECT_TIMEOUT, DEFAULT_XDS_NAMES, DEFAULT_XDS_PORT, DEFAULT_XDS_SERVICES, DEFAULT_XDS_SETTLE,
+        DEFAULT_XDS_STREAMS, XdsOptions,
     },
     resource::ResourceType,
 };
-pub(crate) use self::{
-    clients::ClientEntry,
-    server::{XdsServer, XdsStatus},
-};
+pub(crate) use self::{clients::ClientEntry, server::XdsServer, status::XdsStatus};

@@ -2,6 +2,7 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
+    ops::RangeInclusive,
     time::Duration,
 };
 
@@ -10,7 +11,10 @@ use envoy_types::pb::envoy::config::core::v3::Node;
 use super::envoy::EnvoyListener;
 #[cfg(feature = "tls")]
 use crate::security::TlsIdentity;
-use crate::security::{BearerToken, Protection};
+use crate::{
+    error::AgentError,
+    security::{BearerToken, Protection},
+};
 
 /// Default port of xDS.
 pub const DEFAULT_XDS_PORT: u16 = 18_000;
@@ -27,6 +31,12 @@ pub const DEFAULT_XDS_SERVICES: usize = 10_000;
 /// Default time in which instances that lost their registration with the store register again. Kitex looks for its key
 /// every 30 s, and tries again 10 s after a failure; all other layouts are faster.
 pub const DEFAULT_XDS_SETTLE: Duration = Duration::from_secs(60);
+
+/// Default time after which Envoy gives up a connection to an instance. That of Envoy is 5 s.
+pub const DEFAULT_XDS_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Permitted times of [`XdsOptions::connect_timeout`]. Envoy refuses a cluster with zero.
+const CONNECT_TIMEOUTS: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(3600);
 
 /// Zones to which a client's calls go.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -61,6 +71,7 @@ pub struct XdsOptions {
     pub(super) max_names: usize,
     pub(super) max_services: usize,
     pub(crate) settle: Duration,
+    pub(super) connect_timeout: Duration,
     pub(super) envoy: Vec<EnvoyListener>,
     pub(super) zones: ZonePreference,
 }
@@ -77,6 +88,7 @@ impl Default for XdsOptions {
             max_names: DEFAULT_XDS_NAMES,
             max_services: DEFAULT_XDS_SERVICES,
             settle: DEFAULT_XDS_SETTLE,
+            connect_timeout: DEFAULT_XDS_CONNECT_TIMEOUT,
             envoy: Vec::new(),
             zones: ZonePreference::None,
         }
@@ -129,9 +141,9 @@ impl XdsOptions {
     }
 
     /// Sets the maximum number of names that one stream subscribes to, of each type. Further ones are not answered
-    /// until a request of their type has room for them; while there are any, a client that has resources of an earlier
-    /// stream gets no listeners or clusters, because it would delete those that are missing. Default: 2,000, with 128
-    /// bytes on average.
+    /// until a request of their type has room for them. If the first request of a client with resources of an earlier
+    /// stream has more, it gets no listeners or clusters until they fit, because it would delete those that are
+    /// missing; a name that comes in meanwhile counts as one that it has. Default: 2,000, with 128 bytes on average.
     #[must_use]
     pub fn max_names(mut self, max_names: usize) -> Self {
         self.max_names = max_names;
@@ -159,6 +171,14 @@ impl XdsOptions {
         self
     }
 
+    /// Sets the time after which Envoy gives up a connection to an instance, and tries the call on another one. From
+    /// 1 ms to 1 h; `bind` refuses other times. Default: 1 s. gRPC clients do not use it.
+    #[must_use]
+    pub fn connect_timeout(mut self, connect_timeout: Duration) -> Self {
+        self.connect_timeout = connect_timeout;
+        self
+    }
+
     /// Adds a listener for Envoy. Each Envoy gets all listeners. Default: none.
     #[must_use]
     pub fn envoy(mut self, listener: EnvoyListener) -> Self {
@@ -172,6 +192,16 @@ impl XdsOptions {
     pub fn prefer_own_zone(mut self) -> Self {
         self.zones = ZonePreference::Own;
         self
+    }
+
+    /// # Errors
+    ///
+    /// [`AgentError::InvalidOption`].
+    pub(super) fn check(&self) -> Result<(), AgentError> {
+        if CONNECT_TIMEOUTS.contains(&self.connect_timeout) {
+            return Ok(());
+        }
+        Err(AgentError::InvalidOption { option: "connect_timeout", reason: "it is from 1 ms to 1 h" })
     }
 
     /// Returns the restriction of the use of the server.
@@ -202,6 +232,16 @@ mod tests {
             (ZonePreference::None, node("a"), None),
         ] {
             assert_eq!(preference.of(&node).as_deref(), zone, "{preference:?} {node:?}");
+        }
+    }
+
+    #[test]
+    fn unusable_times_of_connections_are_refused() {
+        let check = |time| XdsOptions::new().connect_timeout(time).check();
+        assert!(check(Duration::from_millis(1)).is_ok() && check(Duration::from_secs(3600)).is_ok());
+        for time in [Duration::ZERO, Duration::from_secs(3601)] {
+            let error = check(time).unwrap_err();
+            assert!(matches!(error, AgentError::InvalidOption { option: "connect_timeout", .. }), "{error:?}");
         }
     }
 

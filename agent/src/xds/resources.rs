@@ -4,7 +4,7 @@
 //! All resources of a service have the name that the client requested. Clusters and assignments are the same for gRPC
 //! and for Envoy; gRPC ignores what only Envoy uses.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use envoy_types::pb::{
     envoy::{
@@ -41,7 +41,7 @@ use envoy_types::pb::{
         },
         r#type::v3::Percent,
     },
-    google::protobuf::{Duration, UInt32Value},
+    google::protobuf::{self, UInt32Value},
 };
 
 use super::resource::{Resource, any};
@@ -51,9 +51,6 @@ const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptio
 
 /// Maximum number of calls to a cluster that Envoy retries at a time: as many as it has under way by default.
 const CONCURRENT_RETRIES: u32 = 1024;
-
-/// Time after which Envoy gives up a connection, and tries the call on another instance. Its default is 5 s.
-const CONNECT_TIMEOUT: Duration = Duration { seconds: 1, nanos: 0 };
 
 /// Returns the listener of a service for gRPC clients, which refers to its routes.
 pub(super) fn api_listener(name: &str) -> Resource {
@@ -78,7 +75,7 @@ pub(super) fn routes(name: &str) -> Resource {
     let action = RouteAction {
         cluster_specifier: Some(ClusterSpecifier::Cluster(name.to_owned())),
         // None: Envoy's default of 15 s would cut streams.
-        timeout: Some(Duration::default()),
+        timeout: Some(protobuf::Duration::default()),
         ..RouteAction::default()
     };
     let path = RouteMatch { path_specifier: Some(PathSpecifier::Prefix("/".to_owned())), ..RouteMatch::default() };
@@ -94,7 +91,7 @@ pub(super) fn routes(name: &str) -> Resource {
 }
 
 /// Returns the cluster of a service, whose endpoints are in the assignment of the same name.
-pub(super) fn cluster(name: &str) -> Resource {
+pub(super) fn cluster(name: &str, connect_timeout: Duration) -> Resource {
     // Otherwise Envoy uses HTTP/1.1.
     let http2 = HttpProtocolOptions {
         upstream_protocol_options: Some(UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {
@@ -113,12 +110,18 @@ pub(super) fn cluster(name: &str) -> Resource {
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into())),
         eds_cluster_config: Some(eds),
         common_lb_config: Some(no_panic),
-        connect_timeout: Some(CONNECT_TIMEOUT),
+        connect_timeout: Some(protobuf(connect_timeout)),
         circuit_breakers: Some(CircuitBreakers { thresholds: vec![thresholds], ..CircuitBreakers::default() }),
         typed_extension_protocol_options: HashMap::from([(HTTP_OPTIONS.to_owned(), any(&http2))]),
         ..Cluster::default()
     };
     Resource::new(name, &cluster)
+}
+
+/// Converts a duration.
+fn protobuf(time: Duration) -> protobuf::Duration {
+    let nanos = i32::try_from(time.subsec_nanos()).unwrap_or_default();
+    protobuf::Duration { seconds: i64::try_from(time.as_secs()).unwrap_or(i64::MAX), nanos }
 }
 
 /// Returns the source of a resource that is sent on the same stream.
@@ -157,13 +160,14 @@ mod tests {
         assert_eq!((routes.name.as_str(), host.domains.as_slice()), (name, &["*".to_owned()][..]));
         let Some(Action::Route(action)) = &host.routes[0].action else { panic!("a route") };
         assert_eq!(action.cluster_specifier, Some(ClusterSpecifier::Cluster(name.to_owned())));
-        assert_eq!(action.timeout, Some(Duration::default()), "no timeout, which is not the default");
+        assert_eq!(action.timeout, Some(protobuf::Duration::default()), "no timeout, which is not the default");
 
-        let cluster: Cluster = decoded(&cluster(name));
+        let cluster: Cluster = decoded(&cluster(name, Duration::from_millis(1_500)));
         assert_eq!(cluster.name, name);
         assert_eq!(cluster.cluster_discovery_type, Some(ClusterDiscoveryType::Type(3)));
         assert_eq!(cluster.eds_cluster_config.unwrap().eds_config, Some(aggregated()));
         assert_eq!(cluster.common_lb_config.unwrap().healthy_panic_threshold, Some(Percent { value: 0.0 }));
+        assert_eq!(cluster.connect_timeout, Some(protobuf::Duration { seconds: 1, nanos: 500_000_000 }));
         assert_eq!(cluster.lb_policy, 0, "clients accept the default only");
         let options = &cluster.typed_extension_protocol_options[HTTP_OPTIONS];
         assert_eq!(options.type_url, type_url::<HttpProtocolOptions>());
@@ -174,7 +178,7 @@ mod tests {
         for (make, kind) in [
             (api_listener as fn(&str) -> Resource, ResourceType::Listener),
             (routes, ResourceType::Route),
-            (cluster, ResourceType::Cluster),
+            (|name: &str| cluster(name, Duration::from_secs(1)), ResourceType::Cluster),
         ] {
             let resource = make("a");
             assert_eq!((resource.name(), resource.any().type_url.as_str()), ("a", kind.url()));

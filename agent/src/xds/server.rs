@@ -1,47 +1,19 @@
 //! The server for xDS: aggregated discovery, state of the world.
 
-use std::{
-    net::SocketAddr,
-    pin::Pin,
-    sync::{Arc, Weak},
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use enlist::{Directory, TaskOwner};
-use envoy_types::pb::envoy::service::discovery::v3::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
-    aggregated_discovery_service_server::{AggregatedDiscoveryService, AggregatedDiscoveryServiceServer},
-};
-use futures::{Stream, stream};
-use tokio::{net::TcpListener, sync::mpsc};
-use tonic::{Request, Response, Status, Streaming, metadata::MetadataValue, transport::Server};
+use tokio::net::TcpListener;
+use tonic::transport::Server;
 
-use super::{
-    client_stream::ClientStream,
-    clients::{ClientEntry, Clients, XdsTotals},
-    delivery::{Progress, TrackedResponses},
-    envoy::EnvoyResources,
-    options::{XdsOptions, ZonePreference},
-    requests::{AccountedRequests, RequestBudget},
-    shared::SharedAssignments,
-    stream::MEAN_NAME_BYTES,
-};
+use super::{envoy::EnvoyResources, options::XdsOptions, service::Service, status::XdsStatus};
 #[cfg(feature = "tls")]
 use crate::tls::Protocol;
 use crate::{
     connections::{ConnectionOwner, Transport, incoming_for_streams},
     error::AgentError,
-    limits::{Limit, LimitUse, Permits},
-    security::{BearerToken, check_exposure},
-    staleness::Staleness,
+    security::check_exposure,
 };
-
-/// Maximum bytes of a request beside its names: the description of the node, and the reason for a rejection. Envoy's
-/// contains the whole resource. A stream with a longer one is ended.
-const MAX_EXTRA_BYTES: usize = 256 << 10;
-
-/// Responses that wait for a client to take them. Later ones are made when it does.
-const RESPONSES: usize = 1;
 
 /// Maximum number of streams of one connection.
 const STREAMS_PER_CONNECTION: u32 = 100;
@@ -68,42 +40,22 @@ pub(crate) struct XdsServer {
     streams: Arc<TaskOwner>,
 }
 
-/// Clients and counters of a server.
-#[derive(Clone, Debug)]
-pub(crate) struct XdsStatus {
-    connections: Arc<Permits>,
-    clients: Arc<Clients>,
-    /// Names of one stream, of each type.
-    names: Arc<Limit>,
-    requests: RequestBudget,
-    assignments: Arc<SharedAssignments>,
-}
-
-/// The service of aggregated discovery.
-#[derive(Clone, Debug)]
-struct Service {
-    status: XdsStatus,
-    envoy: Arc<EnvoyResources>,
-    token: Option<BearerToken>,
-    zones: ZonePreference,
-    /// Weak, because each connection has a clone of the service: the streams end with the server.
-    streams: Weak<TaskOwner>,
-}
-
 impl XdsServer {
     /// Listens on the configured address. `idle`: time for which the directory keeps a view without a user.
     ///
     /// # Errors
     ///
-    /// [`AgentError::Exposed`], [`AgentError::Tls`], [`AgentError::InvalidListener`], [`AgentError::Bind`].
+    /// [`AgentError::InvalidOption`], [`AgentError::Exposed`], [`AgentError::Tls`], [`AgentError::InvalidListener`],
+    /// [`AgentError::Bind`].
     pub(crate) async fn bind(directory: Directory, idle: Duration, options: XdsOptions) -> Result<Self, AgentError> {
+        options.check()?;
         let address = options.address;
         check_exposure(address, options.protection())?;
         #[cfg(feature = "tls")]
         let transport = Transport::with(options.tls.as_ref(), Protocol::Http2)?;
         #[cfg(not(feature = "tls"))]
         let transport = Transport::Tcp;
-        let envoy = Arc::new(EnvoyResources::new(&options.envoy)?);
+        let envoy = Arc::new(EnvoyResources::new(&options.envoy, options.connect_timeout)?);
         let bind = |source| AgentError::Bind { address, source };
         let listener = TcpListener::bind(address).await.map_err(bind)?;
         let address = listener.local_addr().map_err(bind)?;
@@ -157,11 +109,6 @@ impl XdsServer {
     }
 }
 
-/// Returns the maximum bytes of a request that names this number of services.
-fn max_request_bytes(max_names: usize) -> usize {
-    max_names.saturating_mul(MEAN_NAME_BYTES).saturating_add(MAX_EXTRA_BYTES)
-}
-
 /// Returns the server, without services.
 fn server() -> Server {
     Server::builder()
@@ -172,112 +119,14 @@ fn server() -> Server {
         .initial_connection_window_size(Some(WINDOWS.1))
 }
 
-impl XdsStatus {
-    /// Creates the status of a server without clients. `idle`: time for which the directory keeps a view without a
-    /// user.
-    pub(crate) fn new(directory: Directory, idle: Duration, options: &XdsOptions) -> Self {
-        let assignments = SharedAssignments::new(directory, options.max_services, idle, options.settle);
-        let connections = Permits::new("xds_connections", options.max_streams);
-        Self {
-            connections: Arc::new(connections),
-            clients: Arc::new(Clients::new(options.max_streams)),
-            names: Limit::new("xds_names", options.max_names),
-            requests: RequestBudget::new(max_request_bytes(options.max_names)),
-            assignments: Arc::new(assignments),
-        }
-    }
-
-    /// Returns the connected clients.
-    pub(crate) fn clients(&self) -> Vec<ClientEntry> {
-        self.clients.list()
-    }
-
-    /// Returns the counters.
-    pub(crate) fn totals(&self) -> XdsTotals {
-        let mut totals = XdsTotals {
-            refused_connections: self.connections.usage().refused,
-            too_many_names: self.names.refused(),
-            too_many_services: self.assignments.usage().refused,
-            not_sent: self.assignments.not_sent(),
-            ..self.clients.totals()
-        };
-        for assignment in self.assignments.known() {
-            for (omission, count) in assignment.omitted {
-                *totals.omitted.entry(omission).or_default() += count;
-            }
-        }
-        totals
-    }
-
-    /// Returns the staleness of the assignments that clients subscribe to.
-    pub(crate) fn staleness(&self) -> Staleness {
-        self.assignments.staleness()
-    }
-
-    /// Returns the use of all limits.
-    pub(crate) fn limits(&self) -> [LimitUse; 5] {
-        let Self { connections, clients, names, requests, assignments } = self;
-        [connections.usage(), clients.usage(), names.usage(None), requests.usage(), assignments.usage()]
-    }
-}
-
-type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-
-#[tonic::async_trait]
-impl AggregatedDiscoveryService for Service {
-    type StreamAggregatedResourcesStream = Responses<DiscoveryResponse>;
-    type DeltaAggregatedResourcesStream = Responses<DeltaDiscoveryResponse>;
-
-    async fn stream_aggregated_resources(
-        &self,
-        request: Request<Streaming<DiscoveryRequest>>,
-    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
-        self.check_token(&request)?;
-        let untracked = || Status::internal("the progress of the client is not known");
-        let progress = request.extensions().get::<Progress>().cloned().ok_or_else(untracked)?;
-        let too_many = || Status::resource_exhausted("the agent has as many streams as permitted");
-        let client = self.status.clients.enter(request.extensions().get().cloned()).ok_or_else(too_many)?;
-        let (envoy, assignments) = (Arc::clone(&self.envoy), Arc::clone(&self.status.assignments));
-        let stream = ClientStream::new(client, assignments, envoy, Arc::clone(&self.status.names), self.zones);
-        let (sender, mut responses) = mpsc::channel(RESPONSES);
-        let stops = || Status::unavailable("the agent stops");
-        let streams = self.streams.upgrade().ok_or_else(stops)?;
-        let stop = streams.stop_signal();
-        let task = stream.run(request.into_inner(), sender, progress, async move { stop.cancelled().await });
-        streams.spawn("xds stream", task).map_err(|_| stops())?;
-        Ok(Response::new(Box::pin(stream::poll_fn(move |cx| responses.poll_recv(cx)))))
-    }
-
-    async fn delta_aggregated_resources(
-        &self,
-        _request: Request<Streaming<DeltaDiscoveryRequest>>,
-    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        Err(Status::unimplemented("configure the state of the world: `api_type: GRPC`"))
-    }
-}
-
-impl Service {
-    /// Returns the service with limits for what a client sends, and for what it does not take.
-    fn limited(self) -> TrackedResponses<AccountedRequests<AggregatedDiscoveryServiceServer<Self>>> {
-        let requests = self.status.requests.clone();
-        let server = AggregatedDiscoveryServiceServer::new(self).max_decoding_message_size(requests.max());
-        TrackedResponses::new(AccountedRequests::new(server, requests))
-    }
-
-    fn check_token(&self, request: &Request<Streaming<DiscoveryRequest>>) -> Result<(), Status> {
-        let header = request.metadata().get("authorization").map(MetadataValue::as_bytes);
-        match &self.token {
-            Some(token) if !token.admits(header) => Err(Status::unauthenticated("the token is missing or wrong")),
-            Some(_) | None => Ok(()),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::{io, iter};
 
-    use super::*;
+    use super::{
+        super::options::{DEFAULT_XDS_CONNECT_TIMEOUT, ZonePreference},
+        *,
+    };
     use crate::connections::LimitedConnection;
     use enlist_memory::MemoryStore;
     use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client;
@@ -297,7 +146,7 @@ mod tests {
         let (streams, tasks) = (Arc::new(TaskOwner::new()), TaskOwner::new());
         let service = Service {
             status: status.clone(),
-            envoy: Arc::new(EnvoyResources::new(&[]).unwrap()),
+            envoy: Arc::new(EnvoyResources::new(&[], DEFAULT_XDS_CONNECT_TIMEOUT).unwrap()),
             token: None,
             zones: ZonePreference::None,
             streams: Arc::downgrade(&streams),

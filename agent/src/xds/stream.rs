@@ -388,7 +388,7 @@ fn tail(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::xds::{assignment::assignment, resources};
+    use crate::xds::{assignment::assignment, options::DEFAULT_XDS_CONNECT_TIMEOUT, resources};
     use enlist::{
         Endpoint, Entry, Epoch, Instance, InstanceId, Revision, ServiceRef, Snapshot, backend::SnapshotBuilder,
     };
@@ -417,7 +417,11 @@ mod tests {
         }
 
         fn cluster(&self, name: &str) -> Resource {
-            if self.generation == 0 { resources::cluster(name) } else { resources::routes(name) }
+            if self.generation == 0 {
+                resources::cluster(name, DEFAULT_XDS_CONNECT_TIMEOUT)
+            } else {
+                resources::routes(name)
+            }
         }
     }
 

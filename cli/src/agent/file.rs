@@ -42,6 +42,8 @@ pub(super) struct XdsSection {
     pub(super) max_services: Option<usize>,
     #[serde(default, deserialize_with = "duration")]
     pub(super) settle: Option<Duration>,
+    #[serde(default, deserialize_with = "duration")]
+    pub(super) connect_timeout: Option<Duration>,
     #[serde(default)]
     pub(super) prefer_own_zone: bool,
     #[serde(default)]
@@ -184,10 +186,20 @@ mod tests {
         let tls = file.tls.unwrap();
         assert_eq!(tls.certificate, folder.path().join("agent.pem"));
         assert!(tls.client_authority.is_some() && file.token_file.is_some());
-        let XdsSection { address, max_streams, max_names, max_services, settle, prefer_own_zone, envoy } = file.xds;
+        let XdsSection {
+            address,
+            max_streams,
+            max_names,
+            max_services,
+            settle,
+            connect_timeout,
+            prefer_own_zone,
+            envoy,
+        } = file.xds;
         assert!(address.is_some() && prefer_own_zone && envoy.len() == 1);
         assert_eq!((max_streams, max_names, max_services), (Some(10_000), Some(2_000), Some(10_000)));
         assert_eq!(settle, Some(enlist_agent::DEFAULT_XDS_SETTLE));
+        assert_eq!(connect_timeout, Some(enlist_agent::DEFAULT_XDS_CONNECT_TIMEOUT));
         let HttpSection { address, hosts, max_connections, max_event_clients, max_views, max_services } =
             file.http.unwrap();
         assert!(address.is_some() && hosts == ["registry.internal"]);

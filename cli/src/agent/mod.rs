@@ -89,7 +89,8 @@ fn http_options(section: HttpSection, access: &Access) -> HttpOptions {
 }
 
 fn xds_options(section: XdsSection, access: &Access) -> XdsOptions {
-    let XdsSection { address, max_streams, max_names, max_services, settle, prefer_own_zone, envoy } = section;
+    let XdsSection { address, max_streams, max_names, max_services, settle, connect_timeout, prefer_own_zone, envoy } =
+        section;
     let mut xds = XdsOptions::new().address(address.unwrap_or_else(|| local(DEFAULT_XDS_PORT)));
     for listener in envoy {
         let name = listener.address.to_string();
@@ -99,6 +100,7 @@ fn xds_options(section: XdsSection, access: &Access) -> XdsOptions {
     xds = with(xds, max_names, XdsOptions::max_names);
     xds = with(xds, max_services, XdsOptions::max_services);
     xds = with(xds, settle, XdsOptions::settle);
+    xds = with(xds, connect_timeout, XdsOptions::connect_timeout);
     xds = with(xds, access.token.clone(), XdsOptions::token);
     xds = with(xds, access.tls.clone(), XdsOptions::tls);
     xds = if prefer_own_zone { xds.prefer_own_zone() } else { xds };
