@@ -1,4 +1,5 @@
-//! The agent over a registry in memory, with three greeters behind it, of which one comes and goes, and an election.
+//! The agent over a registry in memory, with three greeters behind it, of which one comes and goes, a service that
+//! comes and goes as a whole, an election, and a lock that two workers share.
 //!
 //! ```text
 //! cargo run -p enlist-agent --example demo
@@ -12,8 +13,8 @@ mod greeter;
 use std::{env, net::SocketAddr, sync::Arc, time::Duration};
 
 use enlist::{
-    Election as _, Graceful, Instance, InstanceId, LockName, LockOptions, RegisterOptions, Registry as _, ServiceRef,
-    TaskOwner, advertise,
+    Election as _, Endpoint, Graceful, Instance, InstanceId, Lock as _, LockName, LockOptions, RegisterOptions,
+    Registry as _, ServiceRef, TaskOwner, advertise,
 };
 use enlist_agent::{Agent, DEFAULT_HTTP_PORT, DEFAULT_XDS_PORT, HttpOptions, XdsOptions};
 use enlist_memory::{MemoryClient, MemoryStore};
@@ -21,7 +22,7 @@ use greeter::Greeter;
 use tokio::net::TcpListener;
 use tonic::transport::{Server, server::TcpIncoming};
 
-/// Time for which the third greeter runs, and is absent.
+/// Time of each turn: of what comes and goes, of a leader, and of the holder of the lock.
 const TURN: Duration = Duration::from_secs(5);
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -44,9 +45,19 @@ async fn main() -> Result<(), Failure> {
             tokio::time::sleep(TURN).await;
         }
     })?;
+    let batch = registry.clone();
+    tasks.spawn_until_stopped("batch", async move {
+        if let Err(error) = come_and_go(&batch, "batch", "batch-1").await {
+            eprintln!("batch-1 failed: {error}");
+        }
+    })?;
     for candidate in ["scheduler-1", "scheduler-2"] {
         let registry = registry.clone();
         tasks.spawn_until_stopped("candidate", async move { lead(&registry, candidate).await })?;
+    }
+    for _ in 0..2 {
+        let registry = registry.clone();
+        tasks.spawn_until_stopped("worker", async move { work(&registry).await })?;
     }
     let (xds, http) = (XdsOptions::new().address(xds), HttpOptions::new().address(http));
     let registry = Arc::new(registry);
@@ -70,6 +81,28 @@ async fn lead(registry: &MemoryClient, candidate: &str) {
     while let Ok(leadership) = registry.campaign(&name, candidate, LockOptions::new()).await {
         tokio::time::sleep(TURN).await;
         drop(leadership);
+    }
+}
+
+/// Holds a lock for some time, again and again, in turns with others.
+async fn work(registry: &MemoryClient) {
+    let Ok(name) = LockName::parse("reports") else { return };
+    while let Ok(guard) = registry.acquire(&name, LockOptions::new()).await {
+        tokio::time::sleep(TURN).await;
+        drop(guard);
+    }
+}
+
+/// Registers an instance of a service without a server, and removes it again, until the future is dropped.
+async fn come_and_go(registry: &MemoryClient, service: &str, name: &str) -> Result<(), Failure> {
+    let service = ServiceRef::parse(service)?;
+    loop {
+        // No server listens there (RFC 5737).
+        let instance = Instance::new(InstanceId::parse(name)?, [Endpoint::parse("192.0.2.1:8080")?])?;
+        let registration = registry.register(&service, instance, RegisterOptions::new()).await?;
+        tokio::time::sleep(TURN).await;
+        registration.deregister().await?;
+        tokio::time::sleep(TURN).await;
     }
 }
 
@@ -101,8 +134,8 @@ async fn serve(registry: &MemoryClient, name: &str, zone: &str, stop: impl Futur
 
 fn print_commands(xds: SocketAddr, http: SocketAddr) {
     println!(
-        "\nThe web console is http://{http}/. The service is `greeter`; one of its three servers comes and \
-         goes.\n\n\
+        "\nThe web console is http://{http}/. One of the three servers of `greeter` comes and goes, and so does \
+         the service `batch`.\n\n\
          The registry as JSON, as events, and as targets for Prometheus:\n\n\
          \x20 curl http://{http}/v1/services/default/greeter\n\
          \x20 curl --no-buffer http://{http}/v1/events\n\
