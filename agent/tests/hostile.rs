@@ -4,11 +4,15 @@
 
 mod support;
 
+#[cfg(feature = "tls")]
+use std::sync::Arc;
 use std::{cell::Cell, future::poll_fn, net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
 use enlist::DirectoryOptions;
 use enlist_agent::ResourceType;
+#[cfg(feature = "tls")]
+use enlist_agent::{Agent, HttpOptions, TlsIdentity};
 use enlist_testkit::{eventually, soon};
 use http_body::Frame;
 use http_body_util::StreamBody;
@@ -30,9 +34,21 @@ use tonic::{
     codegen::{Service as _, http},
     transport::Channel,
 };
+#[cfg(feature = "tls")]
+use {
+    support::authority::{Authority, HOST, health},
+    tonic::transport::{Certificate, ClientTlsConfig},
+};
 
 /// Beginning of a connection of HTTP/2 (RFC 9113, section 3.4), with empty settings.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+/// Number of hostile connections after which a client is checked that is connected meanwhile.
+const CHECKED: usize = 100;
+
+/// Maximum bytes by which the memory grows in an attack of a thousand connections, one at a time. Their buffers would
+/// take 28 MB if they stayed.
+const GROWTH: usize = 16 << 20;
 
 /// Bytes of the header of a frame.
 const FRAME_HEADER: usize = 9;
@@ -64,6 +80,28 @@ async fn no_client(agent: &TestAgent) {
     .await;
 }
 
+/// A client that is connected during an attack.
+struct Connected<'a> {
+    store: &'a Store,
+    client: AdsClient,
+}
+
+impl<'a> Connected<'a> {
+    async fn new(store: &'a Store, agent: SocketAddr) -> Self {
+        let mut client = AdsClient::connect(agent).await;
+        assert_eq!(client.assignment("connected").await, []);
+        Self { store, client }
+    }
+
+    /// Checks that it learns of changes.
+    async fn learns(&mut self) {
+        let one = self.store.register("connected", instance("one", 1002)).await;
+        assert_eq!(self.client.changed("connected").await, [(1002, HEALTHY)]);
+        one.deregister().await.unwrap();
+        assert_eq!(self.client.changed("connected").await, []);
+    }
+}
+
 /// Checks that a client is served, and learns of a change.
 async fn serves(store: &Store, agent: SocketAddr) {
     let mut client = AdsClient::connect(agent).await;
@@ -76,49 +114,60 @@ async fn serves(store: &Store, agent: SocketAddr) {
 
 #[tokio::test]
 async fn random_bytes_are_survived() {
-    const CONNECTIONS: usize = 300;
+    const CONNECTIONS: usize = 1_000;
     let _alone = ALONE.lock().await;
     let store = Store::new();
     // Slots of connections that are over are free again.
     let agent = TestAgent::start(&store.agents, local().max_streams(8)).await;
-    let mut random = Random(1);
-    for _ in 0..CONNECTIONS {
+    let mut connected = Connected::new(&store, agent.address).await;
+    let (mut random, before) = (Random(1), memory());
+    for number in 0..CONNECTIONS {
         let count = random.below(4096);
         send(agent.address, &random.bytes(count)).await;
+        if number % CHECKED == 0 {
+            connected.learns().await;
+        }
     }
+    assert_growth(before, GROWTH, "random bytes");
+    drop(connected);
     no_client(&agent).await;
     serves(&store, agent.address).await;
 }
 
 #[tokio::test]
 async fn random_frames_are_survived() {
-    const CONNECTIONS: usize = 300;
+    const CONNECTIONS: usize = 1_000;
     let _alone = ALONE.lock().await;
     let store = Store::new();
     let agent = TestAgent::start(&store.agents, local().max_streams(8)).await;
-    let mut random = Random(2);
-    let before = memory();
-    for _ in 0..CONNECTIONS {
+    let mut connected = Connected::new(&store, agent.address).await;
+    let (mut random, before) = (Random(2), memory());
+    for number in 0..CONNECTIONS {
         let mut bytes = PREFACE.to_vec();
         for _ in 0..random.below(64) {
             bytes.extend(frame(&mut random));
         }
         send(agent.address, &bytes).await;
+        if number % CHECKED == 0 {
+            connected.learns().await;
+        }
     }
-    assert_growth(before, 16 << 20, "random frames");
+    assert_growth(before, GROWTH, "random frames");
+    drop(connected);
     no_client(&agent).await;
     serves(&store, agent.address).await;
 }
 
 #[tokio::test]
 async fn a_corrupted_conversation_is_survived() {
-    const CONNECTIONS: usize = 200;
+    const CONNECTIONS: usize = 1_000;
     let _alone = ALONE.lock().await;
     let store = Store::new();
     let agent = TestAgent::start(&store.agents, local().max_streams(8)).await;
     let recorded = conversation().await;
-    let mut random = Random(3);
-    for _ in 0..CONNECTIONS {
+    let mut connected = Connected::new(&store, agent.address).await;
+    let (mut random, before) = (Random(3), memory());
+    for number in 0..CONNECTIONS {
         let mut bytes = recorded.clone();
         for _ in 0..=random.below(4) {
             // The preface stays, so that what follows is parsed.
@@ -126,9 +175,57 @@ async fn a_corrupted_conversation_is_survived() {
             bytes[place] = random.next().to_le_bytes()[0];
         }
         send(agent.address, &bytes).await;
+        if number % CHECKED == 0 {
+            connected.learns().await;
+        }
     }
+    assert_growth(before, GROWTH, "a corrupted conversation");
+    drop(connected);
     no_client(&agent).await;
     serves(&store, agent.address).await;
+}
+
+/// Half of them begin as a handshake does.
+#[cfg(feature = "tls")]
+#[tokio::test]
+async fn random_bytes_for_tls_are_survived() {
+    const CONNECTIONS: usize = 1_000;
+    const HANDSHAKE: &[u8] = &[22, 3, 1];
+    let _alone = ALONE.lock().await;
+    let store = Store::new();
+    let authority = Authority::new();
+    let identity = || {
+        let (certificate, key) = authority.issue(HOST);
+        TlsIdentity::new(certificate, key)
+    };
+    let http = HttpOptions::new().address(([127, 0, 0, 1], 0).into()).tls(identity()).max_connections(8);
+    let builder = Agent::builder(Arc::new(store.agents.clone())).xds(local().tls(identity()).max_streams(8));
+    let agent = TestAgent::of(builder.http(http)).await;
+    let trusting = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authority.pem()));
+    let endpoint = Channel::from_shared(format!("https://{}", agent.address)).unwrap();
+    let endpoint = endpoint.tls_config(trusting.domain_name(HOST)).unwrap();
+    let connect = async || {
+        let mut client = AdsClient::over(endpoint.connect().await.unwrap()).await.unwrap();
+        assert_eq!(client.assignment("connected").await, []);
+        Connected { store: &store, client }
+    };
+    let mut connected = connect().await;
+    let (mut random, before) = (Random(6), memory());
+    for number in 0..CONNECTIONS {
+        for address in [agent.address, agent.http.unwrap()] {
+            let mut bytes = if number % 2 == 0 { HANDSHAKE.to_vec() } else { Vec::new() };
+            let count = random.below(4096);
+            bytes.extend(random.bytes(count));
+            send(address, &bytes).await;
+        }
+        if number % CHECKED == 0 {
+            connected.learns().await;
+        }
+    }
+    assert_growth(before, GROWTH, "random bytes");
+    connect().await.learns().await;
+    let response = health(agent.http.unwrap(), &authority, None).await.unwrap();
+    assert!(response.starts_with("HTTP/1.0 200"), "{response}");
 }
 
 /// Records the bytes that a client sends which requests each type.
@@ -184,7 +281,7 @@ async fn requests_that_never_end_cost_little() {
     const CONNECTIONS: usize = 8;
     const STREAMS_EACH: usize = 50;
     /// That of all together, and the buffers of their streams.
-    const GROWTH: usize = 96 << 20;
+    const MOST: usize = 96 << 20;
     let _alone = ALONE.lock().await;
     let store = Store::new();
     let agent = TestAgent::start(&store.agents, local()).await;
@@ -208,7 +305,7 @@ async fn requests_that_never_end_cost_little() {
         .await;
     }
     let growth = most.get().saturating_sub(before);
-    assert!(growth <= GROWTH, "{growth} bytes for requests that never end");
+    assert!(growth <= MOST, "{growth} bytes for requests that never end");
     serves(&store, agent.address).await;
 }
 

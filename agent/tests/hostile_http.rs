@@ -9,19 +9,23 @@ use std::{net::SocketAddr, sync::Arc};
 use enlist::{Registry as _, ServiceRef};
 use enlist_agent::{Agent, HttpOptions};
 use enlist_testkit::{eventually, soon};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use support::{
     Store, TestAgent,
     hostile::{Random, assert_growth, memory, send},
     instance, local,
 };
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::TcpStream,
     sync::Mutex,
 };
 
 /// Held by each test: the memory is that of the whole process.
 static ALONE: Mutex<()> = Mutex::const_new(());
+
+/// Number of hostile connections after which a client is checked that is connected meanwhile.
+const CHECKED: usize = 100;
 
 /// A request of each kind.
 const REQUESTS: [&str; 4] = [
@@ -51,17 +55,58 @@ async fn serves(agent: SocketAddr) {
     .await;
 }
 
+/// A client of events that is connected during an attack.
+struct Connected<'a> {
+    store: &'a Store,
+    stream: BufReader<TcpStream>,
+}
+
+impl<'a> Connected<'a> {
+    async fn new(store: &'a Store, agent: SocketAddr) -> Self {
+        let mut stream = TcpStream::connect(agent).await.unwrap();
+        let request = b"GET /v1/events?service=connected HTTP/1.1\r\nhost: localhost\r\n\r\n";
+        stream.write_all(request).await.unwrap();
+        let mut connected = Self { store, stream: BufReader::new(stream) };
+        connected.until("event: synced").await;
+        connected
+    }
+
+    /// Waits for a line of the response that begins so.
+    async fn until(&mut self, beginning: &str) {
+        let lines = async {
+            let mut line = String::new();
+            while !line.starts_with(beginning) {
+                line.clear();
+                assert_ne!(self.stream.read_line(&mut line).await.unwrap(), 0, "the events have ended");
+            }
+        };
+        soon(beginning, lines).await;
+    }
+
+    /// Checks that it learns of changes.
+    async fn learns(&mut self) {
+        let one = self.store.register("connected", instance("one", 1002)).await;
+        self.until("event: added").await;
+        one.deregister().await.unwrap();
+        self.until("event: removed").await;
+    }
+}
+
 #[tokio::test]
 async fn random_bytes_are_survived() {
     const CONNECTIONS: usize = 300;
     let _alone = ALONE.lock().await;
     // Slots of connections that are over are free again.
-    let (_agent, address) = start(&Store::new(), HttpOptions::new().max_connections(8)).await;
-    let mut random = Random(4);
-    let before = memory();
-    for _ in 0..CONNECTIONS {
+    let store = Store::new();
+    let (_agent, address) = start(&store, HttpOptions::new().max_connections(8)).await;
+    let mut connected = Connected::new(&store, address).await;
+    let (mut random, before) = (Random(4), memory());
+    for number in 0..CONNECTIONS {
         let count = random.below(8192);
         send(address, &random.bytes(count)).await;
+        if number % CHECKED == 0 {
+            connected.learns().await;
+        }
     }
     assert_growth(before, 16 << 20, "random bytes");
     serves(address).await;
@@ -71,10 +116,11 @@ async fn random_bytes_are_survived() {
 async fn corrupted_requests_are_survived() {
     const CONNECTIONS: usize = 500;
     let _alone = ALONE.lock().await;
-    let (_agent, address) = start(&Store::new(), HttpOptions::new().max_connections(8)).await;
-    let mut random = Random(5);
-    let before = memory();
-    for _ in 0..CONNECTIONS {
+    let store = Store::new();
+    let (_agent, address) = start(&store, HttpOptions::new().max_connections(8)).await;
+    let mut connected = Connected::new(&store, address).await;
+    let (mut random, before) = (Random(5), memory());
+    for number in 0..CONNECTIONS {
         let mut bytes = Vec::new();
         for _ in 0..=random.below(4) {
             bytes.extend_from_slice(REQUESTS[random.below(REQUESTS.len())].as_bytes());
@@ -84,6 +130,9 @@ async fn corrupted_requests_are_survived() {
             bytes[place] = random.next().to_le_bytes()[0];
         }
         send(address, &bytes).await;
+        if number % CHECKED == 0 {
+            connected.learns().await;
+        }
     }
     assert_growth(before, 16 << 20, "corrupted requests");
     serves(address).await;
@@ -94,7 +143,9 @@ async fn huge_heads_are_not_kept() {
     const CONNECTIONS: usize = 20;
     const BYTES: usize = 16 << 20;
     let _alone = ALONE.lock().await;
-    let (_agent, address) = start(&Store::new(), HttpOptions::new()).await;
+    let store = Store::new();
+    let (_agent, address) = start(&store, HttpOptions::new()).await;
+    let mut connected = Connected::new(&store, address).await;
     let before = memory();
     let part = vec![b'x'; 64 << 10];
     for _ in 0..CONNECTIONS {
@@ -106,6 +157,7 @@ async fn huge_heads_are_not_kept() {
             sent += part.len();
         }
         assert!(sent < BYTES, "a head of {sent} bytes was read");
+        connected.learns().await;
     }
     assert_growth(before, 8 << 20, "huge heads");
     serves(address).await;
@@ -127,6 +179,37 @@ async fn unfinished_requests_cost_little() {
     }
     serves(address).await;
     assert_growth(before, CONNECTIONS * BYTES_EACH, "unfinished requests");
+}
+
+/// They are more than the agent takes: each is closed, or gives way to others.
+#[tokio::test]
+async fn ten_thousand_connections_at_once_cost_little() {
+    const CONNECTIONS: usize = 10_000;
+    const BYTES: usize = 128 << 20;
+    /// Both ends of the connections that the agent takes, and those of the test that it has closed.
+    const FILES: u64 = 12_500;
+    let _alone = ALONE.lock().await;
+    let limit = getrlimit(Resource::Nofile);
+    let needed = limit.current.map(|files| files.max(FILES));
+    setrlimit(Resource::Nofile, Rlimit { current: needed, ..limit }).expect("12,500 open files are permitted");
+    let store = Store::new();
+    let (_agent, address) = start(&store, HttpOptions::new()).await;
+    let mut connected = Connected::new(&store, address).await;
+    let before = memory();
+    let mut idle = Vec::new();
+    for number in 0..CONNECTIONS {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        // The agent may have closed it.
+        let _ = stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n").await;
+        idle.push(stream);
+        if number % 1000 == 0 {
+            connected.learns().await;
+        }
+    }
+    assert_growth(before, BYTES, "connections");
+    connected.learns().await;
+    drop(idle);
+    serves(address).await;
 }
 
 /// No further client is served until one of them ends, and what is refused is counted.
@@ -174,7 +257,7 @@ async fn slow_readers_of_large_responses_cost_little() {
     serves(address).await;
     let before = memory();
     let mut slow = Vec::new();
-    for path in ["/v1/services/default/large", "/v1/prometheus/targets?service=large"] {
+    for path in ["/v1/services/default/large", "/v1/prometheus/targets?service=large", "/v1/events?service=large"] {
         for _ in 0..CLIENTS {
             let mut stream = TcpStream::connect(address).await.unwrap();
             let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n");
@@ -185,5 +268,5 @@ async fn slow_readers_of_large_responses_cost_little() {
         }
     }
     serves(address).await;
-    assert_growth(before, 2 * CLIENTS * BYTES_EACH, "slow readers");
+    assert_growth(before, 3 * CLIENTS * BYTES_EACH, "slow readers");
 }

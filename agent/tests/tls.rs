@@ -4,11 +4,15 @@
 
 mod support;
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc};
 
 use enlist_agent::{Agent, AgentError, HttpOptions, TlsIdentity, XdsOptions};
 use enlist_testkit::soon;
-use support::{AdsClient, Store, TestAgent, authority::Authority, local};
+use support::{
+    AdsClient, Store, TestAgent,
+    authority::{Authority, HOST, health},
+    local,
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -18,12 +22,10 @@ use tokio_rustls::{
     rustls::{
         ClientConfig, RootCertStore,
         crypto::ring,
-        pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _},
+        pki_types::{CertificateDer, ServerName, pem::PemObject as _},
     },
 };
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Identity};
-
-const HOST: &str = "agent.test";
 
 async fn connect(address: SocketAddr, config: ClientTlsConfig) -> Result<Channel, tonic::transport::Error> {
     let endpoint = Channel::from_shared(format!("https://{address}")).unwrap();
@@ -101,30 +103,6 @@ async fn an_unusable_certificate_is_an_error() {
     let options: XdsOptions = local().tls(identity);
     let error = Agent::builder(Arc::new(store.agents.clone())).xds(options).bind().await.unwrap_err();
     assert!(matches!(error, AgentError::Tls(_)), "{error:?}");
-}
-
-/// Requests the health of an agent over TLS, with the certificate and key of a client. Returns the response.
-async fn health(address: SocketAddr, authority: &Authority, own: Option<(String, String)>) -> io::Result<String> {
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(authority.pem().as_bytes()).unwrap()).unwrap();
-    let provider = Arc::new(ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-    let config = config.with_root_certificates(roots);
-    let config = match own {
-        Some((certificate, key)) => {
-            let certificate = CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap();
-            let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
-            config.with_client_auth_cert(vec![certificate], key).unwrap()
-        }
-        None => config.with_no_client_auth(),
-    };
-    let name = ServerName::try_from(HOST).unwrap();
-    let stream = TcpStream::connect(address).await?;
-    let mut stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
-    stream.write_all(b"GET /healthz HTTP/1.0\r\nhost: localhost\r\n\r\n").await?;
-    let mut response = String::new();
-    stream.read_to_string(&mut response).await?;
-    Ok(response)
 }
 
 /// Starts an agent with HTTP over TLS.

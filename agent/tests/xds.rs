@@ -9,9 +9,14 @@ use std::{sync::Arc, time::Duration};
 use enlist::{DirectoryOptions, Health, TaskOwner};
 use enlist_agent::{Agent, AgentError, BearerToken, DEFAULT_XDS_SETTLE, EnvoyListener, ResourceType, XdsOptions};
 use enlist_testkit::{eventually, soon};
+use envoy_types::pb::envoy::service::discovery::v3::{
+    DiscoveryRequest, aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
+    aggregated_discovery_service_server::SERVICE_NAME,
+};
 use support::{ASSIGNMENT, AdsClient, CLUSTER, LISTENER, ROUTE, Store, TestAgent, instance, local, ports, priorities};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tonic::Code;
+use tonic::{Code, Request, transport::Channel};
+use tonic_prost::ProstCodec;
 
 const UNKNOWN: i32 = 0;
 const HEALTHY: i32 = 1;
@@ -414,4 +419,20 @@ async fn a_service_counts_until_its_watch_ends() {
     // Attempts follow until there is room.
     assert_eq!(waiting.changed("b").await, []);
     assert_eq!(agent.status.xds_totals().too_many_services, 1, "it is counted once");
+}
+
+#[tokio::test]
+async fn delta_discovery_is_refused_with_advice() {
+    let store = Store::new();
+    let agent = TestAgent::start(&store.agents, local()).await;
+    let channel = Channel::from_shared(format!("http://{}", agent.address)).unwrap().connect().await.unwrap();
+    let mut client = AggregatedDiscoveryServiceClient::new(channel.clone());
+    let refused = client.delta_aggregated_resources(futures::stream::pending()).await.unwrap_err();
+    assert!(refused.code() == Code::Unimplemented && refused.message().contains("api_type"), "{refused:?}");
+    let mut client = tonic::client::Grpc::new(channel);
+    client.ready().await.unwrap();
+    let path = format!("/{SERVICE_NAME}/Unknown").parse().unwrap();
+    let codec = ProstCodec::<DiscoveryRequest, DiscoveryRequest>::default();
+    let refused = client.unary(Request::new(DiscoveryRequest::default()), path, codec).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unimplemented, "{refused:?}");
 }
