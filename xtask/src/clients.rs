@@ -196,7 +196,7 @@ fn scenarios_over_etcd(clients: &[&Part]) -> Result {
     tests.args(["test", "--workspace", "--features", FEATURES, "--test", "clients", "--", "--ignored"]);
     tests.args(["--test-threads", "2"]);
     tests.args(clients.iter().flat_map(|client| OVER_ETCD.map(|over| module(client) + "::" + over)));
-    tests.arg("over_etcd::two_agents");
+    tests.args(["over_etcd::native::", "over_etcd::kitex::", "over_etcd::go_zero::"]);
     run_tests(tests.env("ENLIST_COMMAND", command).envs(variables).envs([frameworks]).envs(etcd.variables()), clients)
 }
 
@@ -232,14 +232,14 @@ fn envoy() -> Result<Variables> {
 }
 
 fn go() -> Result<Variables> {
-    let folder = installations()?.join("go");
+    let (folder, go) = (installations()?.join("go"), Tool::Go.find()?);
     fs::create_dir_all(&folder)?;
-    let mut build = Command::new(Tool::Go.find()?);
+    let mut build = Command::new(&go);
     build.current_dir(root().join(SOURCES).join("go")).args(["build", "-buildvcs=false", "-trimpath", "-o"]);
     build.arg(&folder).arg("./...");
     etcd::build::plain(&mut build);
     run(&mut build)?;
-    Ok(vec![("ENLIST_CLIENT_GO", folder)])
+    Ok(vec![("ENLIST_CLIENT_GO", folder), ("ENLIST_CLIENT_GO_PROGRAM", go)])
 }
 
 fn tonic() -> Result<Variables> {

@@ -1,6 +1,6 @@
 //! gRPC in Java.
 
-use std::{fs, net::SocketAddr};
+use std::net::SocketAddr;
 
 use tokio::process::Command;
 
@@ -50,7 +50,6 @@ tests! {
 #[tokio::test]
 #[ignore = "needs the client's library: cargo xtask clients"]
 async fn the_documented_client_works_as_printed() {
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/java/src/main/java/GreeterClient.java");
-    assert_eq!(page::block("agent-clients.md", "## Java", "java"), fs::read_to_string(source).unwrap());
-    page::greets(program("GreeterClient"), &page::block("agent-clients.md", "## Bootstrap", "json")).await;
+    let files = [("src/main/java/GreeterClient.java", "java"), ("pom.xml", "xml")];
+    page::greets_as_printed(Command::new("sh"), "## Java", &files).await;
 }

@@ -1,9 +1,9 @@
 //! The page of documentation whose programs and configurations are run as printed.
 
-use std::fs;
+use std::{fs, time::Duration};
 
-use enlist_testkit::soon;
-use tokio::process::Command;
+use tempfile::TempDir;
+use tokio::{process::Command, time::timeout};
 
 use crate::{
     server::Server,
@@ -12,6 +12,12 @@ use crate::{
 
 /// Address of the agent on the page. Tests replace it by that of a free port.
 const DOCUMENTED: &str = "127.0.0.1:18000";
+
+/// Name of the file with the bootstrap on the page.
+const BOOTSTRAP: &str = "bootstrap.json";
+
+/// Maximum time of a program, which may be built first.
+const LONGEST: Duration = Duration::from_secs(300);
 
 /// Returns a page.
 pub(crate) fn text(page: &str) -> String {
@@ -28,6 +34,25 @@ pub(crate) fn block(page: &str, heading: &str, language: &str) -> String {
 
 /// Runs a printed program with a printed bootstrap and two servers. Returns the answers that it printed.
 pub(crate) async fn greets(mut program: Command, bootstrap: &str) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    program.env("GRPC_XDS_BOOTSTRAP", folder.path().join(BOOTSTRAP));
+    answers(program, bootstrap, &folder).await
+}
+
+/// Runs the printed commands of a section of `agent-clients.md` in a folder with its files, as [`greets`] does.
+pub(crate) async fn greets_as_printed(mut shell: Command, heading: &str, files: &[(&str, &str)]) {
+    let folder = tempfile::tempdir().unwrap();
+    for (path, language) in files {
+        let path = folder.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, block("agent-clients.md", heading, language)).unwrap();
+    }
+    shell.args(["-ec", &block("agent-clients.md", heading, "sh")]).current_dir(folder.path());
+    answers(shell, &block("agent-clients.md", "## Bootstrap", "json"), &folder).await;
+}
+
+/// Runs a program whose bootstrap is in the folder.
+async fn answers(mut program: Command, bootstrap: &str, folder: &TempDir) -> String {
     let store = Store::new();
     let agent = TestAgent::start(&store.agents, local()).await;
     let mut running = Vec::new();
@@ -36,11 +61,8 @@ pub(crate) async fn greets(mut program: Command, bootstrap: &str) -> String {
         running.push((store.register("greeter", instance(name, server.port)).await, server));
     }
     assert!(bootstrap.contains(DOCUMENTED), "{bootstrap}");
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("bootstrap.json");
-    fs::write(&file, bootstrap.replace(DOCUMENTED, &agent.address.to_string())).unwrap();
-    let program = program.env("GRPC_XDS_BOOTSTRAP", file).kill_on_drop(true);
-    let output = soon("the client ends", program.output()).await.unwrap();
+    fs::write(folder.path().join(BOOTSTRAP), bootstrap.replace(DOCUMENTED, &agent.address.to_string())).unwrap();
+    let output = timeout(LONGEST, program.kill_on_drop(true).output()).await.expect("the client ends").unwrap();
     let (printed, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{errors}");
     assert_eq!(printed.lines().count(), 10, "{printed}");

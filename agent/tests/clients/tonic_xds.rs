@@ -51,6 +51,12 @@ tests! {
 async fn the_documented_client_works_as_printed() {
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/tonic/src/greeter.rs");
     assert_eq!(page::block("agent-clients.md", "## Rust", "rust"), fs::read_to_string(source).unwrap());
+    let manifest = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/tonic/Cargo.toml")).unwrap();
+    let printed = page::block("agent-clients.md", "## Rust", "toml");
+    // tokio has more features there, for the other program.
+    for dependency in printed.lines().filter(|line| line.starts_with("tonic")) {
+        assert!(manifest.lines().any(|line| line == dependency), "{dependency} is not tested");
+    }
     page::greets(program("tonic-greeter"), &with_scheme(&page::block("agent-clients.md", "## Bootstrap", "json")))
         .await;
 }
