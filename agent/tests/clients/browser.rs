@@ -3,7 +3,7 @@
 use std::{fs, net::SocketAddr, path::Path, process::Stdio, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use enlist::{Health, Registry as _, ServiceRef};
+use enlist::{Election as _, Health, Lock as _, LockName, LockOptions, Registry as _, ServiceRef, TaskOwner};
 use enlist_testkit::eventually;
 use futures::future::join_all;
 use serde_json::{Value, json};
@@ -16,7 +16,7 @@ use tokio::{
 use crate::{
     http::{exchange, start},
     supplied,
-    support::{AdsClient, Store, instance},
+    support::{ASSIGNMENT, AdsClient, Store, instance},
 };
 
 /// A page of a browser. Dropping it kills the browser with its driver.
@@ -44,6 +44,8 @@ impl Page {
         let mut command = Command::new(supplied("ENLIST_CLIENT_CHROMEDRIVER"));
         command.arg(format!("--port={}", driver.port())).stdout(Stdio::null()).stderr(Stdio::null());
         let process = command.kill_on_drop(true).process_group(0).spawn().unwrap();
+        // The driver may have started a browser before it answers.
+        let mut page = Self { driver, session: String::new(), process };
         let arguments = [
             "--headless".to_owned(),
             "--no-sandbox".to_owned(),
@@ -60,7 +62,7 @@ impl Page {
             let body: Value = serde_json::from_str(&body).map_err(|error| error.to_string())?;
             body["value"]["sessionId"].as_str().map(str::to_owned).ok_or_else(|| body.to_string())
         });
-        let page = Self { driver, session: opened.await, process };
+        page.session = opened.await;
         page.command("url", &json!({ "url": url })).await;
         page
     }
@@ -232,7 +234,17 @@ async fn the_console_fits_each_window_and_scheme() {
     }
     let mut client = AdsClient::connect(agent.address).await;
     client.assignment("greeter").await;
+    let mut refusing = AdsClient::connect(agent.address).await;
+    refusing.request(ASSIGNMENT, &["greeter"]).await;
+    let response = refusing.next(ASSIGNMENT).await;
+    refusing.reject(&response, &["greeter"], "endpoints of no use").await;
     registered.remove(2).deregister().await.unwrap();
+    let (lock, election) = (LockName::parse("reports").unwrap(), LockName::parse("scheduler").unwrap());
+    let _held = store.services.acquire(&lock, LockOptions::new()).await.unwrap();
+    let _leads = store.services.campaign(&election, "scheduler-1", LockOptions::new()).await.unwrap();
+    let (waiting, tasks) = (store.services.clone(), TaskOwner::new());
+    let wait = async move { drop(waiting.campaign(&election, "scheduler-2", LockOptions::new()).await) };
+    tasks.spawn_until_stopped("a waiting candidate", wait).unwrap();
     let pictures = Path::new(&supplied("ENLIST_CLIENT_PICTURES")).to_owned();
     let page = Page::open(&format!("http://{address}/"), 1200).await;
     page.shows("greeter").await;
@@ -243,15 +255,17 @@ async fn the_console_fits_each_window_and_scheme() {
             let colours = "getComputedStyle(document.body).backgroundColor.match(/[0-9.]+/g).slice(0, 3)";
             let sum = format!("(sum => {is_expected})({colours}.reduce((sum, one) => sum + Number(one), 0))");
             page.until(&sum).await;
-            for (view, column) in [
-                ("services", "Change seen"),
-                ("service/greeter", "Endpoints"),
-                ("queues", "Holder"),
-                ("clients", "Last rejection"),
-                ("timeline", "Detail"),
+            for (view, texts) in [
+                ("services", ["Change seen", "service-40"]),
+                ("service/greeter", ["Endpoints", "greeter-7"]),
+                ("queues", ["reports", "scheduler-2"]),
+                ("clients", ["Last rejection", "endpoints of no use"]),
+                ("timeline", ["Detail", "greeter-2"]),
             ] {
                 page.value(&format!("location.hash = '#/{view}'")).await;
-                page.until(&format!("document.querySelector('#table').textContent.includes('{column}')")).await;
+                for text in texts {
+                    page.until(&format!("document.querySelector('#table').textContent.includes('{text}')")).await;
+                }
                 let is_within = "document.documentElement.scrollWidth <= document.documentElement.clientWidth";
                 assert_eq!(page.value(is_within).await, true, "{view} at {width}");
                 let name = format!("{}-{width}-{scheme}.png", view.replace('/', "-"));

@@ -11,9 +11,10 @@ use tokio::{
 
 use crate::{
     caller::Caller,
+    http::exchange,
     over_memory::Memory,
     page, python,
-    scenarios::{self, Client, NODE, ZONE, tests},
+    scenarios::{self, Client, NODE, Proxy, ZONE, tests},
     supplied,
     world::Settings,
 };
@@ -21,12 +22,14 @@ use crate::{
 /// Envoy that listens at an address.
 struct Envoy {
     edge: SocketAddr,
+    admin: SocketAddr,
     token: Option<&'static str>,
 }
 
 impl Envoy {
     fn new() -> Self {
-        Self { edge: ([127, 0, 0, 1], free_port()).into(), token: None }
+        let [edge, admin] = [(); 2].map(|()| ([127, 0, 0, 1], free_port()).into());
+        Self { edge, admin, token: None }
     }
 
     /// Returns the printed configuration, for this agent.
@@ -42,7 +45,8 @@ impl Envoy {
             let indented = format!("    {}\n", with_token.trim_end().replace('\n', "\n    "));
             text.replace_range(place..end, &indented.replace("TOKEN", token));
         }
-        text
+        let (address, port) = (self.admin.ip(), self.admin.port());
+        format!("{text}admin: {{ address: {{ socket_address: {{ address: {address}, port_value: {port} }} }} }}\n")
     }
 
     /// Starts a process, and returns once it takes calls.
@@ -75,11 +79,26 @@ impl Client for Envoy {
     }
 }
 
+impl Proxy for Envoy {
+    async fn has_changed_clusters(&self, connect_timeout: &str) {
+        let clusters = async |state: &str| {
+            let path = format!("/config_dump?resource=dynamic_{state}_clusters");
+            exchange(self.admin, "GET", &path, "").await.map_err(|error| error.to_string())
+        };
+        eventually("the clusters have changed", || async {
+            let (active, warming) = (clusters("active").await?, clusters("warming").await?);
+            let has_changed = active.contains(&format!("\"connect_timeout\": \"{connect_timeout}\""));
+            if has_changed && !warming.contains("Cluster") { Ok(()) } else { Err(format!("{active} and {warming}")) }
+        })
+        .await;
+    }
+}
+
 tests! {
     super::Envoy::new(),
     also: [
-        dead_instances_fail_no_call, a_refused_listener_is_shown_and_harmless,
-        a_listener_with_another_service_fails_no_call
+        calls_of_an_unknown_service_fail_at_once, dead_instances_fail_no_call, a_refused_listener_is_shown_and_harmless,
+        a_listener_with_another_service_fails_no_call, changed_clusters_fail_no_call
     ],
     weights: [shares_follow_the_weights],
     zones: [

@@ -10,7 +10,7 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use enlist_testkit::{EtcdServer, Mode, Provider, Proxy, ServerOptions, free_port, soon};
+use enlist_testkit::{EtcdServer, Mode, Provider, Proxy, ServerOptions, eventually, free_port, soon};
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::{
@@ -20,8 +20,8 @@ use tokio::{
 
 use crate::{
     http::exchange,
-    supplied,
-    support::{ASSIGNMENT, AdsClient, CLUSTER, LISTENER, ROUTE},
+    shown, supplied,
+    support::{ASSIGNMENT, AdsClient, CLUSTER, LISTENER, ROUTE, ports},
     world::{Crowded, Failure, Offer, Settings, World},
 };
 
@@ -72,6 +72,9 @@ pub(crate) trait Publisher {
     /// Value of [`World::ANNOUNCES_DEPARTURES`].
     const ANNOUNCES_DEPARTURES: bool = true;
 
+    /// Returns key and value of an instance of `greeter` at this port, as `docs/wire-formats.md` states them.
+    fn entry(port: u16, zone: &str) -> (String, String);
+
     /// Starts the program, and returns once the instance is registered.
     async fn register(offer: Offer<'_>, etcd: &str) -> Program;
 
@@ -89,6 +92,12 @@ pub(crate) struct Native;
 impl Publisher for Native {
     const LAYOUT: &'static str = "native";
     const DRAINS: bool = true;
+
+    fn entry(port: u16, zone: &str) -> (String, String) {
+        let id = format!("other-{port}");
+        let value = json!({ "v": 1, "id": id, "endpoints": [format!("192.0.2.1:{port}")], "zone": zone });
+        (format!("enlist/services/default/greeter/{id}"), value.to_string())
+    }
 
     async fn register(offer: Offer<'_>, etcd: &str) -> Program {
         let mut command = enlist();
@@ -119,6 +128,10 @@ impl Publisher for GoZero {
     /// The library revokes the lease.
     const ANNOUNCES_DEPARTURES: bool = false;
 
+    fn entry(port: u16, _: &str) -> (String, String) {
+        (format!("greeter/{port}"), format!("192.0.2.1:{port}"))
+    }
+
     async fn register(offer: Offer<'_>, etcd: &str) -> Program {
         publish("gozero", offer, etcd).await
     }
@@ -134,6 +147,12 @@ pub(crate) struct Kitex;
 impl Publisher for Kitex {
     const LAYOUT: &'static str = "kitex";
 
+    fn entry(port: u16, _: &str) -> (String, String) {
+        let address = format!("192.0.2.1:{port}");
+        let value = json!({ "network": "tcp", "address": address, "weight": 10, "tags": null });
+        (format!("kitex/registry-etcd/greeter/{address}"), value.to_string())
+    }
+
     async fn register(offer: Offer<'_>, etcd: &str) -> Program {
         publish("kitex", offer, etcd).await
     }
@@ -147,7 +166,11 @@ impl Publisher for Kitex {
 pub(crate) struct KitexByDefault;
 
 impl Publisher for KitexByDefault {
-    const LAYOUT: &'static str = "kitex";
+    const LAYOUT: &'static str = Kitex::LAYOUT;
+
+    fn entry(port: u16, zone: &str) -> (String, String) {
+        Kitex::entry(port, zone)
+    }
 
     async fn register(offer: Offer<'_>, etcd: &str) -> Program {
         let mut command = publication("kitex", offer, etcd);
@@ -204,7 +227,7 @@ pub(crate) struct OverEtcd<P> {
 impl<P: Publisher> OverEtcd<P> {
     /// Returns the configuration file of the agent, and writes the files that it names.
     fn configuration(&self) -> String {
-        let Settings { prefers_own_zone, token, envoy } = &self.settings;
+        let Settings { prefers_own_zone, token, connect_timeout, envoy } = &self.settings;
         let [xds, http] = self.addresses;
         let mut lines = Vec::new();
         if let Some(token) = token {
@@ -213,6 +236,9 @@ impl<P: Publisher> OverEtcd<P> {
         }
         lines.push(format!("[http]\naddress = \"{http}\""));
         lines.push(format!("[xds]\naddress = \"{xds}\"\nprefer-own-zone = {prefers_own_zone}"));
+        if let Some(time) = connect_timeout {
+            lines.push(format!("connect-timeout = \"{}ms\"", time.as_millis()));
+        }
         for (address, service) in envoy {
             lines.push(format!("[[xds.envoy]]\naddress = \"{address}\"\nservice = \"{service}\""));
         }
@@ -316,19 +342,15 @@ impl<P: Publisher> World for OverEtcd<P> {
     }
 }
 
-impl Crowded for OverEtcd<Native> {
-    type Crowd = ();
-
-    /// Writes the keys as `docs/wire-formats.md` states them, because the agent knows no backend. It uses etcd's JSON
-    /// gateway, in transactions of at most 128 operations.
+impl<P: Publisher> Crowded for OverEtcd<P> {
+    /// Writes the keys itself, because the agent knows no backend. It uses etcd's JSON gateway, in transactions of at
+    /// most 128 operations.
     async fn register_many(&self, zone: &str, number: u16) {
         let ports: Vec<_> = (1..=number).collect();
         for ports in ports.chunks(128) {
             let puts = ports.iter().map(|port| {
-                let id = format!("other-{port}");
-                let value = json!({ "v": 1, "id": id, "endpoints": [format!("192.0.2.1:{port}")], "zone": zone });
-                let key = STANDARD.encode(format!("enlist/services/default/greeter/{id}"));
-                json!({ "request_put": { "key": key, "value": STANDARD.encode(value.to_string()) } })
+                let (key, value) = P::entry(*port, zone);
+                json!({ "request_put": { "key": STANDARD.encode(key), "value": STANDARD.encode(value) } })
             });
             let body = json!({ "success": puts.collect::<Vec<_>>() }).to_string();
             let answer = exchange(self.etcd.address(), "POST", "/v3/kv/txn", &body).await.unwrap();
@@ -337,31 +359,89 @@ impl Crowded for OverEtcd<Native> {
     }
 }
 
-#[tokio::test]
-#[ignore = "needs the command: cargo xtask clients etcd"]
-async fn two_agents_send_equal_versions() {
-    let mut world = OverEtcd::<Native>::new(Settings::default()).await;
+/// Makes tests of scenarios without a client library, over each layout.
+macro_rules! tests_without_client {
+    ($($layout:ident: $publisher:ty),*) => {$(
+        mod $layout {
+            #[tokio::test]
+            #[ignore = "needs the command: cargo xtask clients etcd"]
+            async fn two_agents_send_equal_versions() {
+                super::equal_versions::<$publisher>().await;
+            }
+
+            #[tokio::test]
+            #[ignore = "needs the command: cargo xtask clients etcd"]
+            async fn ten_thousand_instances_are_one_assignment() {
+                super::large_assignment::<$publisher>().await;
+            }
+        }
+    )*};
+}
+
+tests_without_client! { native: super::Native, kitex: super::Kitex, go_zero: super::GoZero }
+
+async fn equal_versions<P: Publisher>() {
+    let mut world = OverEtcd::<P>::new(Settings::default()).await;
     world.start_agent().await;
     let former = world.agent.take();
     let first = world.xds();
     world.addresses = [(); 2].map(|()| ([127, 0, 0, 1], free_port()).into());
     world.start_agent().await;
+    let agents = [first, world.xds()];
     let mut registered = Vec::new();
     for (name, port) in [("one", 1001), ("two", 1002)] {
-        registered.push(world.register(Offer { zone: Some("eu-1a"), ..Offer::new(name, port) }).await);
+        registered.push(world.register(Offer::new(name, port)).await);
     }
-    let mut versions = Vec::new();
-    for agent in [first, world.xds()] {
-        let mut client = AdsClient::connect(agent).await;
-        let mut of_agent = Vec::new();
-        for kind in [LISTENER, ROUTE, CLUSTER, ASSIGNMENT] {
-            client.request(kind, &["greeter"]).await;
-            let response = client.next(kind).await;
-            assert!(!response.version_info.is_empty(), "{response:?}");
-            of_agent.push((response.type_url, response.version_info));
-        }
-        versions.push(of_agent);
+    send_equal_versions(agents, registered.len()).await;
+    for failure in Failure::ALL {
+        world.begin(failure).await;
+        world.end(failure).await;
+        shown::instances(&world, registered.len()).await;
+        send_equal_versions(agents, registered.len()).await;
     }
-    assert_eq!(versions[0], versions[1]);
     drop(former);
+}
+
+/// Waits until two agents send the same versions of all types, and this number of instances. Both see a change at
+/// their own time.
+async fn send_equal_versions(agents: [SocketAddr; 2], instances: usize) {
+    eventually("both send equal versions", || async {
+        let (one, two) = (versions(agents[0], instances).await?, versions(agents[1], instances).await?);
+        if one == two { Ok(()) } else { Err(format!("{one:?} and {two:?}")) }
+    })
+    .await;
+}
+
+/// Returns types and versions that an agent sends. Fails unless its assignment has this number of instances.
+async fn versions(agent: SocketAddr, instances: usize) -> Result<Vec<(String, String)>, String> {
+    let mut client = AdsClient::connect(agent).await;
+    let mut versions = Vec::new();
+    for kind in [LISTENER, ROUTE, CLUSTER, ASSIGNMENT] {
+        client.request(kind, &["greeter"]).await;
+        let response = client.next(kind).await;
+        assert!(!response.version_info.is_empty(), "{response:?}");
+        if kind == ASSIGNMENT && ports(&response).1.len() != instances {
+            return Err(format!("{response:?}"));
+        }
+        versions.push((response.type_url, response.version_info));
+    }
+    Ok(versions)
+}
+
+async fn large_assignment<P: Publisher>() {
+    const INSTANCES: u16 = 10_000;
+    let mut world = OverEtcd::<P>::new(Settings::default()).await;
+    world.start_agent().await;
+    world.register_many("eu-1b", INSTANCES).await;
+    let all = usize::from(INSTANCES);
+    for failure in Failure::ALL {
+        shown::instances(&world, all).await;
+        world.begin(failure).await;
+        // Also to a client that comes meanwhile.
+        assert_eq!(AdsClient::connect(world.xds()).await.assignment("greeter").await.len(), all, "{failure:?}");
+        world.end(failure).await;
+    }
+    world.register_many("eu-1b", INSTANCES).await;
+    shown::instances(&world, all).await;
+    assert_eq!(AdsClient::connect(world.xds()).await.assignment("greeter").await.len(), all);
 }

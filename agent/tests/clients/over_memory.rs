@@ -5,7 +5,6 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use enlist::{Endpoint, Health, Instance, InstanceId, RegisterOptions, Registration, Registry as _, ServiceRef};
 use enlist_agent::Agent;
 use enlist_testkit::free_port;
-use futures::future::join_all;
 
 use crate::{
     support::{Store, TestAgent, instance},
@@ -20,15 +19,14 @@ pub(crate) struct Memory {
 }
 
 impl Crowded for Memory {
-    type Crowd = Vec<Registration>;
-
-    async fn register_many(&self, zone: &str, number: u16) -> Vec<Registration> {
-        let register = (1..=number).map(|port| {
+    async fn register_many(&self, zone: &str, number: u16) {
+        let service = ServiceRef::parse("greeter").unwrap();
+        for port in 1..=number {
             let endpoint = Endpoint::new("192.0.2.1", port).unwrap();
             let id = InstanceId::parse(format!("other-{port}")).unwrap();
-            self.store.register("greeter", Instance::new(id, [endpoint]).unwrap().with_zone(zone))
-        });
-        join_all(register).await
+            let instance = Instance::new(id, [endpoint]).unwrap().with_zone(zone);
+            self.store.services.publish(&service, instance).await.unwrap();
+        }
     }
 }
 

@@ -1,7 +1,8 @@
 //! What each client has to withstand, by the name of the guarantee.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
+use enlist_agent::DEFAULT_XDS_SETTLE;
 use enlist_testkit::free_port;
 use tokio::{net::TcpSocket, time::Instant};
 
@@ -21,6 +22,9 @@ pub(crate) const ZONE: &str = "eu-1a";
 
 /// Number of reports for which nothing has to change.
 const REPORTS: u32 = 10;
+
+/// Number of calls in as many reports.
+const CALLS: u32 = 200;
 
 /// Minimum number of calls per second, of the 500 that a client makes where it can.
 const RATE: f64 = 450.0;
@@ -59,6 +63,12 @@ pub(crate) trait Client {
 
     /// Starts calls of a service, as [`NODE`] in [`ZONE`], with the agent at an address.
     async fn start(&self, agent: SocketAddr, service: &str) -> Caller;
+}
+
+/// A proxy that calls are made through.
+pub(crate) trait Proxy: Client {
+    /// Waits until it uses clusters with this time for connections, and none waits for an assignment.
+    async fn has_changed_clusters(&self, connect_timeout: &str);
 }
 
 /// Makes tests of the scenarios for a client: those of [`tests_over`] and `also` over each layout, `weights` over those
@@ -184,8 +194,10 @@ pub(crate) async fn calls_work_again_once_an_empty_service_has_an_instance<C: Cl
     }
     let _two = Running::start(&world, "greeter-2").await;
     if calls_dead {
-        caller.meets("greeter-2").await;
-        return;
+        let back = Instant::now();
+        while !caller.report().await.failures.is_empty() {
+            assert!(back.elapsed() < 2 * DEFAULT_XDS_SETTLE, "it is held for longer than that");
+        }
     }
     caller.reaches(&["greeter-2"]).await;
     assert_eq!(caller.reaches(&["greeter-2"]).await, NONE);
@@ -245,6 +257,7 @@ pub(crate) async fn an_agent_that_starts_over_an_empty_store_fails_no_call<C: Cl
     let two = Running::start(&world, "greeter-2").await;
     assert_eq!(caller.reaches(&["greeter-1", "greeter-2"]).await, NONE);
     leave(&world, &mut caller, vec![two], &["greeter-1"]).await;
+    withstands(&mut world, &mut caller, &["greeter-1"]).await;
 }
 
 pub(crate) async fn calls_that_precede_the_agent_work_once_it_runs<C: Client, W: World>(client: &C) {
@@ -301,6 +314,7 @@ pub(crate) async fn restarts_of_servers_and_agent_fail_no_call<C: Client, W: Wor
     }
     let mut caller = client.start(world.xds(), "greeter").await;
     assert_eq!(caller.reaches(&texts(&old)).await, NONE);
+    withstands(&mut world, &mut caller, &texts(&old)).await;
     caller.count().await;
     let mut successors = Vec::new();
     for (number, (former, name)) in running.into_iter().zip(&new).enumerate() {
@@ -362,33 +376,50 @@ pub(crate) async fn calls_leave_the_zone_only_without_an_instance_in_it<C: Clien
 /// The others are in another zone, so that the client does not connect to them.
 pub(crate) async fn calls_work_beside_ten_thousand_instances<C: Client, W: Crowded>(client: &C) {
     const OTHERS: u16 = 10_000;
+    const ALL: usize = OTHERS as usize + 2;
     let mut world = W::new(Settings { prefers_own_zone: true, ..client.settings() }).await;
     world.start_agent().await;
     let near = Running::with(&world, "near", |offer| offer.zone = Some(ZONE)).await;
-    let _others = world.register_many("eu-1b", OTHERS).await;
-    shown::instances(&world, usize::from(OTHERS) + 1).await;
+    world.register_many("eu-1b", OTHERS).await;
+    shown::instances(&world, ALL - 1).await;
     let mut caller = client.start(world.xds(), "greeter").await;
     assert_eq!(caller.reaches(&["near"]).await, NONE);
     let _next = Running::with(&world, "next", |offer| offer.zone = Some(ZONE)).await;
     assert_eq!(caller.reaches(&["near", "next"]).await, NONE);
+    for failure in Failure::ALL {
+        world.begin(failure).await;
+        fails_no_call(&mut caller, &["near", "next"], failure).await;
+        world.end(failure).await;
+        if failure == Failure::Wiped {
+            world.register_many("eu-1b", OTHERS).await;
+        }
+        shown::instances(&world, ALL).await;
+        assert_eq!(caller.reaches(&["near", "next"]).await, NONE, "after {failure:?}");
+    }
     assert_eq!(near.leave(&world, &mut caller).await, NONE);
     stays(&mut caller, &["next"]).await;
 }
 
 pub(crate) async fn calls_of_an_unknown_service_fail_at_once<C: Client, W: World>(client: &C) {
-    let mut world = W::new(client.settings()).await;
+    let settings = client.settings();
+    let envoy = settings.envoy.iter().map(|(address, _)| (*address, "unknown")).collect();
+    let mut world = W::new(Settings { envoy, ..settings }).await;
     world.start_agent().await;
     let mut caller = client.start(world.xds(), "unknown").await;
     let report = caller.fails().await;
     assert!(report.failures[0].starts_with(C::UNAVAILABLE) && report.slowest_ms < C::FIRST_CALL_MS, "{report:?}");
-    // The start of the library is in the first report only. On a busy machine, the quickest of five counts.
-    let mut quickest = u64::MAX;
-    for _ in 0..5 {
-        let report = caller.fails().await;
-        assert!(report.failures.iter().all(|failure| failure.starts_with(C::UNAVAILABLE)), "{report:?}");
-        quickest = quickest.min(report.slowest_ms);
+    // The start of the library is in the first report only.
+    fails_at_once::<C>(&mut caller).await;
+    let mut markers = Vec::new();
+    for (failure, name) in Failure::ALL.into_iter().zip(["marker-1", "marker-2", "marker-3"]) {
+        world.begin(failure).await;
+        all_fail::<C>(&mut caller).await;
+        world.end(failure).await;
+        markers.push(world.register(Offer::new(name, 1)).await);
+        shown::instances(&world, markers.len()).await;
+        all_fail::<C>(&mut caller).await;
     }
-    assert!(quickest < 100, "{quickest} ms");
+    fails_at_once::<C>(&mut caller).await;
 }
 
 /// Scenario of instances that crashed, until their leases end.
@@ -418,7 +449,14 @@ async fn beside_dead_instances<C: Client, W: World>(client: &C, zone: Option<&st
     shown::instances(&world, 4).await;
     let mut caller = client.start(world.xds(), "greeter").await;
     assert_eq!(caller.reaches(&["greeter-1"]).await, NONE);
-    stays(&mut caller, &["greeter-1"]).await;
+    // After a loss of everything they would not be registered again.
+    for failure in [Failure::Down, Failure::Compacted] {
+        world.begin(failure).await;
+        stays(&mut caller, &["greeter-1"]).await;
+        world.end(failure).await;
+        shown::instances(&world, 4).await;
+        stays(&mut caller, &["greeter-1"]).await;
+    }
 }
 
 /// Scenario for Envoy.
@@ -437,6 +475,7 @@ pub(crate) async fn a_refused_listener_is_shown_and_harmless<C: Client, W: World
     assert!(rejection.r#type == "listener" && rejection.message.contains("192.0.2.1"), "{rejection:?}");
     let _two = Running::start(&world, "greeter-2").await;
     assert_eq!(caller.reaches(&["greeter-1", "greeter-2"]).await, NONE);
+    withstands(&mut world, &mut caller, &["greeter-1", "greeter-2"]).await;
 }
 
 /// Scenario for Envoy.
@@ -455,6 +494,27 @@ pub(crate) async fn a_listener_with_another_service_fails_no_call<C: Client, W: 
     world.stop_agent().await;
     world.start_agent().await;
     assert_eq!(caller.reaches(&["greeter-1"]).await, NONE);
+    withstands(&mut world, &mut caller, &["greeter-1"]).await;
+}
+
+/// Scenario for Envoy, which replaces a changed cluster once it has an assignment for it. It waits for that for 15 s.
+pub(crate) async fn changed_clusters_fail_no_call<C: Proxy, W: World>(client: &C) {
+    const WARM: Duration = Duration::from_secs(5);
+    let mut world = W::new(client.settings()).await;
+    world.start_agent().await;
+    let _one = Running::start(&world, "greeter-1").await;
+    let mut caller = client.start(world.xds(), "greeter").await;
+    assert_eq!(caller.reaches(&["greeter-1"]).await, NONE);
+    withstands(&mut world, &mut caller, &["greeter-1"]).await;
+    world.settings_mut().connect_timeout = Some(Duration::from_secs(2));
+    world.stop_agent().await;
+    world.start_agent().await;
+    let restarted = Instant::now();
+    client.has_changed_clusters("2s").await;
+    assert!(restarted.elapsed() < WARM, "{:?}", restarted.elapsed());
+    stays(&mut caller, &["greeter-1"]).await;
+    let _two = Running::start(&world, "greeter-2").await;
+    assert_eq!(caller.reaches(&["greeter-1", "greeter-2"]).await, NONE);
 }
 
 /// Lets the store fail in each way. Checks that calls go on meanwhile without a failure, to these servers, and that
@@ -484,27 +544,50 @@ async fn leave<W: World>(world: &W, caller: &mut Caller, further: Vec<Running<W>
     assert_eq!(caller.reaches(others).await, NONE);
 }
 
-/// Checks that calls go on without a failure, to exactly these servers.
+/// Checks that calls go on without a failure, to exactly these servers. A client that chooses at random may leave one
+/// out of a single report.
 async fn stays(caller: &mut Caller, servers: &[&str]) {
-    for _ in 0..REPORTS {
-        let report = caller.report().await;
-        assert!(report.failures.is_empty() && report.names() == servers, "{report:?}");
-    }
+    assert_eq!(goes_on(caller, servers).await, servers.iter().map(|name| (*name).to_owned()).collect());
 }
 
 /// Checks that calls go on without a failure, to exactly these servers; after a loss of everything, in whose course
 /// they register again, to at least one of them.
 async fn fails_no_call(caller: &mut Caller, servers: &[&str], failure: Failure) {
-    if failure == Failure::Wiped { goes_on(caller, servers).await } else { stays(caller, servers).await }
+    if failure == Failure::Wiped {
+        goes_on(caller, servers).await;
+    } else {
+        stays(caller, servers).await;
+    }
 }
 
-/// Checks that calls go on without a failure, to these servers.
-async fn goes_on(caller: &mut Caller, servers: &[&str]) {
+/// Checks that calls go on without a failure, to no other servers. Returns those that were called.
+async fn goes_on(caller: &mut Caller, servers: &[&str]) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
     for _ in 0..REPORTS {
         let report = caller.report().await;
         let is_known = report.names().iter().all(|name| servers.contains(name));
         assert!(report.failures.is_empty() && is_known, "{report:?}");
+        names.extend(report.servers.into_keys());
     }
+    names
+}
+
+/// Checks that calls fail because there is no instance.
+async fn all_fail<C: Client>(caller: &mut Caller) {
+    let report = caller.report_of(CALLS).await;
+    let is_expected = |failure: &String| failure.starts_with(C::UNAVAILABLE);
+    assert!(report.servers.is_empty() && report.failures.iter().all(is_expected), "{report:?}");
+}
+
+/// Checks that calls fail within 100 ms. On a busy machine, the quickest of five reports counts.
+async fn fails_at_once<C: Client>(caller: &mut Caller) {
+    let mut quickest = u64::MAX;
+    for _ in 0..5 {
+        let report = caller.fails().await;
+        assert!(report.failures.iter().all(|failure| failure.starts_with(C::UNAVAILABLE)), "{report:?}");
+        quickest = quickest.min(report.slowest_ms);
+    }
+    assert!(quickest < 100, "{quickest} ms");
 }
 
 /// Checks that `heavy` receives three times the calls of `light`, within six standard deviations.

@@ -9,6 +9,8 @@ use enlist_agent::{BearerToken, EnvoyListener, HttpOptions, XdsOptions};
 pub(crate) struct Settings {
     pub(crate) prefers_own_zone: bool,
     pub(crate) token: Option<&'static str>,
+    /// `None` for the default.
+    pub(crate) connect_timeout: Option<Duration>,
     /// Listeners of Envoy, and their services.
     pub(crate) envoy: Vec<(SocketAddr, &'static str)>,
 }
@@ -22,6 +24,9 @@ impl Settings {
         }
         if let Some(token) = self.token {
             options = options.token(BearerToken::new(token).unwrap());
+        }
+        if let Some(time) = self.connect_timeout {
+            options = options.connect_timeout(time);
         }
         if self.prefers_own_zone { options.prefer_own_zone() } else { options }
     }
@@ -129,9 +134,6 @@ pub(crate) trait World: Sized {
 
 /// A world whose service can have many instances.
 pub(crate) trait Crowded: World {
-    /// The registrations of many instances, which end with it or with the world.
-    type Crowd;
-
-    /// Registers instances in a zone, at addresses of no host (RFC 5737).
-    async fn register_many(&self, zone: &str, number: u16) -> Self::Crowd;
+    /// Writes instances without a lease, at addresses of no host (RFC 5737), into a zone if the layout has zones.
+    async fn register_many(&self, zone: &str, number: u16);
 }
