@@ -248,6 +248,8 @@ async fn the_console_fits_each_window_and_scheme() {
     let pictures = Path::new(&supplied("ENLIST_CLIENT_PICTURES")).to_owned();
     let page = Page::open(&format!("http://{address}/"), 1200).await;
     page.shows("greeter").await;
+    // The timeline has what the page has seen.
+    registered.remove(3).deregister().await.unwrap();
     for (scheme, is_expected) in [("light", "sum > 600"), ("dark", "sum < 200")] {
         for [width, height] in [[360, 740], [1280, 800], [3840, 2160]] {
             page.show_as([width, height], scheme).await;
@@ -260,7 +262,7 @@ async fn the_console_fits_each_window_and_scheme() {
                 ("service/greeter", ["Endpoints", "greeter-7"]),
                 ("queues", ["reports", "scheduler-2"]),
                 ("clients", ["Last rejection", "endpoints of no use"]),
-                ("timeline", ["Detail", "greeter-2"]),
+                ("timeline", ["Detail", "greeter-3"]),
             ] {
                 page.value(&format!("location.hash = '#/{view}'")).await;
                 for text in texts {

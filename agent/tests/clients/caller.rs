@@ -17,6 +17,10 @@ use tokio::{
 /// Number of calls in a report.
 const CALLS: u32 = 20;
 
+/// Number of successive reports without a server, after which calls avoid it. A client that chooses at random may leave
+/// it out of a few.
+const AVOIDING: u32 = 10;
+
 /// Number of calls in a report on failures. Calls of a library that waits for an instance last until their deadline.
 const FAILED_CALLS: u32 = 2;
 
@@ -121,7 +125,12 @@ impl Caller {
 
     /// Waits until calls no longer reach this server. Returns the failures meanwhile.
     pub(crate) async fn avoids(&mut self, server: &str) -> Vec<String> {
-        self.until("calls avoid the server", |report| !report.servers.contains_key(server)).await
+        let mut reports = 0;
+        let avoids = |report: &Report| {
+            reports = if report.servers.contains_key(server) { 0 } else { reports + 1 };
+            reports == AVOIDING
+        };
+        self.until("calls avoid the server", avoids).await
     }
 
     /// Waits until calls that reached this server are reported. Returns the outcomes other than success meanwhile, and

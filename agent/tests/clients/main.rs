@@ -20,6 +20,7 @@ mod over_memory;
 mod page;
 mod prometheus;
 mod python;
+mod relay;
 mod scenarios;
 mod server;
 mod shown;

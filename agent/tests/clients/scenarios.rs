@@ -4,10 +4,11 @@ use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
 use enlist_agent::DEFAULT_XDS_SETTLE;
 use enlist_testkit::free_port;
-use tokio::{net::TcpSocket, time::Instant};
+use tokio::{net::TcpSocket, sync::RwLock, time::Instant};
 
 use crate::{
     caller::Caller,
+    relay::Relay,
     server::Running,
     shown::{self, ShownClient},
     support::AdsClient,
@@ -32,6 +33,9 @@ const RATE: f64 = 450.0;
 /// Time for which a server is draining that has a call, or leaves while the client has no agent, where the layout knows
 /// that.
 const DRAIN: Duration = Duration::from_secs(3);
+
+/// Use of the machine: a scenario that asserts a rate has no other one beside it.
+pub(crate) static MACHINE: RwLock<()> = RwLock::const_new(());
 
 const NONE: [&str; 0] = [];
 
@@ -88,7 +92,7 @@ macro_rules! tests {
         }
         mod over_kitex_by_default {
             type Over = crate::over_etcd::OverEtcd<crate::over_etcd::KitexByDefault>;
-            crate::scenarios::tests_of!(Over, $client, late_registrations_after_a_loss_fail_no_call,);
+            crate::scenarios::tests_of!(read, Over, $client, late_registrations_after_a_loss_fail_no_call,);
         }
         mod over_go_zero {
             type Over = crate::over_etcd::OverEtcd<crate::over_etcd::GoZero>;
@@ -101,7 +105,9 @@ pub(crate) use tests;
 /// Makes tests in one world, of the scenarios for all clients and of those named.
 macro_rules! tests_over {
     ($world:ty, $client:expr, $($also:ident,)*) => {
+        crate::scenarios::tests_of!(write, $world, $client, restarts_of_servers_and_agent_fail_no_call,);
         crate::scenarios::tests_of! {
+            read,
             $world,
             $client,
             calls_follow_the_instances_without_a_failure,
@@ -110,19 +116,20 @@ macro_rules! tests_over {
             an_outage_of_the_store_fails_no_call,
             a_killed_agent_fails_no_call,
             an_agent_that_starts_over_an_empty_store_fails_no_call,
-            restarts_of_servers_and_agent_fail_no_call,
+            a_rejected_assignment_is_shown_and_harmless,
             $($also,)*
         }
     };
 }
 pub(crate) use tests_over;
 
-/// Makes a test of each scenario.
+/// Makes a test of each scenario. `$share`: `read`, or `write` for those that need the machine for themselves.
 macro_rules! tests_of {
-    ($world:ty, $client:expr, $($name:ident,)+) => {$(
+    ($share:ident, $world:ty, $client:expr, $($name:ident,)+) => {$(
         #[tokio::test]
         #[ignore = "needs the client's library: cargo xtask clients"]
         async fn $name() {
+            let _machine = crate::scenarios::MACHINE.$share().await;
             crate::scenarios::$name::<_, $world>(&$client).await;
         }
     )+};
@@ -314,7 +321,6 @@ pub(crate) async fn restarts_of_servers_and_agent_fail_no_call<C: Client, W: Wor
     }
     let mut caller = client.start(world.xds(), "greeter").await;
     assert_eq!(caller.reaches(&texts(&old)).await, NONE);
-    withstands(&mut world, &mut caller, &texts(&old)).await;
     caller.count().await;
     let mut successors = Vec::new();
     for (number, (former, name)) in running.into_iter().zip(&new).enumerate() {
@@ -328,6 +334,7 @@ pub(crate) async fn restarts_of_servers_and_agent_fail_no_call<C: Client, W: Wor
     assert_eq!(caller.reaches(&texts(&new)).await, NONE);
     let rate = caller.rate();
     assert!(rate >= RATE, "{rate} calls per second");
+    withstands(&mut world, &mut caller, &texts(&new)).await;
 }
 
 pub(crate) async fn shares_follow_the_weights<C: Client, W: World>(client: &C) {
@@ -411,11 +418,12 @@ pub(crate) async fn calls_of_an_unknown_service_fail_at_once<C: Client, W: World
     // The start of the library is in the first report only.
     fails_at_once::<C>(&mut caller).await;
     let mut markers = Vec::new();
-    for (failure, name) in Failure::ALL.into_iter().zip(["marker-1", "marker-2", "marker-3"]) {
+    for (failure, (name, port)) in Failure::ALL.into_iter().zip([("marker-1", 11), ("marker-2", 12), ("marker-3", 13)])
+    {
         world.begin(failure).await;
         all_fail::<C>(&mut caller).await;
         world.end(failure).await;
-        markers.push(world.register(Offer::new(name, 1)).await);
+        markers.push(world.register(Offer::new(name, port)).await);
         shown::instances(&world, markers.len()).await;
         all_fail::<C>(&mut caller).await;
     }
@@ -457,6 +465,29 @@ async fn beside_dead_instances<C: Client, W: World>(client: &C, zone: Option<&st
         shown::instances(&world, 4).await;
         stays(&mut caller, &["greeter-1"]).await;
     }
+}
+
+/// Scenario of an assignment that no agent sends.
+pub(crate) async fn a_rejected_assignment_is_shown_and_harmless<C: Client, W: World>(client: &C) {
+    let mut world = W::new(client.settings()).await;
+    world.start_agent().await;
+    let relay = Relay::start(world.xds()).await;
+    let _one = Running::start(&world, "greeter-1").await;
+    let mut caller = client.start(relay.address, "greeter").await;
+    assert_eq!(caller.reaches(&["greeter-1"]).await, NONE);
+    let mut other = AdsClient::connect(world.xds()).await;
+    assert_eq!(other.assignment("greeter").await.len(), 1);
+    relay.spoil(true);
+    let _two = Running::start(&world, "greeter-2").await;
+    assert_eq!(other.changed("greeter").await.len(), 2, "another client is not affected");
+    drop(other);
+    let found = ShownClient::only(&world, |client| client.node == NODE && client.rejected > 0).await;
+    assert_eq!(found.last_rejection.unwrap().r#type, "assignment");
+    stays(&mut caller, &["greeter-1"]).await;
+    relay.spoil(false);
+    let _three = Running::start(&world, "greeter-3").await;
+    assert_eq!(caller.reaches(&["greeter-1", "greeter-2", "greeter-3"]).await, NONE);
+    withstands(&mut world, &mut caller, &["greeter-1", "greeter-2", "greeter-3"]).await;
 }
 
 /// Scenario for Envoy.
