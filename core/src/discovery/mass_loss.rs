@@ -31,28 +31,8 @@ pub(super) struct MassLossProtection {
     empty: EmptyPolicy,
     /// Entries that took calls and were removed within the loss window, without a departure.
     lost: Vec<(Moment, Arc<Entry>)>,
-    /// Held entries.
-    held: BTreeMap<InstanceId, Held>,
-}
-
-/// An entry that is held.
-#[derive(Debug)]
-struct Held {
-    /// Start of its grace period.
-    since: Moment,
-    /// Time of its loss.
-    lost: Moment,
-    entry: Arc<Entry>,
-    cause: Cause,
-}
-
-/// Change after which no listed instance took calls.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Cause {
-    /// One that took calls was removed.
-    Removal,
-    /// Instances were updated, for example by a health check. They may take calls again.
-    Update,
+    /// Held entries with the start of their grace period.
+    held: BTreeMap<InstanceId, (Moment, Arc<Entry>)>,
 }
 
 impl MassLossProtection {
@@ -62,12 +42,9 @@ impl MassLossProtection {
 
     /// Records the changes that led to the list `listed`.
     pub(super) fn observe(&mut self, events: &[Event], listed: &Snapshot, now: Moment) {
-        let is_removed = |event: &Event| matches!(event, Event::Removed(_));
-        if self.lost.is_empty() && self.held.is_empty() && !events.iter().any(is_removed) {
+        let has_removal = events.iter().any(|event| matches!(event, Event::Removed(_)));
+        if self.lost.is_empty() && self.held.is_empty() && !has_removal {
             return;
-        }
-        if events.iter().any(takes_calls_again) {
-            self.show_updated();
         }
         let returned = Returned::of(events, self);
         self.lost.retain(|(_, lost)| !returned.contains(lost.instance()));
@@ -85,22 +62,14 @@ impl MassLossProtection {
         }
         self.lost.retain(|(when, _)| now.since(*when) <= LOSS_WINDOW);
         let holds = !self.hold.is_zero() || self.empty == EmptyPolicy::Keep;
-        if holds && !self.lost.is_empty() && !listed.has_callable() {
-            let took_calls = |event: &Event| matches!(event, Event::Removed(entry) if entry.instance().takes_calls());
-            let cause = if events.iter().any(took_calls) { Cause::Removal } else { Cause::Update };
+        // An update begins no grace period: an instance that fails its health check may serve again at once, and those
+        // that were lost before would take its calls for all that time.
+        if holds && has_removal && !self.lost.is_empty() && !listed.has_callable() {
             // The departure of an entry may become known only with the last list.
-            for (lost, entry) in self.lost.drain(..).filter(|(_, entry)| !listed.departed(entry.instance().id())) {
-                self.held.insert(entry.instance().id().clone(), Held { since: now, lost, entry, cause });
+            for (_, entry) in self.lost.drain(..).filter(|(_, entry)| !listed.departed(entry.instance().id())) {
+                self.held.insert(entry.instance().id().clone(), (now, entry));
             }
         }
-    }
-
-    /// Ends the holding that an update began. The entries remain lost, for removals that follow soon.
-    fn show_updated(&mut self) {
-        let held = std::mem::take(&mut self.held).into_iter();
-        let (updated, removed): (Vec<_>, Vec<_>) = held.partition(|(_, held)| held.cause == Cause::Update);
-        self.held.extend(removed);
-        self.lost.extend(updated.into_iter().map(|(_, held)| (held.lost, held.entry)));
     }
 
     /// Ends the holding of instances that are back.
@@ -109,17 +78,17 @@ impl MassLossProtection {
             self.held.remove(*id);
         }
         if !returned.renamed.is_empty() {
-            self.held.retain(|_, held| !returned.contains(held.entry.instance()));
+            self.held.retain(|_, (_, held)| !returned.contains(held.instance()));
         }
     }
 
     /// Returns the snapshot for the view: the list, and the held entries.
     pub(super) fn shown(&mut self, listed: &Snapshot, now: Moment) -> Snapshot {
         let keeps = self.keeps(listed);
-        self.held.retain(|_, held| keeps || now.since(held.since) < self.hold);
+        self.held.retain(|_, (since, _)| keeps || now.since(*since) < self.hold);
         let mut shown = listed.clone();
-        for held in self.held.values() {
-            shown.insert(Arc::new(held.entry.held()));
+        for (_, entry) in self.held.values() {
+            shown.insert(Arc::new(entry.held()));
         }
         shown
     }
@@ -129,18 +98,13 @@ impl MassLossProtection {
         if self.keeps(listed) {
             return None;
         }
-        self.held.values().map(|held| self.hold.saturating_sub(now.since(held.since))).min()
+        self.held.values().map(|(since, _)| self.hold.saturating_sub(now.since(*since))).min()
     }
 
     /// Returns `true` if held entries stay until others take calls.
     fn keeps(&self, listed: &Snapshot) -> bool {
         self.empty == EmptyPolicy::Keep && !self.held.is_empty() && !listed.has_callable()
     }
-}
-
-/// Returns `true` for an update after which an instance takes calls, and before which it did not.
-fn takes_calls_again(event: &Event) -> bool {
-    matches!(event, Event::Updated { old, new } if new.instance().takes_calls() && !old.instance().takes_calls())
 }
 
 /// Instances that are listed again.
@@ -402,28 +366,18 @@ mod tests {
     async fn a_passing_failure_revives_no_lost_instance() {
         let mut case = Case::new(&["a", "b"], 15, EmptyPolicy::Publish);
         case.lose(&["a"]);
-        let shown = case.change(|listed| listed.insert(entry_of("b", Health::NotServing)));
-        assert_eq!(shown, [all(Presence::Held, &["a"]), all(Presence::Live, &["b"])].concat(), "one loss");
+        let failing = case.change(|listed| listed.insert(entry_of("b", Health::NotServing)));
+        assert_eq!(failing, all(Presence::Live, &["b"]));
         assert_eq!(case.change(|listed| listed.insert(entry("b"))), all(Presence::Live, &["b"]));
         assert_eq!(case.lose(&["b"]), all(Presence::Held, &["a", "b"]), "still one loss");
-        // One that takes no calls leaves at the same time.
-        let mut case = Case::new(&["a", "b"], 15, EmptyPolicy::Publish);
-        case.change(|listed| listed.insert(entry_of("c", Health::Draining)));
-        case.lose(&["a"]);
-        case.change(|listed| {
-            listed.depart(&InstanceId::parse("c").unwrap());
-            listed.insert(entry_of("b", Health::NotServing));
-        });
-        assert_eq!(case.change(|listed| listed.insert(entry("b"))), all(Presence::Live, &["b"]));
-        pass(3).await;
-        assert_eq!(case.lose(&["b"]), all(Presence::Held, &["b"]), "two losses");
-        // The last one leaves after the others were lost.
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_departure_soon_after_a_loss_is_a_part_of_it() {
         let mut case = Case::new(&["a", "b", "c"], 15, EmptyPolicy::Publish);
         case.lose(&["a", "b"]);
-        case.leave(&["c"]);
-        case.change(|listed| listed.insert(entry_of("d", Health::NotServing)));
-        let shown = case.change(|listed| listed.insert(entry("d")));
-        assert_eq!(shown, [all(Presence::Held, &["a", "b"]), all(Presence::Live, &["d"])].concat());
+        assert_eq!(case.change(|listed| listed.insert(entry_of("c", Health::Draining))), all(Presence::Live, &["c"]));
+        assert_eq!(case.leave(&["c"]), all(Presence::Held, &["a", "b"]));
     }
 
     #[tokio::test(start_paused = true)]

@@ -21,8 +21,7 @@ pub enum EmptyPolicy {
     #[default]
     Publish,
     /// Also the instances that took calls and were lost last, as held entries, until the store lists one that takes
-    /// calls. Departed
-    /// instances are not kept.
+    /// calls. Departed instances are not kept.
     Keep,
 }
 
@@ -33,8 +32,8 @@ pub struct DirectoryOptions {
     /// Time for which a watch continues after its last view was dropped. Default: 5 s.
     pub idle: Duration,
     /// Grace period for entries whose unannounced loss would leave a view without an instance that takes calls (is
-    /// serving, with a weight above 0): they stay as [`Presence::Held`](crate::Presence::Held). Default: 15 s; zero
-    /// disables it.
+    /// serving, with a weight above 0): they stay as [`Presence::Held`](crate::Presence::Held). An update, such as that
+    /// of a health check, begins no grace period. Default: 15 s; zero disables it.
     pub hold: Duration,
     /// Content of a view when the store lists no instance that takes calls. Default: what is listed.
     pub empty: EmptyPolicy,
