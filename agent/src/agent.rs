@@ -81,7 +81,7 @@ impl AgentBuilder {
     ///
     /// [`AgentError::Exposed`] for an address that other hosts can reach, without TLS and without a token;
     /// [`AgentError::Tls`] if the certificate or key cannot be used; [`AgentError::InvalidListener`];
-    /// [`AgentError::Bind`].
+    /// [`AgentError::InvalidOption`]; [`AgentError::Bind`].
     ///
     /// # Cancel safety
     ///

@@ -45,7 +45,7 @@ pub enum AgentError {
         reason: &'static str,
     },
     /// An option has a value that the agent cannot use.
-    #[error("{option}: {reason}")]
+    #[error("option {option}: {reason}")]
     InvalidOption {
         /// Name of the option.
         option: &'static str,

@@ -58,8 +58,8 @@ impl Omission {
     pub(crate) const ALL: [Self; 6] =
         [Self::Protocol, Self::UnixSocket, Self::HostName, Self::ZeroWeight, Self::NotServing, Self::Duplicate];
 
-    /// Returns `true` if the instance asks for it: it takes no calls.
-    pub(super) fn is_requested(self) -> bool {
+    /// Returns `true` for an instance that takes no calls on purpose, which is no fault.
+    pub(super) fn is_intended(self) -> bool {
         matches!(self, Self::ZeroWeight | Self::NotServing)
     }
 

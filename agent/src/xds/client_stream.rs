@@ -31,7 +31,7 @@ use crate::limits::Limit;
 pub(super) type QueuedResponse = Box<Result<DiscoveryResponse, Status>>;
 
 /// Sender of responses to a client.
-pub(super) type Responses = mpsc::Sender<QueuedResponse>;
+pub(super) type ResponseSender = mpsc::Sender<QueuedResponse>;
 
 /// Interval of the attempts to follow names for which there was no room.
 const RETRY: Duration = Duration::from_secs(5);
@@ -132,7 +132,7 @@ impl ClientStream {
     pub(super) async fn run(
         mut self,
         requests: Streaming<DiscoveryRequest>,
-        responses: Responses,
+        responses: ResponseSender,
         mut progress: Progress,
         stop: impl Future<Output = ()>,
     ) {
@@ -168,7 +168,7 @@ impl ClientStream {
         }
     }
 
-    async fn serve(&mut self, mut requests: Streaming<DiscoveryRequest>, responses: &Responses) -> StreamEnd {
+    async fn serve(&mut self, mut requests: Streaming<DiscoveryRequest>, responses: &ResponseSender) -> StreamEnd {
         loop {
             tokio::select! {
                 request = requests.message() => match request {

@@ -194,6 +194,8 @@ impl XdsOptions {
         self
     }
 
+    /// Refuses values that the agent cannot use.
+    ///
     /// # Errors
     ///
     /// [`AgentError::InvalidOption`].
@@ -201,7 +203,7 @@ impl XdsOptions {
         if CONNECT_TIMEOUTS.contains(&self.connect_timeout) {
             return Ok(());
         }
-        Err(AgentError::InvalidOption { option: "connect_timeout", reason: "it is from 1 ms to 1 h" })
+        Err(AgentError::InvalidOption { option: "connect_timeout", reason: "the time must be from 1 ms to 1 h" })
     }
 
     /// Returns the restriction of the use of the server.

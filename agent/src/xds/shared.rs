@@ -93,7 +93,7 @@ impl Completeness {
     fn of(assignment: &Result<Assignment, TooLarge>) -> Self {
         match assignment {
             Ok(assignment) => {
-                let reasons = assignment.omitted.keys().copied().filter(|reason| !reason.is_requested());
+                let reasons = assignment.omitted.keys().copied().filter(|reason| !reason.is_intended());
                 let reasons: Vec<_> = reasons.collect();
                 if reasons.is_empty() { Self::All } else { Self::Partial(reasons) }
             }
