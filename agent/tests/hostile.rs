@@ -16,9 +16,11 @@ use enlist_agent::{Agent, HttpOptions, TlsIdentity};
 use enlist_testkit::{eventually, soon};
 use http_body::Frame;
 use http_body_util::StreamBody;
+#[cfg(feature = "tls")]
+use support::authority::{Authority, HOST, channel, health};
 use support::{
     ASSIGNMENT, AdsClient, CLUSTER, LISTENER, ROUTE, Store, TestAgent,
-    hostile::{Random, assert_growth, memory, send},
+    hostile::{CHECKED, Random, assert_growth, memory, send},
     instance, local, ports,
 };
 use tokio::{
@@ -34,17 +36,9 @@ use tonic::{
     codegen::{Service as _, http},
     transport::Channel,
 };
-#[cfg(feature = "tls")]
-use {
-    support::authority::{Authority, HOST, health},
-    tonic::transport::{Certificate, ClientTlsConfig},
-};
 
 /// Beginning of a connection of HTTP/2 (RFC 9113, section 3.4), with empty settings.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
-
-/// Number of hostile connections after which a client is checked that is connected meanwhile.
-const CHECKED: usize = 100;
 
 /// Maximum bytes by which the memory grows in an attack of a thousand connections, one at a time. Their buffers would
 /// take 28 MB if they stayed.
@@ -201,11 +195,9 @@ async fn random_bytes_for_tls_are_survived() {
     let http = HttpOptions::new().address(([127, 0, 0, 1], 0).into()).tls(identity()).max_connections(8);
     let builder = Agent::builder(Arc::new(store.agents.clone())).xds(local().tls(identity()).max_streams(8));
     let agent = TestAgent::of(builder.http(http)).await;
-    let trusting = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authority.pem()));
-    let endpoint = Channel::from_shared(format!("https://{}", agent.address)).unwrap();
-    let endpoint = endpoint.tls_config(trusting.domain_name(HOST)).unwrap();
     let connect = async || {
-        let mut client = AdsClient::over(endpoint.connect().await.unwrap()).await.unwrap();
+        let channel = channel(agent.address, authority.trusting()).await.unwrap();
+        let mut client = AdsClient::over(channel).await.unwrap();
         assert_eq!(client.assignment("connected").await, []);
         Connected { store: &store, client }
     };

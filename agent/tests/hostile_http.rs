@@ -12,7 +12,7 @@ use enlist_testkit::{eventually, soon};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use support::{
     Store, TestAgent,
-    hostile::{Random, assert_growth, memory, send},
+    hostile::{CHECKED, Random, assert_growth, memory, send},
     instance, local,
 };
 use tokio::{
@@ -23,9 +23,6 @@ use tokio::{
 
 /// Held by each test: the memory is that of the whole process.
 static ALONE: Mutex<()> = Mutex::const_new(());
-
-/// Number of hostile connections after which a client is checked that is connected meanwhile.
-const CHECKED: usize = 100;
 
 /// A request of each kind.
 const REQUESTS: [&str; 4] = [

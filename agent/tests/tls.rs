@@ -10,35 +10,21 @@ use enlist_agent::{Agent, AgentError, HttpOptions, TlsIdentity, XdsOptions};
 use enlist_testkit::soon;
 use support::{
     AdsClient, Store, TestAgent,
-    authority::{Authority, HOST, health},
+    authority::{Authority, HOST, channel, client_config, connect, health},
     local,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
-use tokio_rustls::{
-    TlsConnector,
-    rustls::{
-        ClientConfig, RootCertStore,
-        crypto::ring,
-        pki_types::{CertificateDer, ServerName, pem::PemObject as _},
-    },
-};
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Identity};
-
-async fn connect(address: SocketAddr, config: ClientTlsConfig) -> Result<Channel, tonic::transport::Error> {
-    let endpoint = Channel::from_shared(format!("https://{address}")).unwrap();
-    endpoint.tls_config(config.domain_name(HOST))?.connect().await
-}
+use tonic::transport::{Channel, Identity};
 
 #[tokio::test]
 async fn plain_text_is_refused_beside_tls() {
     let (store, authority) = (Store::new(), Authority::new());
     let (certificate, key) = authority.issue(HOST);
     let agent = TestAgent::start(&store.agents, local().tls(TlsIdentity::new(certificate, key))).await;
-    let trusting = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authority.pem()));
-    let mut client = AdsClient::over(connect(agent.address, trusting).await.unwrap()).await.unwrap();
+    let mut client = AdsClient::over(channel(agent.address, authority.trusting()).await.unwrap()).await.unwrap();
     assert_eq!(client.assignment("greeter").await, []);
     let plain = Channel::from_shared(format!("http://{}", agent.address)).unwrap().connect().await;
     let refused = match plain {
@@ -54,16 +40,15 @@ async fn clients_need_a_certificate_of_the_authority() {
     let (certificate, key) = authority.issue(HOST);
     let identity = TlsIdentity::new(certificate, key).client_authority(authority.pem());
     let agent = TestAgent::start(&store.agents, local().tls(identity)).await;
-    let trusting = || ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authority.pem()));
-    let of = |authority: &Authority| {
-        let (certificate, key) = authority.issue("client.test");
-        trusting().identity(Identity::from_pem(certificate, key))
+    let of = |issuer: &Authority| {
+        let (certificate, key) = issuer.issue("client.test");
+        authority.trusting().identity(Identity::from_pem(certificate, key))
     };
-    let mut client = AdsClient::over(connect(agent.address, of(&authority)).await.unwrap()).await.unwrap();
+    let mut client = AdsClient::over(channel(agent.address, of(&authority)).await.unwrap()).await.unwrap();
     assert_eq!(client.assignment("greeter").await, []);
-    for config in [trusting(), of(&other)] {
+    for config in [authority.trusting(), of(&other)] {
         // In TLS 1.3 the client learns of the refusal with its first request.
-        let refused = match connect(agent.address, config).await {
+        let refused = match channel(agent.address, config).await {
             Ok(channel) => AdsClient::over(channel).await.is_err(),
             Err(_) => true,
         };
@@ -77,22 +62,15 @@ async fn silence_after_the_handshake_costs_the_slot() {
     let (certificate, key) = authority.issue(HOST);
     let options = local().tls(TlsIdentity::new(certificate, key)).max_streams(1);
     let agent = TestAgent::start(&store.agents, options).await;
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(authority.pem().as_bytes()).unwrap()).unwrap();
-    let provider = Arc::new(ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-    let mut config = config.with_root_certificates(roots).with_no_client_auth();
+    let mut config = client_config(&authority, None);
     config.alpn_protocols = vec![b"h2".to_vec()];
-    let stream = TcpStream::connect(agent.address).await.unwrap();
-    let host = ServerName::try_from(HOST).unwrap();
-    let mut silent = TlsConnector::from(Arc::new(config)).connect(host, stream).await.unwrap();
+    let mut silent = connect(agent.address, config).await.unwrap();
     // The settings of the agent: the handshake has ended on both sides.
     silent.read_exact(&mut [0; 9]).await.unwrap();
     tokio::time::pause();
     let _ = soon("the connection ends", silent.read_to_end(&mut Vec::new())).await;
     tokio::time::resume();
-    let trusting = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authority.pem()));
-    let mut client = AdsClient::over(connect(agent.address, trusting).await.unwrap()).await.unwrap();
+    let mut client = AdsClient::over(channel(agent.address, authority.trusting()).await.unwrap()).await.unwrap();
     assert_eq!(client.assignment("greeter").await, []);
 }
 

@@ -8,6 +8,9 @@ use tokio::{
     net::TcpStream,
 };
 
+/// Number of hostile connections after which a client is checked that is connected meanwhile.
+pub(crate) const CHECKED: usize = 100;
+
 /// Numbers that are the same in each run (`SplitMix64`).
 pub(crate) struct Random(pub(crate) u64);
 
