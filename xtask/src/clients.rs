@@ -161,16 +161,17 @@ fn module(client: &Part) -> String {
     client.name.replace('-', "_")
 }
 
-/// Runs tests of clients.
+/// Runs tests of clients, and of other modules.
 ///
 /// # Errors
 ///
 /// If one fails, or none of a client ran.
-fn run_tests(tests: &mut Command, clients: &[&Part]) -> Result {
+fn run_tests(tests: &mut Command, clients: &[&Part], others: &[&str]) -> Result {
     let mut modules = ByModule::new();
     let counts = counted::run_by_module(tests, &mut modules)?;
-    if let Some(Part { name, .. }) = clients.iter().find(|client| !modules.contains_key(&module(client))) {
-        return Err(format!("no test of {name} ran").into());
+    let wanted = clients.iter().map(|client| module(client)).chain(others.iter().map(|&module| module.to_owned()));
+    if let Some(missing) = wanted.into_iter().find(|module| !modules.contains_key(module)) {
+        return Err(format!("no test of {missing} ran").into());
     }
     counted::passed(counts)
 }
@@ -183,7 +184,7 @@ fn over_memory(clients: &[&Part]) -> Result {
     tests.args(OVER_ETCD.iter().flat_map(|module| ["--skip", *module]));
     // The clients need the cores more than the tests do.
     tests.args(["--test-threads", "2"]).args(clients.iter().map(|client| module(client) + "::"));
-    run_tests(tests.envs(variables), clients)
+    run_tests(tests.envs(variables), clients, &[])
 }
 
 /// Runs the scenarios of clients over etcd.
@@ -196,8 +197,9 @@ fn scenarios_over_etcd(clients: &[&Part]) -> Result {
     tests.args(["test", "--workspace", "--features", FEATURES, "--test", "clients", "--", "--ignored"]);
     tests.args(["--test-threads", "2"]);
     tests.args(clients.iter().flat_map(|client| OVER_ETCD.map(|over| module(client) + "::" + over)));
-    tests.args(["over_etcd::native::", "over_etcd::kitex::", "over_etcd::go_zero::"]);
-    run_tests(tests.env("ENLIST_COMMAND", command).envs(variables).envs([frameworks]).envs(etcd.variables()), clients)
+    tests.arg("over_etcd::without_client::");
+    tests.env("ENLIST_COMMAND", command).envs(variables).envs([frameworks]).envs(etcd.variables());
+    run_tests(&mut tests, clients, &["over_etcd"])
 }
 
 /// Runs servers of frameworks in Go, with a client in Go.
@@ -245,7 +247,11 @@ fn go() -> Result<Variables> {
 fn tonic() -> Result<Variables> {
     let target = target()?;
     let mut build = cargo()?;
-    build.arg("build").arg("--manifest-path").arg(root().join(SOURCES).join("tonic/Cargo.toml")).arg("--locked");
+    build
+        .arg("build")
+        .arg("--manifest-path")
+        .arg(root().join(SOURCES).join("tonic/Cargo.toml"))
+        .args(["--workspace", "--locked"]);
     // Crates that both builds need are compiled once.
     run(build.arg("--target-dir").arg(&target))?;
     Ok(vec![("ENLIST_CLIENT_TONIC", target.join("debug"))])
@@ -368,7 +374,9 @@ mod tests {
         let mut tests = Command::new("printf");
         tests.arg("test go::one ... ok\ntest result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out\n");
         let [go, java] = ["go", "java"].map(|name| PARTS.iter().find(|part| part.name == name).unwrap());
-        run_tests(&mut tests, &[go]).unwrap();
-        assert_eq!(run_tests(&mut tests, &[go, java]).unwrap_err().to_string(), "no test of java ran");
+        run_tests(&mut tests, &[go], &[]).unwrap();
+        assert_eq!(run_tests(&mut tests, &[go, java], &[]).unwrap_err().to_string(), "no test of java ran");
+        let other = run_tests(&mut tests, &[go], &["over_etcd"]).unwrap_err();
+        assert_eq!(other.to_string(), "no test of over_etcd ran");
     }
 }

@@ -9,11 +9,14 @@ use futures::future::join_all;
 use serde_json::{Value, json};
 use tokio::{
     net::TcpListener,
-    process::{Child, Command},
+    process::Command,
+    sync::RwLockReadGuard,
     time::{Instant, MissedTickBehavior},
 };
 
 use crate::{
+    MACHINE,
+    group::ProcessGroup,
     http::{exchange, start},
     supplied,
     support::{ASSIGNMENT, AdsClient, Store, instance},
@@ -23,16 +26,8 @@ use crate::{
 struct Page {
     driver: SocketAddr,
     session: String,
-    process: Child,
-}
-
-impl Drop for Page {
-    /// Kills the process group of the driver: it does not end a browser that a script has started, as Debian's does.
-    fn drop(&mut self) {
-        if let Some(group) = self.process.id() {
-            let _ = std::process::Command::new("kill").args(["-KILL", "--", &format!("-{group}")]).status();
-        }
-    }
+    _process: ProcessGroup,
+    _machine: RwLockReadGuard<'static, ()>,
 }
 
 impl Page {
@@ -43,9 +38,7 @@ impl Page {
         drop(free);
         let mut command = Command::new(supplied("ENLIST_CLIENT_CHROMEDRIVER"));
         command.arg(format!("--port={}", driver.port())).stdout(Stdio::null()).stderr(Stdio::null());
-        let process = command.kill_on_drop(true).process_group(0).spawn().unwrap();
-        // The driver may have started a browser before it answers.
-        let mut page = Self { driver, session: String::new(), process };
+        let process = ProcessGroup::start(&mut command);
         let arguments = [
             "--headless".to_owned(),
             "--no-sandbox".to_owned(),
@@ -62,7 +55,7 @@ impl Page {
             let body: Value = serde_json::from_str(&body).map_err(|error| error.to_string())?;
             body["value"]["sessionId"].as_str().map(str::to_owned).ok_or_else(|| body.to_string())
         });
-        page.session = opened.await;
+        let page = Self { driver, session: opened.await, _process: process, _machine: MACHINE.read().await };
         page.command("url", &json!({ "url": url })).await;
         page
     }

@@ -51,5 +51,7 @@ async fn the_documented_client_works_as_printed() {
     folders.extend(env::split_paths(&supplied("PATH")));
     let mut shell = Command::new("sh");
     shell.env("PATH", env::join_paths(folders).unwrap());
+    // Settings of the user would apply to the printed commands.
+    shell.env("GOFLAGS", "").env("GO111MODULE", "on").env("GOWORK", "off");
     page::greets_as_printed(shell, "## Go", &[("main.go", "go")]).await;
 }

@@ -10,9 +10,11 @@
 
 mod browser;
 mod caller;
+mod checks;
 mod console;
 mod envoy;
 mod go;
+mod group;
 mod http;
 mod java;
 mod over_etcd;
@@ -33,6 +35,11 @@ mod world;
 mod greeter;
 
 use std::env;
+
+use tokio::sync::RwLock;
+
+/// Use of the machine. A test that asserts a rate has no other heavy one beside it.
+static MACHINE: RwLock<()> = RwLock::const_new(());
 
 /// Returns a path that `cargo xtask clients` sets.
 fn supplied(variable: &str) -> String {

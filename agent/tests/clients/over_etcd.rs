@@ -361,24 +361,32 @@ impl<P: Publisher> Crowded for OverEtcd<P> {
 
 /// Makes tests of scenarios without a client library, over each layout.
 macro_rules! tests_without_client {
-    ($($layout:ident: $publisher:ty),*) => {$(
-        mod $layout {
-            #[tokio::test]
-            #[ignore = "needs the command: cargo xtask clients etcd"]
-            async fn two_agents_send_equal_versions() {
-                super::equal_versions::<$publisher>().await;
-            }
+    ($($layout:ident: $publisher:ty),*) => {
+        mod without_client {$(
+            mod $layout {
+                #[tokio::test]
+                #[ignore = "needs the command: cargo xtask clients etcd"]
+                async fn two_agents_send_equal_versions() {
+                    let _machine = crate::MACHINE.read().await;
+                    crate::over_etcd::equal_versions::<$publisher>().await;
+                }
 
-            #[tokio::test]
-            #[ignore = "needs the command: cargo xtask clients etcd"]
-            async fn ten_thousand_instances_are_one_assignment() {
-                super::large_assignment::<$publisher>().await;
+                #[tokio::test]
+                #[ignore = "needs the command: cargo xtask clients etcd"]
+                async fn ten_thousand_instances_are_one_assignment() {
+                    let _machine = crate::MACHINE.read().await;
+                    crate::over_etcd::large_assignment::<$publisher>().await;
+                }
             }
-        }
-    )*};
+        )*}
+    };
 }
 
-tests_without_client! { native: super::Native, kitex: super::Kitex, go_zero: super::GoZero }
+tests_without_client! {
+    native: crate::over_etcd::Native,
+    kitex: crate::over_etcd::Kitex,
+    go_zero: crate::over_etcd::GoZero
+}
 
 async fn equal_versions<P: Publisher>() {
     let mut world = OverEtcd::<P>::new(Settings::default()).await;
@@ -437,6 +445,9 @@ async fn large_assignment<P: Publisher>() {
     for failure in Failure::ALL {
         shown::instances(&world, all).await;
         world.begin(failure).await;
+        if failure == Failure::Wiped {
+            shown::instances(&world, 0).await;
+        }
         // Also to a client that comes meanwhile.
         assert_eq!(AdsClient::connect(world.xds()).await.assignment("greeter").await.len(), all, "{failure:?}");
         world.end(failure).await;

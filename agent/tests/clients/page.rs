@@ -1,11 +1,14 @@
 //! The page of documentation whose programs and configurations are run as printed.
 
-use std::{fs, time::Duration};
+use std::{fs, process::Stdio, time::Duration};
 
+use enlist_testkit::soon;
 use tempfile::TempDir;
-use tokio::{process::Command, time::timeout};
+use tokio::{io::AsyncReadExt as _, process::Command, time::timeout};
 
 use crate::{
+    MACHINE,
+    group::ProcessGroup,
     server::Server,
     support::{Store, TestAgent, instance, local},
 };
@@ -16,8 +19,8 @@ const DOCUMENTED: &str = "127.0.0.1:18000";
 /// Name of the file with the bootstrap on the page.
 const BOOTSTRAP: &str = "bootstrap.json";
 
-/// Maximum time of a program, which may be built first.
-const LONGEST: Duration = Duration::from_secs(300);
+/// Maximum time of a program that is built first.
+const LONGEST_BUILD: Duration = Duration::from_secs(300);
 
 /// Returns a page.
 pub(crate) fn text(page: &str) -> String {
@@ -36,7 +39,7 @@ pub(crate) fn block(page: &str, heading: &str, language: &str) -> String {
 pub(crate) async fn greets(mut program: Command, bootstrap: &str) -> String {
     let folder = tempfile::tempdir().unwrap();
     program.env("GRPC_XDS_BOOTSTRAP", folder.path().join(BOOTSTRAP));
-    answers(program, bootstrap, &folder).await
+    soon("the client ends", answers(program, bootstrap, &folder)).await
 }
 
 /// Runs the printed commands of a section of `agent-clients.md` in a folder with its files, as [`greets`] does.
@@ -48,11 +51,13 @@ pub(crate) async fn greets_as_printed(mut shell: Command, heading: &str, files: 
         fs::write(path, block("agent-clients.md", heading, language)).unwrap();
     }
     shell.args(["-ec", &block("agent-clients.md", heading, "sh")]).current_dir(folder.path());
-    answers(shell, &block("agent-clients.md", "## Bootstrap", "json"), &folder).await;
+    let bootstrap = block("agent-clients.md", "## Bootstrap", "json");
+    timeout(LONGEST_BUILD, answers(shell, &bootstrap, &folder)).await.expect("the client is built, and ends");
 }
 
 /// Runs a program whose bootstrap is in the folder.
 async fn answers(mut program: Command, bootstrap: &str, folder: &TempDir) -> String {
+    let _machine = MACHINE.read().await;
     let store = Store::new();
     let agent = TestAgent::start(&store.agents, local()).await;
     let mut running = Vec::new();
@@ -62,10 +67,11 @@ async fn answers(mut program: Command, bootstrap: &str, folder: &TempDir) -> Str
     }
     assert!(bootstrap.contains(DOCUMENTED), "{bootstrap}");
     fs::write(folder.path().join(BOOTSTRAP), bootstrap.replace(DOCUMENTED, &agent.address.to_string())).unwrap();
-    let output = timeout(LONGEST, program.kill_on_drop(true).output()).await.expect("the client ends").unwrap();
-    let (printed, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{errors}");
+    let mut group = ProcessGroup::start(program.stdout(Stdio::piped()));
+    let mut printed = String::new();
+    group.process().stdout.take().unwrap().read_to_string(&mut printed).await.unwrap();
+    assert!(group.process().wait().await.unwrap().success(), "{printed}");
     assert_eq!(printed.lines().count(), 10, "{printed}");
     assert!(printed.lines().all(|line| line.contains("this is greeter-")), "{printed}");
-    printed.into_owned()
+    printed
 }

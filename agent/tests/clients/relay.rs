@@ -25,7 +25,7 @@ use tonic::{
 
 use crate::support::ASSIGNMENT;
 
-/// A relay. Dropping it ends its connections.
+/// A relay. Dropping it ends its listener; connections end with their client or the agent.
 pub(crate) struct Relay {
     pub(crate) address: SocketAddr,
     spoils: Arc<AtomicBool>,
@@ -44,9 +44,14 @@ impl Relay {
         Self { address, spoils, _tasks: tasks }
     }
 
-    /// Spoils all further assignments, or none.
-    pub(crate) fn spoil(&self, spoils: bool) {
-        self.spoils.store(spoils, SeqCst);
+    /// Spoils all further assignments.
+    pub(crate) fn spoil(&self) {
+        self.spoils.store(true, SeqCst);
+    }
+
+    /// Passes all further assignments on as they are.
+    pub(crate) fn heal(&self) {
+        self.spoils.store(false, SeqCst);
     }
 }
 

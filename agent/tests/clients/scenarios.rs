@@ -1,13 +1,14 @@
-//! What each client has to withstand, by the name of the guarantee.
+//! Scenarios that each client has to withstand, by the name of the guarantee.
 
-use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use enlist_agent::DEFAULT_XDS_SETTLE;
 use enlist_testkit::free_port;
-use tokio::{net::TcpSocket, sync::RwLock, time::Instant};
+use tokio::{net::TcpSocket, time::Instant};
 
 use crate::{
     caller::Caller,
+    checks::{NONE, all_fail, fails_at_once, fails_no_call, goes_on, leave, shares, stays, texts, withstands},
     relay::Relay,
     server::Running,
     shown::{self, ShownClient},
@@ -21,23 +22,12 @@ pub(crate) const NODE: &str = "caller-1";
 /// Zone of all clients.
 pub(crate) const ZONE: &str = "eu-1a";
 
-/// Number of reports for which nothing has to change.
-const REPORTS: u32 = 10;
-
-/// Number of calls in as many reports.
-const CALLS: u32 = 200;
-
 /// Minimum number of calls per second, of the 500 that a client makes where it can.
 const RATE: f64 = 450.0;
 
 /// Time for which a server is draining that has a call, or leaves while the client has no agent, where the layout knows
 /// that.
 const DRAIN: Duration = Duration::from_secs(3);
-
-/// Use of the machine: a scenario that asserts a rate has no other one beside it.
-pub(crate) static MACHINE: RwLock<()> = RwLock::const_new(());
-
-const NONE: [&str; 0] = [];
 
 /// A client library.
 pub(crate) trait Client {
@@ -69,10 +59,10 @@ pub(crate) trait Client {
     async fn start(&self, agent: SocketAddr, service: &str) -> Caller;
 }
 
-/// A proxy that calls are made through.
-pub(crate) trait Proxy: Client {
+/// A client that shows its clusters.
+pub(crate) trait ShowsClusters: Client {
     /// Waits until it uses clusters with this time for connections, and none waits for an assignment.
-    async fn has_changed_clusters(&self, connect_timeout: &str);
+    async fn has_changed_clusters(&self, connect_timeout: Duration);
 }
 
 /// Makes tests of the scenarios for a client: those of [`tests_over`] and `also` over each layout, `weights` over those
@@ -123,13 +113,13 @@ macro_rules! tests_over {
 }
 pub(crate) use tests_over;
 
-/// Makes a test of each scenario. `$share`: `read`, or `write` for those that need the machine for themselves.
+/// Makes a test of each scenario. `$share`: `read`, or `write` for those beside which no heavy one runs.
 macro_rules! tests_of {
     ($share:ident, $world:ty, $client:expr, $($name:ident,)+) => {$(
         #[tokio::test]
         #[ignore = "needs the client's library: cargo xtask clients"]
         async fn $name() {
-            let _machine = crate::scenarios::MACHINE.$share().await;
+            let _machine = crate::MACHINE.$share().await;
             crate::scenarios::$name::<_, $world>(&$client).await;
         }
     )+};
@@ -408,6 +398,8 @@ pub(crate) async fn calls_work_beside_ten_thousand_instances<C: Client, W: Crowd
 }
 
 pub(crate) async fn calls_of_an_unknown_service_fail_at_once<C: Client, W: World>(client: &C) {
+    /// Instances of another service, whose arrival shows that the agent reads the store again.
+    const MARKERS: [(&str, u16); Failure::ALL.len()] = [("marker-1", 11), ("marker-2", 12), ("marker-3", 13)];
     let settings = client.settings();
     let envoy = settings.envoy.iter().map(|(address, _)| (*address, "unknown")).collect();
     let mut world = W::new(Settings { envoy, ..settings }).await;
@@ -418,8 +410,7 @@ pub(crate) async fn calls_of_an_unknown_service_fail_at_once<C: Client, W: World
     // The start of the library is in the first report only.
     fails_at_once::<C>(&mut caller).await;
     let mut markers = Vec::new();
-    for (failure, (name, port)) in Failure::ALL.into_iter().zip([("marker-1", 11), ("marker-2", 12), ("marker-3", 13)])
-    {
+    for (failure, (name, port)) in Failure::ALL.into_iter().zip(MARKERS) {
         world.begin(failure).await;
         all_fail::<C>(&mut caller).await;
         world.end(failure).await;
@@ -475,17 +466,17 @@ pub(crate) async fn a_rejected_assignment_is_shown_and_harmless<C: Client, W: Wo
     let _one = Running::start(&world, "greeter-1").await;
     let mut caller = client.start(relay.address, "greeter").await;
     assert_eq!(caller.reaches(&["greeter-1"]).await, NONE);
-    let mut other = AdsClient::connect(world.xds()).await;
-    assert_eq!(other.assignment("greeter").await.len(), 1);
-    relay.spoil(true);
+    relay.spoil();
     let _two = Running::start(&world, "greeter-2").await;
-    assert_eq!(other.changed("greeter").await.len(), 2, "another client is not affected");
-    drop(other);
     let found = ShownClient::only(&world, |client| client.node == NODE && client.rejected > 0).await;
     assert_eq!(found.last_rejection.unwrap().r#type, "assignment");
     stays(&mut caller, &["greeter-1"]).await;
-    relay.spoil(false);
+    let mut other = AdsClient::connect(world.xds()).await;
+    assert_eq!(other.assignment("greeter").await.len(), 2, "another client is not affected");
+    relay.heal();
     let _three = Running::start(&world, "greeter-3").await;
+    assert_eq!(other.changed("greeter").await.len(), 3);
+    drop(other);
     assert_eq!(caller.reaches(&["greeter-1", "greeter-2", "greeter-3"]).await, NONE);
     withstands(&mut world, &mut caller, &["greeter-1", "greeter-2", "greeter-3"]).await;
 }
@@ -529,107 +520,22 @@ pub(crate) async fn a_listener_with_another_service_fails_no_call<C: Client, W: 
 }
 
 /// Scenario for Envoy, which replaces a changed cluster once it has an assignment for it. It waits for that for 15 s.
-pub(crate) async fn changed_clusters_fail_no_call<C: Proxy, W: World>(client: &C) {
+pub(crate) async fn changed_clusters_fail_no_call<C: ShowsClusters, W: World>(client: &C) {
     const WARM: Duration = Duration::from_secs(5);
+    const CHANGED: Duration = Duration::from_secs(2);
     let mut world = W::new(client.settings()).await;
     world.start_agent().await;
     let _one = Running::start(&world, "greeter-1").await;
     let mut caller = client.start(world.xds(), "greeter").await;
     assert_eq!(caller.reaches(&["greeter-1"]).await, NONE);
     withstands(&mut world, &mut caller, &["greeter-1"]).await;
-    world.settings_mut().connect_timeout = Some(Duration::from_secs(2));
+    world.settings_mut().connect_timeout = Some(CHANGED);
     world.stop_agent().await;
     world.start_agent().await;
     let restarted = Instant::now();
-    client.has_changed_clusters("2s").await;
+    client.has_changed_clusters(CHANGED).await;
     assert!(restarted.elapsed() < WARM, "{:?}", restarted.elapsed());
     stays(&mut caller, &["greeter-1"]).await;
     let _two = Running::start(&world, "greeter-2").await;
     assert_eq!(caller.reaches(&["greeter-1", "greeter-2"]).await, NONE);
-}
-
-/// Lets the store fail in each way. Checks that calls go on meanwhile without a failure, to these servers, and that
-/// they follow the instances afterwards: after each failure another one comes, and in the end these leave.
-async fn withstands<W: World>(world: &mut W, caller: &mut Caller, servers: &[&str]) {
-    let (mut further, mut all) = (Vec::new(), servers.to_vec());
-    for (failure, name) in Failure::ALL.into_iter().zip(["a-further-1", "a-further-2", "a-further-3"]) {
-        world.begin(failure).await;
-        fails_no_call(caller, &all, failure).await;
-        world.end(failure).await;
-        // They leave later: where a removal has no mark, one just before a loss of everything is a part of the loss.
-        further.push(Running::start(world, name).await);
-        all.insert(further.len() - 1, name);
-        assert_eq!(caller.reaches(&all).await, NONE, "after {failure:?}");
-    }
-    leave(world, caller, further, servers).await;
-}
-
-/// Lets further servers leave without a failed call, once all are registered. Calls reach the others then.
-async fn leave<W: World>(world: &W, caller: &mut Caller, further: Vec<Running<W>>, others: &[&str]) {
-    // After a loss, some may not be registered again. Where a departure looks like a crash, as in go-zero, the last
-    // instance would be held.
-    shown::instances(world, further.len() + others.len()).await;
-    for server in further {
-        assert_eq!(server.leave(world, caller).await, NONE);
-    }
-    assert_eq!(caller.reaches(others).await, NONE);
-}
-
-/// Checks that calls go on without a failure, to exactly these servers. A client that chooses at random may leave one
-/// out of a single report.
-async fn stays(caller: &mut Caller, servers: &[&str]) {
-    assert_eq!(goes_on(caller, servers).await, servers.iter().map(|name| (*name).to_owned()).collect());
-}
-
-/// Checks that calls go on without a failure, to exactly these servers; after a loss of everything, in whose course
-/// they register again, to at least one of them.
-async fn fails_no_call(caller: &mut Caller, servers: &[&str], failure: Failure) {
-    if failure == Failure::Wiped {
-        goes_on(caller, servers).await;
-    } else {
-        stays(caller, servers).await;
-    }
-}
-
-/// Checks that calls go on without a failure, to no other servers. Returns those that were called.
-async fn goes_on(caller: &mut Caller, servers: &[&str]) -> BTreeSet<String> {
-    let mut names = BTreeSet::new();
-    for _ in 0..REPORTS {
-        let report = caller.report().await;
-        let is_known = report.names().iter().all(|name| servers.contains(name));
-        assert!(report.failures.is_empty() && is_known, "{report:?}");
-        names.extend(report.servers.into_keys());
-    }
-    names
-}
-
-/// Checks that calls fail because there is no instance.
-async fn all_fail<C: Client>(caller: &mut Caller) {
-    let report = caller.report_of(CALLS).await;
-    let is_expected = |failure: &String| failure.starts_with(C::UNAVAILABLE);
-    assert!(report.servers.is_empty() && report.failures.iter().all(is_expected), "{report:?}");
-}
-
-/// Checks that calls fail within 100 ms. On a busy machine, the quickest of five reports counts.
-async fn fails_at_once<C: Client>(caller: &mut Caller) {
-    let mut quickest = u64::MAX;
-    for _ in 0..5 {
-        let report = caller.fails().await;
-        assert!(report.failures.iter().all(|failure| failure.starts_with(C::UNAVAILABLE)), "{report:?}");
-        quickest = quickest.min(report.slowest_ms);
-    }
-    assert!(quickest < 100, "{quickest} ms");
-}
-
-/// Checks that `heavy` receives three times the calls of `light`, within six standard deviations.
-async fn shares(caller: &mut Caller) {
-    const CALLS: f64 = 1_000.0;
-    let report = caller.report_of(1_000).await;
-    let [heavy, light] = ["heavy", "light"].map(|name| f64::from(report.servers[name]));
-    let deviation = (0.75 * 0.25 / CALLS).sqrt();
-    assert!((heavy / (heavy + light) - 0.75).abs() < 6.0 * deviation, "{heavy} and {light} calls");
-}
-
-fn texts(names: &[String]) -> Vec<&str> {
-    names.iter().map(String::as_str).collect()
 }

@@ -151,7 +151,7 @@ impl<W: World> Running<W> {
     }
 
     /// Removes the instance and stops the server: at once where it was draining before, as [`enlist::Graceful`] does,
-    /// otherwise once calls no longer reach it. Returns the failures up to the first report without it.
+    /// otherwise once calls no longer reach it. Returns the failures until calls avoid it.
     pub(crate) async fn leave(self, world: &W, caller: &mut Caller) -> Vec<String> {
         let name = self.name.clone();
         let server = self.deregister(world).await;
