@@ -519,7 +519,8 @@ pub(crate) async fn a_listener_with_another_service_fails_no_call<C: Client, W: 
     withstands(&mut world, &mut caller, &["greeter-1"]).await;
 }
 
-/// Scenario for Envoy, which replaces a changed cluster once it has an assignment for it. It waits for that for 15 s.
+/// Scenario for Envoy, which replaces a changed cluster once it has an assignment for it. On a new stream it asks for
+/// one, for which it waits up to 15 s.
 pub(crate) async fn changed_clusters_fail_no_call<C: ShowsClusters, W: World>(client: &C) {
     const WARM: Duration = Duration::from_secs(5);
     const CHANGED: Duration = Duration::from_secs(2);
