@@ -188,8 +188,7 @@ impl<P: QueueProtocol> Contender<P> {
                 tracing::warn!(token = token.get(), cause = ?loss, "lock lost");
             }
         }
-        self.release(&mut entry, &driver).await;
-        self.protocol.entry_removed(entry);
+        self.release(entry, &driver).await;
     }
 
     /// Returns once the lock is to be released, or is lost. The proclamations without an answer end with it, because
@@ -222,19 +221,28 @@ impl<P: QueueProtocol> Contender<P> {
         }
     }
 
-    /// Removes the entry. The caller of `release` gets its answer at the latest after [`RELEASE_TIMEOUT`].
-    async fn release(&mut self, entry: &mut P::Entry, driver: &GuardDriver) {
+    /// Removes the entry. The caller of `release` gets its answer once nothing is left of it, so that its next
+    /// acquisition is not behind it; at the latest after [`RELEASE_TIMEOUT`].
+    async fn release(&mut self, mut entry: P::Entry, driver: &GuardDriver) {
         let reason = match driver.validity().loss() {
             None | Some(Loss::Released) => LeaveReason::Released,
             Some(_) => LeaveReason::LockLost,
         };
         let trouble = &self.acquisition.trouble;
-        let mut leaving = std::pin::pin!(self.protocol.leave(entry, reason));
-        let outcome = trouble.within("release", Some(RELEASE_TIMEOUT), async { Ok(leaving.as_mut().await) }).await;
-        let unfinished = outcome.is_err();
-        driver.report(outcome);
-        if unfinished {
-            leaving.await;
+        let answer = {
+            let mut leaving = std::pin::pin!(self.protocol.leave(&mut entry, reason));
+            let outcome = trouble.within("release", Some(RELEASE_TIMEOUT), async { Ok(leaving.as_mut().await) }).await;
+            if outcome.is_ok() {
+                Some(outcome)
+            } else {
+                driver.report(outcome);
+                leaving.await;
+                None
+            }
+        };
+        self.protocol.entry_removed(entry);
+        if let Some(outcome) = answer {
+            driver.report(outcome);
         }
     }
 }
@@ -256,7 +264,7 @@ mod tests {
     use std::{
         future::pending,
         sync::{
-            Arc,
+            Arc, Mutex,
             atomic::{AtomicU32, Ordering},
         },
     };
@@ -267,15 +275,19 @@ mod tests {
     use crate::{
         lock::{election::Leadership, loss::Released, options::LockOptions},
         model::{name::LockName, revision::FencingToken},
+        runtime::sync::MutexExt as _,
     };
 
     const TTL: Duration = Duration::from_secs(15);
 
-    /// A store that grants the lock at once, and does not answer afterwards.
+    /// A store that grants the lock at once, and does not answer afterwards, unless the lock is to be released.
     #[derive(Clone, Default)]
     struct Silent {
         key_deleted: CancellationToken,
         proclamations: Arc<AtomicU32>,
+        /// The release, and its answer at the time at which nothing was left of the entry.
+        release: Arc<Mutex<Option<BoxFuture<'static, Result<Released, Error>>>>>,
+        answers: Arc<Mutex<Vec<Option<Released>>>>,
     }
 
     impl QueueProtocol for Silent {
@@ -311,15 +323,34 @@ mod tests {
 
         fn proclaimed(&mut self, (): &mut (), _: Option<Revision>) {}
 
-        async fn leave(&mut self, (): &mut (), _: LeaveReason) -> Released {
-            pending().await
+        async fn leave(&mut self, (): &mut (), reason: LeaveReason) -> Released {
+            if reason == LeaveReason::Released { Released::Released } else { pending().await }
         }
 
-        fn entry_removed(&mut self, (): ()) {}
+        fn entry_removed(&mut self, (): ()) {
+            if let Some(release) = &mut *self.release.locked() {
+                self.answers.locked().push(release.now_or_never().map(Result::unwrap));
+            }
+        }
 
         fn age(&self, (): &()) -> Duration {
             Duration::ZERO
         }
+    }
+
+    /// Otherwise the next acquisition would count the former entry, and wait for others to write with it.
+    #[tokio::test]
+    async fn a_release_ends_after_the_entry() {
+        let (tasks, store) = (TaskOwner::new(), Silent::default());
+        let acquisition = Acquisition::new(LockName::parse("l").unwrap(), Wanted::Lock, LockOptions::new()).unwrap();
+        let guard = acquire(&tasks, acquisition, store.clone()).await.unwrap().into_guard().unwrap().unwrap();
+        let mut release = guard.release().boxed();
+        assert!((&mut release).now_or_never().is_none(), "the task has not run");
+        *store.release.locked() = Some(release);
+        assert!(tasks.drain(TTL).await);
+        assert_eq!(*store.answers.locked(), [None]);
+        let release = store.release.locked().take().unwrap();
+        assert_eq!(release.await.unwrap(), Released::Released);
     }
 
     async fn leadership(tasks: &TaskOwner, store: Silent) -> Leadership {
