@@ -6,7 +6,7 @@ use enlist::Moment;
 
 use super::{Plan, in_turns, library::Library, program::Program};
 use crate::{
-    measure::Result,
+    measure::{Result, Spread},
     report::{Bound, Report},
     scenarios::lock::Others,
     world::World,
@@ -17,6 +17,9 @@ const BUSY: [(usize, f64); 4] = [(2, 5.0), (5, 3.0), (10, 2.0), (50, 1.1)];
 
 /// Time in which contenders enter the queue.
 const QUEUED: Duration = Duration::from_millis(500);
+
+/// Puts whose median is a round trip, in which the time of a resignation is judged.
+const PUTS: u32 = 20;
 
 /// The library with locks.
 const PEER: Library = Library::Naming;
@@ -107,7 +110,8 @@ pub(super) async fn alone(report: &mut Report, plan: &Plan) -> Result {
 
 pub(super) async fn election(report: &mut Report, plan: &Plan) -> Result {
     let world = World::start().await;
-    let [resigned, killed] = in_turns(plan, PEER, async |library, round| {
+    let mut writer = world.raw().await?.kv_client();
+    let [resigned, killed, put] = in_turns(plan, PEER, async |library, round| {
         let (name, ttl) = (format!("led-{round}"), plan.ttl.to_string());
         let candidate = async |value: &str| {
             let mut program = Program::start(library, "campaign", &world.url(), &[&name, value, &ttl]).await?;
@@ -123,19 +127,28 @@ pub(super) async fn election(report: &mut Report, plan: &Plan) -> Result {
         second.until("leads").await?;
         let resigned = begun.elapsed();
         first.until("resigned").await?;
+        let mut puts = Vec::new();
+        for _ in 0..PUTS {
+            let begun = Moment::now();
+            writer.put(format!("led-{round}/put"), "value", None).await?;
+            puts.push(begun.elapsed().as_secs_f64() * 1e3);
+        }
         first.say("go").await?;
         tokio::time::sleep(QUEUED).await;
         let begun = Moment::now();
         second.kill().await?;
         first.until("leads").await?;
-        Ok([resigned.as_secs_f64() * 1e3, begun.elapsed().as_secs_f64() * 1e3])
+        Ok([resigned.as_secs_f64() * 1e3, begun.elapsed().as_secs_f64() * 1e3, Spread::of(puts).median])
     })
     .await?;
     report.turns("election", format!("resign to the next leader, beside {NAME}"), "ms", &resigned, None);
+    let puts = resigned.ours.iter().zip(&put.ours).map(|(resigned, put)| resigned / put);
+    let most = plan.bound(Bound::AtMost(3.0));
+    report.number("election", "resign to the next leader, in plain puts", "", Spread::of(puts), most);
     let case = format!("SIGKILL to the next leader, TTL {} s, beside {NAME}", plan.ttl);
     report.turns("election", case, "ms", &killed, None);
     let latest = plan.bound(Bound::AtMost(f64::from(plan.ttl + 1) * 1e3));
-    let ours = crate::measure::Spread::of(killed.ours);
+    let ours = Spread::of(killed.ours);
     report.number("election", format!("SIGKILL to the next leader, TTL {} s", plan.ttl), "ms", ours, latest);
     Ok(())
 }
