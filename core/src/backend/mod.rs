@@ -2,13 +2,14 @@
 //! of keys within a process, the task of a contender, and the terms of leases. The folders are those of the backends.
 //! Begin with `registration/reconcile.rs`, for locks with `lock/contender.rs`.
 //!
-//! Two small items are here because every crate of the workspace uses them, and users need neither: [`MutexExt`] locks
-//! a mutex without regard to poison, as no critical section here leaves its data half changed, and [`rounded`] shortens
-//! durations in texts, so that logs can be grouped by them.
+//! Some small items are here because several crates of the workspace use them, and users need none: [`MutexExt`] locks
+//! a mutex without regard to poison, as no critical section here leaves its data half changed, [`rounded`] shortens
+//! durations in texts, so that logs can be grouped by them, and [`JoinedWrites`] saves writes of clients over HTTP/2.
 
 pub(crate) mod config;
 pub(crate) mod counting;
 pub(crate) mod discovery;
+pub(crate) mod head_write;
 pub(crate) mod lock;
 pub(crate) mod registration;
 pub(crate) mod retries;
@@ -26,6 +27,7 @@ pub use self::{
         service_lists::{ServiceListBuilder, services_watcher},
         snapshot_builder::{ConfigSnapshotBuilder, RawSnapshotBuilder, SnapshotBuilder},
     },
+    head_write::{Frames, JoinedWrites},
     lock::{
         contender,
         guard_driver::{GuardDriver, guard_source, lock_guard},

@@ -5,7 +5,10 @@ use std::{
     time::Duration,
 };
 
-use enlist::{backend::rounded, with_causes};
+use enlist::{
+    backend::{Frames, JoinedWrites, rounded},
+    with_causes,
+};
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
 use tokio::{net::TcpStream, time::Instant};
@@ -65,7 +68,8 @@ async fn dial_one(
             Some(settings) => settings.apply(endpoint)?,
             None => endpoint,
         };
-        let connector = SingleUse::new(&endpoint, limit);
+        let frames = if tls.is_some() { Frames::Encrypted } else { Frames::Visible };
+        let connector = SingleUse { connector: Some(tcp_connector(&endpoint, limit)), frames };
         let dialled = endpoint.connect_with_connector(connector);
         dialled.await.map_err(|error| text_cause(format!("{}: {}", url.uri(), with_causes(&error))))
     };
@@ -73,40 +77,45 @@ async fn dial_one(
     dialled.unwrap_or_else(|_| Err(text_cause(format!("{}: no connection within {}", url.uri(), rounded(limit)))))
 }
 
-/// Connects once. tonic's own connector would reconnect by itself, with the TLS files as they were at its creation.
-struct SingleUse(Option<HttpConnector>);
+/// Creates a connector with the TCP settings that tonic exposes.
+fn tcp_connector(settings: &Endpoint, limit: Duration) -> HttpConnector {
+    let mut connector = HttpConnector::new();
+    // TLS is added on top of it.
+    connector.enforce_http(false);
+    connector.set_nodelay(settings.get_tcp_nodelay());
+    connector.set_keepalive(settings.get_tcp_keepalive());
+    connector.set_keepalive_interval(settings.get_tcp_keepalive_interval());
+    connector.set_keepalive_retries(settings.get_tcp_keepalive_retries());
+    connector.set_connect_timeout(Some(settings.get_connect_timeout().map_or(limit, |own| own.min(limit))));
+    connector
+}
 
-impl SingleUse {
-    /// Creates the connector with the TCP settings that tonic exposes.
-    fn new(settings: &Endpoint, limit: Duration) -> Self {
-        let mut connector = HttpConnector::new();
-        // TLS is added on top of it.
-        connector.enforce_http(false);
-        connector.set_nodelay(settings.get_tcp_nodelay());
-        connector.set_keepalive(settings.get_tcp_keepalive());
-        connector.set_keepalive_interval(settings.get_tcp_keepalive_interval());
-        connector.set_keepalive_retries(settings.get_tcp_keepalive_retries());
-        connector.set_connect_timeout(Some(settings.get_connect_timeout().map_or(limit, |own| own.min(limit))));
-        Self(Some(connector))
-    }
+/// Connects once. tonic's own connector would reconnect by itself, with the TLS files as they were at its creation.
+struct SingleUse {
+    connector: Option<HttpConnector>,
+    frames: Frames,
 }
 
 impl Service<http::Uri> for SingleUse {
-    type Response = TokioIo<TcpStream>;
+    type Response = TokioIo<JoinedWrites<TcpStream>>;
     type Error = BoxError;
     type Future = BoxFuture<'static, Result<Self::Response, BoxError>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        match &mut self.0 {
+        match &mut self.connector {
             Some(connector) => connector.poll_ready(context).map_err(Into::into),
             None => Poll::Ready(Ok(())),
         }
     }
 
     fn call(&mut self, url: http::Uri) -> Self::Future {
-        let Some(mut connector) = self.0.take() else {
+        let Some(mut connector) = self.connector.take() else {
             return Box::pin(std::future::ready(Err("the connection ended".into())));
         };
-        Box::pin(async move { connector.call(url).await.map_err(Into::into) })
+        let frames = self.frames;
+        Box::pin(async move {
+            let stream = connector.call(url).await?.into_inner();
+            Ok(TokioIo::new(JoinedWrites::new(stream, frames)))
+        })
     }
 }

@@ -11,6 +11,7 @@ use std::{
     },
 };
 
+use enlist::backend::Frames;
 use http::Uri;
 use tokio::sync::Notify;
 use tonic::transport::{Channel, Endpoint as Settings};
@@ -20,7 +21,7 @@ use crate::{
     retry::failure::BoxError,
     subchannel::{
         connections::{
-            monitored_stream::{Frames, Pulse, connect_once},
+            monitored_stream::{Pulse, connect_once},
             shared_channel::{ReadyChannel, SharedChannel},
             transport::Opened,
         },

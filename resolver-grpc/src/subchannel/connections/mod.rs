@@ -10,6 +10,5 @@ pub(crate) mod settings;
 pub(crate) mod transport;
 
 mod frames;
-mod head_write;
 mod monitored_stream;
 mod shared_channel;

@@ -10,6 +10,7 @@ use std::{
     task::{Context, Poll, Waker, ready},
 };
 
+use enlist::backend::{Frames, JoinedWrites};
 use futures::task::AtomicWaker;
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -22,18 +23,9 @@ use crate::{
     retry::failure::BoxError,
     subchannel::connections::{
         frames::{FrameReader, Statement},
-        head_write::{HeadWrite, WriteDecision},
         transport::{Opened, Stream},
     },
 };
-
-/// Visibility of the frames of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Frames {
-    Visible,
-    /// The connection uses TLS.
-    Encrypted,
-}
 
 /// Observations of a connection.
 #[derive(Debug)]
@@ -103,44 +95,23 @@ pub(crate) async fn connect_once(once: Option<(Opened, Arc<Pulse>)>) -> Result<T
     let (opened, pulse) = once.ok_or("the connection is gone")?;
     let stream = opened.await?;
     let frames = (pulse.frames == Frames::Visible).then(FrameReader::default);
-    Ok(TokioIo::new(MonitoredStream { stream, pulse, frames, head: HeadWrite::default(), registered: None }))
+    let stream = JoinedWrites::new(stream, pulse.frames);
+    Ok(TokioIo::new(MonitoredStream { stream, pulse, frames, registered: None }))
 }
 
 /// A stream that records its reads and its end.
 pub(crate) struct MonitoredStream {
-    stream: Box<dyn Stream>,
+    stream: JoinedWrites<Box<dyn Stream>>,
     pulse: Arc<Pulse>,
     /// `None` if the bytes are encrypted.
     frames: Option<FrameReader>,
-    head: HeadWrite,
     /// The waker that `pulse.reader` has. Only a cut takes it, and nothing is read after a cut.
     registered: Option<Waker>,
 }
 
-impl MonitoredStream {
-    /// Writes with `write`, unless the write of a request's head is deferred. `bytes` are the first of `offered` ones.
-    fn poll_written(
-        &mut self,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-        offered: usize,
-        write: impl FnOnce(Pin<&mut dyn Stream>, &mut Context<'_>) -> Poll<io::Result<usize>>,
-    ) -> Poll<io::Result<usize>> {
-        if self.pulse.frames == Frames::Visible && self.head.decide(bytes) == WriteDecision::Defer {
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        let written = write(Pin::new(&mut *self.stream), cx);
-        if let Poll::Ready(Ok(written)) = written {
-            self.head.wrote(written, offered);
-        }
-        self.pulse.check(written)
-    }
-}
-
 impl AsyncRead for MonitoredStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let Self { stream, pulse, frames, head: _, registered } = &mut *self;
+        let Self { stream, pulse, frames, registered } = &mut *self;
         let before = buf.filled().len();
         let read = Pin::new(stream).poll_read(cx, buf);
         if read.is_pending() && !registered.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
@@ -168,7 +139,8 @@ impl AsyncRead for MonitoredStream {
 
 impl AsyncWrite for MonitoredStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.poll_written(cx, buf, buf.len(), |stream, cx| stream.poll_write(cx, buf))
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.pulse.check(written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -184,9 +156,8 @@ impl AsyncWrite for MonitoredStream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let first = bufs.first().map_or(&[][..], |buf| buf);
-        let offered = bufs.iter().map(|buf| buf.len()).sum();
-        self.poll_written(cx, first, offered, |stream, cx| stream.poll_write_vectored(cx, bufs))
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.pulse.check(written)
     }
 
     fn is_write_vectored(&self) -> bool {
