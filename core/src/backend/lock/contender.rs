@@ -144,10 +144,11 @@ impl<P: QueueProtocol> Contender<P> {
         match (caller, reason) {
             (Some(caller), LeaveReason::EntryLost) => self.join_again(entry, caller).await,
             (caller, _) => {
+                // Before the answer, as in `release`.
+                self.protocol.entry_removed(entry);
                 if let Some(caller) = caller {
                     caller.answer(Ok(Acquired::Nothing));
                 }
-                self.protocol.entry_removed(entry);
                 None
             }
         }
@@ -280,14 +281,15 @@ mod tests {
 
     const TTL: Duration = Duration::from_secs(15);
 
-    /// A store that grants the lock at once, and does not answer afterwards, unless the lock is to be released.
+    /// A store that answers at once, except for the removal of a lost entry.
     #[derive(Clone, Default)]
     struct Silent {
+        is_locked: bool,
         key_deleted: CancellationToken,
         proclamations: Arc<AtomicU32>,
-        /// The release, and its answer at the time at which nothing was left of the entry.
-        release: Arc<Mutex<Option<BoxFuture<'static, Result<Released, Error>>>>>,
-        answers: Arc<Mutex<Vec<Option<Released>>>>,
+        /// A caller, and whether it had its answer at the time at which nothing was left of the entry.
+        caller: Arc<Mutex<Option<BoxFuture<'static, ()>>>>,
+        answered: Arc<Mutex<Vec<bool>>>,
     }
 
     impl QueueProtocol for Silent {
@@ -300,7 +302,7 @@ mod tests {
         async fn clean_up(&mut self, (): ()) {}
 
         async fn wait(&mut self, (): &mut ()) -> Result<Turn, Error> {
-            Ok(Turn::Granted)
+            Ok(if self.is_locked { Turn::NotGranted } else { Turn::Granted })
         }
 
         fn grant(&mut self, (): &mut ()) -> Option<Grant> {
@@ -324,12 +326,15 @@ mod tests {
         fn proclaimed(&mut self, (): &mut (), _: Option<Revision>) {}
 
         async fn leave(&mut self, (): &mut (), reason: LeaveReason) -> Released {
-            if reason == LeaveReason::Released { Released::Released } else { pending().await }
+            match reason {
+                LeaveReason::Released | LeaveReason::NotGranted => Released::Released,
+                _ => pending().await,
+            }
         }
 
         fn entry_removed(&mut self, (): ()) {
-            if let Some(release) = &mut *self.release.locked() {
-                self.answers.locked().push(release.now_or_never().map(Result::unwrap));
+            if let Some(caller) = &mut *self.caller.locked() {
+                self.answered.locked().push(caller.now_or_never().is_some());
             }
         }
 
@@ -338,19 +343,28 @@ mod tests {
         }
     }
 
-    /// Otherwise the next acquisition would count the former entry, and wait for others to write with it.
+    /// Otherwise its next acquisition would count the former entry, and wait for others to write with it.
     #[tokio::test]
-    async fn a_release_ends_after_the_entry() {
-        let (tasks, store) = (TaskOwner::new(), Silent::default());
-        let acquisition = Acquisition::new(LockName::parse("l").unwrap(), Wanted::Lock, LockOptions::new()).unwrap();
-        let guard = acquire(&tasks, acquisition, store.clone()).await.unwrap().into_guard().unwrap().unwrap();
-        let mut release = guard.release().boxed();
-        assert!((&mut release).now_or_never().is_none(), "the task has not run");
-        *store.release.locked() = Some(release);
-        assert!(tasks.drain(TTL).await);
-        assert_eq!(*store.answers.locked(), [None]);
-        let release = store.release.locked().take().unwrap();
-        assert_eq!(release.await.unwrap(), Released::Released);
+    async fn a_caller_is_answered_after_its_entry() {
+        for wanted in [Wanted::Lock, Wanted::FreeLock] {
+            let is_locked = wanted == Wanted::FreeLock;
+            let (tasks, store) = (Arc::new(TaskOwner::new()), Silent { is_locked, ..Silent::default() });
+            let acquisition = Acquisition::new(LockName::parse("l").unwrap(), wanted, LockOptions::new()).unwrap();
+            let (owner, protocol) = (Arc::clone(&tasks), store.clone());
+            let acquire = async move { acquire(&owner, acquisition, protocol).await.unwrap().into_guard().unwrap() };
+            let mut caller = if is_locked {
+                acquire.map(|guard| assert!(guard.is_none())).boxed()
+            } else {
+                let guard = acquire.await.unwrap();
+                async move { assert_eq!(guard.release().await.unwrap(), Released::Released) }.boxed()
+            };
+            assert!((&mut caller).now_or_never().is_none(), "the task has not run");
+            *store.caller.locked() = Some(caller);
+            assert!(tasks.drain(TTL).await);
+            assert_eq!(*store.answered.locked(), [false]);
+            let caller = store.caller.locked().take().unwrap();
+            caller.await;
+        }
     }
 
     async fn leadership(tasks: &TaskOwner, store: Silent) -> Leadership {
