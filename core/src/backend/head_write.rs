@@ -16,6 +16,7 @@ const HEADERS: u8 = 1;
 const END_STREAM: u8 = 1;
 
 /// Visibility of the frames of a connection.
+#[expect(clippy::exhaustive_enums, reason = "a connection is encrypted, or it is not")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Frames {
     /// The connection is not encrypted.
@@ -95,7 +96,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for JoinedWrites<S> {
     }
 }
 
-/// Position of the next write in the frames of a connection.
+/// Position of the next write in the frames of a connection, as far as the writes show it: a part of a frame may be
+/// offered as if it were a whole one. A payload that looks like a head is then deferred as well, by one pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum HeadWrite {
     /// The next byte is the first one of a frame.

@@ -10,6 +10,7 @@ use enlist::{
     with_causes,
 };
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use http::uri::Scheme;
 use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
 use tokio::{net::TcpStream, time::Instant};
 use tonic::transport::{Channel, Endpoint};
@@ -68,13 +69,17 @@ async fn dial_one(
             Some(settings) => settings.apply(endpoint)?,
             None => endpoint,
         };
-        let frames = if tls.is_some() { Frames::Encrypted } else { Frames::Visible };
-        let connector = SingleUse { connector: Some(tcp_connector(&endpoint, limit)), frames };
+        let connector = SingleUse { connector: Some(tcp_connector(&endpoint, limit)), frames: frames(&endpoint) };
         let dialled = endpoint.connect_with_connector(connector);
         dialled.await.map_err(|error| text_cause(format!("{}: {}", url.uri(), with_causes(&error))))
     };
     let dialled = tokio::time::timeout(limit, connect).await;
     dialled.unwrap_or_else(|_| Err(text_cause(format!("{}: no connection within {}", url.uri(), rounded(limit)))))
+}
+
+/// Returns the visibility of the frames to the stream below TLS.
+fn frames(url: &Endpoint) -> Frames {
+    if url.uri().scheme() == Some(&Scheme::HTTPS) { Frames::Encrypted } else { Frames::Visible }
 }
 
 /// Creates a connector with the TCP settings that tonic exposes.
@@ -117,5 +122,28 @@ impl Service<http::Uri> for SingleUse {
             let stream = connector.call(url).await?.into_inner();
             Ok(TokioIo::new(JoinedWrites::new(stream, frames)))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{pin::Pin, task::Waker};
+    use tokio::{io::AsyncWrite, net::TcpListener};
+
+    /// Header of a frame with the head of a request that has a body.
+    const HEAD: [u8; 9] = [0, 0, 0, 1, 4, 0, 0, 0, 1];
+
+    #[tokio::test]
+    async fn the_head_of_a_request_waits_for_its_body() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        for (scheme, waits) in [("http", true), ("https", false)] {
+            let url = Endpoint::from_shared(format!("{scheme}://{}", listener.local_addr().unwrap())).unwrap();
+            let connector = Some(tcp_connector(&url, Duration::from_secs(10)));
+            let mut connector = SingleUse { connector, frames: frames(&url) };
+            let mut stream = connector.call(url.uri().clone()).await.unwrap().into_inner();
+            let write = Pin::new(&mut stream).poll_write(&mut Context::from_waker(Waker::noop()), &HEAD);
+            assert_eq!(write.is_pending(), waits, "{scheme}");
+        }
     }
 }
