@@ -44,4 +44,5 @@ pub use self::{
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/agent.md")]
 #[doc = include_str!("../../docs/agent-http.md")]
+#[doc = include_str!("../../docs/clients/envoy.md")]
 struct AgentPages;

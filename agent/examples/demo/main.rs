@@ -10,13 +10,18 @@
 
 mod greeter;
 
-use std::{env, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    env,
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use enlist::{
     Election as _, Endpoint, Graceful, Instance, InstanceId, Lock as _, LockName, LockOptions, RegisterOptions,
     Registry as _, ServiceRef, TaskOwner, advertise,
 };
-use enlist_agent::{Agent, DEFAULT_HTTP_PORT, DEFAULT_XDS_PORT, HttpOptions, XdsOptions};
+use enlist_agent::{Agent, DEFAULT_HTTP_PORT, DEFAULT_XDS_PORT, EnvoyListener, HttpOptions, XdsOptions};
 use enlist_memory::{MemoryClient, MemoryStore};
 use greeter::Greeter;
 use tokio::net::TcpListener;
@@ -24,6 +29,9 @@ use tonic::transport::{Server, server::TcpIncoming};
 
 /// Time of each turn: of what comes and goes, of a leader, and of the holder of the lock.
 const TURN: Duration = Duration::from_secs(5);
+
+/// Port on which an Envoy listens, if one is connected.
+const ENVOY_PORT: u16 = 10_000;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -59,7 +67,9 @@ async fn main() -> Result<(), Failure> {
         let registry = registry.clone();
         tasks.spawn_until_stopped("worker", async move { work(&registry).await })?;
     }
-    let (xds, http) = (XdsOptions::new().address(xds), HttpOptions::new().address(http));
+    let listener = EnvoyListener::new("greeter", (Ipv4Addr::LOCALHOST, ENVOY_PORT).into()).route("/", "greeter");
+    let xds = XdsOptions::new().address(xds).envoy(listener);
+    let http = HttpOptions::new().address(http);
     let registry = Arc::new(registry);
     let agent = Agent::builder(registry.clone()).queues(registry).xds(xds).http(http).bind().await?;
     print_commands(agent.xds_address(), agent.http_address().unwrap_or(agent.xds_address()));
@@ -144,7 +154,9 @@ fn print_commands(xds: SocketAddr, http: SocketAddr) {
          project:\n\n\
          \x20 pip install grpcio protobuf\n\
          \x20 export GRPC_XDS_BOOTSTRAP_CONFIG='{bootstrap}'\n\
-         \x20 python3 greeter_client.py    # it is printed in docs/agent.md\n\n\
+         \x20 python3 greeter_client.py    # it is printed in docs/clients/python.md\n\n\
+         docs/clients has programs in Go, Java and Rust, and a configuration of Envoy, which serves `greeter` on port \
+         {ENVOY_PORT}.\n\n\
          End with Ctrl-C.\n",
         bootstrap = bootstrap(xds)
     );

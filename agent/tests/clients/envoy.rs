@@ -34,7 +34,7 @@ impl Envoy {
 
     /// Returns the printed configuration, for this agent.
     fn configuration(&self, agent: SocketAddr) -> String {
-        let printed = page::block("agent.md", "## Envoy", "yaml");
+        let printed = page::block("clients/envoy.md", "## Configuration", "yaml");
         let text = printed.replace("port_value: 18000", &format!("port_value: {}", agent.port()));
         let mut text = text.replace("id: envoy-1", &format!("id: {NODE}, locality: {{ zone: {ZONE} }}"));
         assert!(text.contains(&agent.port().to_string()) && text.contains(NODE), "{printed}");

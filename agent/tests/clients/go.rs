@@ -53,5 +53,5 @@ async fn the_documented_client_works_as_printed() {
     shell.env("PATH", env::join_paths(folders).unwrap());
     // Settings of the user would apply to the printed commands.
     shell.env("GOFLAGS", "").env("GO111MODULE", "on").env("GOWORK", "off");
-    page::greets_as_printed(shell, "## Go", &[("main.go", "go")]).await;
+    page::greets_as_printed(shell, "clients/go.md", &[("main.go", "go")]).await;
 }

@@ -51,5 +51,5 @@ tests! {
 #[ignore = "needs the client's library: cargo xtask clients"]
 async fn the_documented_client_works_as_printed() {
     let files = [("src/main/java/GreeterClient.java", "java"), ("pom.xml", "xml")];
-    page::greets_as_printed(Command::new("sh"), "## Java", &files).await;
+    page::greets_as_printed(Command::new("sh"), "clients/java.md", &files).await;
 }

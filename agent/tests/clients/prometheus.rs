@@ -33,7 +33,7 @@ async fn its_targets_follow_the_instances() {
     let _second = store.register("greeter", instance("b", 8081)).await;
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("prometheus.yml");
-    let printed = page::block("agent-http.md", "## Prometheus", "yaml");
+    let printed = page::block("clients/prometheus.md", "## Configuration", "yaml");
     assert!(printed.contains(DOCUMENTED) && printed.contains("refresh_interval: 10s"), "{printed}");
     let text =
         printed.replace(DOCUMENTED, &address.to_string()).replace("refresh_interval: 10s", "refresh_interval: 1s");

@@ -19,6 +19,9 @@ use crate::{
     supplied,
 };
 
+/// Its page.
+const PAGE: &str = "clients/python.md";
+
 /// Returns the interpreter that has the libraries.
 pub(crate) fn python() -> Command {
     let mut command = Command::new(supplied("ENLIST_CLIENT_PYTHON"));
@@ -71,10 +74,10 @@ tests! {
 #[ignore = "needs Python: cargo xtask clients"]
 async fn the_documented_client_works_as_printed() {
     let folder = tempfile::tempdir().unwrap();
-    fs::write(folder.path().join("greeter_client.py"), page::block("agent.md", "## Try it", "python")).unwrap();
+    fs::write(folder.path().join("greeter_client.py"), page::block(PAGE, page::PROGRAM, "python")).unwrap();
     let mut command = python();
     command.arg("greeter_client.py").current_dir(&folder);
-    let printed = page::greets(command, &page::block("agent.md", "## Try it", "json")).await;
+    let printed = page::greets(command, &page::bootstrap(PAGE)).await;
     assert!(printed.contains("greeter-1") && printed.contains("greeter-2"), "{printed}");
 }
 
@@ -109,7 +112,7 @@ async fn the_demo_works_as_printed() {
         assert!(text.contains("greeter-1") && text.contains("greeter-2"), "{path}: {text}");
     }
     let mut client = python();
-    client.args(["-c", &page::block("agent.md", "## Try it", "python")]);
+    client.args(["-c", &page::block(PAGE, page::PROGRAM, "python")]);
     client.env("GRPC_XDS_BOOTSTRAP_CONFIG", between("export GRPC_XDS_BOOTSTRAP_CONFIG='", "'"));
     let output = soon("the client ends", client.output()).await.unwrap();
     let greetings = String::from_utf8_lossy(&output.stdout);

@@ -49,11 +49,11 @@ tests! {
 #[tokio::test]
 #[ignore = "needs the client's library: cargo xtask clients"]
 async fn the_documented_client_works_as_printed() {
+    const PAGE: &str = "clients/rust.md";
     const PACKAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/tonic/greeter");
     for (file, language) in [("src/main.rs", "rust"), ("Cargo.toml", "toml")] {
         let built = fs::read_to_string(format!("{PACKAGE}/{file}")).unwrap();
-        assert_eq!(page::block("agent-clients.md", "## Rust", language), built, "{file}");
+        assert_eq!(page::block(PAGE, page::PROGRAM, language), built, "{file}");
     }
-    page::greets(program("greeter-client"), &with_scheme(&page::block("agent-clients.md", "## Bootstrap", "json")))
-        .await;
+    page::greets(program("greeter-client"), &page::bootstrap(PAGE)).await;
 }
