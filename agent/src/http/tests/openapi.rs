@@ -177,6 +177,41 @@ async fn each_body_is_as_documented() {
     assert!(fixture.json("/v1/elections").await["elections"][0]["leader"].is_object());
 }
 
+#[tokio::test(start_paused = true)]
+async fn each_event_is_as_documented() {
+    let document = Document::new();
+    let content = &document.operation("/v1/events")["responses"]["200"]["content"]["text/event-stream"];
+    let schema = document.resolved(&content["itemSchema"]);
+    let data = &schema["properties"]["data"]["contentSchema"];
+    let fixture = Fixture::new();
+    let kept = fixture.register("greeter", instance("a").with_version("1").with_metadata("k", "v")).await;
+    let mut events = fixture.events("/v1/events?service=greeter", None).await;
+    let mut seen = BTreeSet::new();
+    let mut see = async |last: &str| {
+        loop {
+            let Received { event, id, data: found } = events.next().await.unwrap();
+            let fields = json!({ "event": event, "id": id.unwrap_or_default(), "data": found.to_string() });
+            document.check(schema, &fields, &event);
+            document.check(data, &found, &event);
+            let is_last = event == last;
+            seen.insert(event);
+            if is_last {
+                return;
+            }
+        }
+    };
+    see("synced").await;
+    kept.update(|update| _ = update.weight(7)).await.unwrap();
+    see("updated").await;
+    kept.deregister().await.unwrap();
+    see("removed").await;
+    see("heartbeat").await;
+    fixture.reader.cut();
+    see("freshness").await;
+    let known: BTreeSet<String> = serde_json::from_value(schema["properties"]["event"]["enum"].clone()).unwrap();
+    assert_eq!(seen, known);
+}
+
 /// A client of xDS, with a rejection.
 #[test]
 fn a_client_is_as_documented() {
