@@ -3,7 +3,7 @@
 use tokio::process::{Child, Command};
 
 /// A process in a group of its own. Dropping it kills the group: what a script or a build has started does not end with
-/// it.
+/// it. Nothing is killed once the process has been waited for, because its number may be that of another one.
 #[derive(Debug)]
 pub(crate) struct ProcessGroup(Child);
 

@@ -522,7 +522,8 @@ pub(crate) async fn a_listener_with_another_service_fails_no_call<C: Client, W: 
 /// Scenario for Envoy, which replaces a changed cluster once it has an assignment for it. On a new stream it asks for
 /// one, for which it waits up to 15 s.
 pub(crate) async fn changed_clusters_fail_no_call<C: ShowsClusters, W: World>(client: &C) {
-    const WARM: Duration = Duration::from_secs(5);
+    /// Envoy connects to the agent again, which can take several seconds.
+    const WARM: Duration = Duration::from_secs(12);
     const CHANGED: Duration = Duration::from_secs(2);
     let mut world = W::new(client.settings()).await;
     world.start_agent().await;
