@@ -136,6 +136,11 @@ mod tests {
     };
 
     #[test]
+    fn types_are_numbered_in_their_order() {
+        assert_eq!(ResourceType::ALL.map(|kind| kind as usize), [0, 1, 2, 3]);
+    }
+
+    #[test]
     fn the_names_of_types_are_those_of_their_messages() {
         assert_eq!(any(&Cluster::default()).type_url, ResourceType::Cluster.url());
         assert_eq!(any(&ClusterLoadAssignment::default()).type_url, ResourceType::Assignment.url());

@@ -187,14 +187,14 @@ struct TypeState {
 pub(super) struct StreamState {
     max_names: usize,
     last_nonce: u64,
-    types: BTreeMap<ResourceType, TypeState>,
+    /// In the order of [`ResourceType::ALL`].
+    types: [TypeState; ResourceType::ALL.len()],
 }
 
 impl StreamState {
     /// Creates the state of a new stream that may subscribe to this number of names of each type.
     pub(super) fn new(max_names: usize) -> Self {
-        let types = ResourceType::ALL.into_iter().map(|kind| (kind, TypeState::new(kind))).collect();
-        Self { max_names, last_nonce: 0, types }
+        Self { max_names, last_nonce: 0, types: ResourceType::ALL.map(TypeState::new) }
     }
 
     /// Processes a request.
@@ -232,13 +232,13 @@ impl StreamState {
 
     /// Returns the number of requested names that are above the limit.
     pub(super) fn omitted(&self) -> usize {
-        self.types.values().map(|state| state.omitted).sum()
+        self.types.iter().map(|state| state.omitted).sum()
     }
 
     /// Returns the names of the assignments that the client subscribes to.
     pub(super) fn assignments(&self) -> impl Iterator<Item = &str> {
-        let state = self.types.get(&ResourceType::Assignment);
-        state.and_then(|state| state.subscription.names()).into_iter().flatten().map(String::as_str)
+        let state = &self.types[ResourceType::Assignment as usize];
+        state.subscription.names().into_iter().flatten().map(String::as_str)
     }
 
     /// Records that an assignment may have changed.
@@ -251,7 +251,7 @@ impl StreamState {
 
     /// Returns `true` if [`next`](Self::next) may return a response.
     pub(super) fn is_due(&self) -> bool {
-        self.types.values().any(|state| match &state.due {
+        self.types.iter().any(|state| match &state.due {
             Due::Set(answer) => *answer == Answer::Awaited,
             Due::Names(names) => !names.is_empty(),
         })
@@ -327,7 +327,7 @@ impl StreamState {
     }
 
     fn state(&mut self, kind: ResourceType) -> &mut TypeState {
-        self.types.entry(kind).or_insert_with(|| TypeState::new(kind))
+        &mut self.types[kind as usize]
     }
 }
 
