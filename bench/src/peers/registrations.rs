@@ -25,7 +25,7 @@ const AT_ONCE: usize = 64;
 const ROUNDS: usize = 10;
 
 /// Maximum time until all instances are back after their leases were revoked.
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// Interval at which the keys are counted meanwhile.
 const COUNT_INTERVAL: Duration = Duration::from_millis(20);
@@ -63,7 +63,7 @@ async fn in_turns_with(
         if stored < i64::try_from(count)? {
             return Err(format!("{stored} of {count} keys are stored").into());
         }
-        let back = if RETURNING.contains(&peer) { back_after(&client, before + stored).await? } else { 0.0 };
+        let back = if RETURNING.contains(&peer) { back_after(&client, before + stored, library).await? } else { 0.0 };
         program.kill().await?;
         revoke_all(&client).await?;
         #[expect(clippy::cast_precision_loss, reason = "thousands")]
@@ -82,13 +82,16 @@ async fn in_turns_with(
 }
 
 /// Revokes all leases, and returns the time from the first revocation until there are `wanted` keys again, in
-/// milliseconds.
-async fn back_after(client: &Client, wanted: i64) -> Result<f64> {
+/// milliseconds. Another library that needs longer than [`LIMIT`] counts with that.
+async fn back_after(client: &Client, wanted: i64, library: Library) -> Result<f64> {
     let begun = Moment::now();
     revoke(client).await?;
     // The revoked leases have no keys any more, so all of these are new.
     while keys(client).await? < wanted {
         if begun.elapsed() > LIMIT {
+            if library != Library::Ours {
+                break;
+            }
             return Err(format!("{} of {wanted} keys are back after {LIMIT:?}", keys(client).await?).into());
         }
         tokio::time::sleep(COUNT_INTERVAL).await;
