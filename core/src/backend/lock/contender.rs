@@ -281,9 +281,9 @@ mod tests {
 
     const TTL: Duration = Duration::from_secs(15);
 
-    /// A store that answers at once, except for the removal of a lost entry.
+    /// A store that answers at once to those who join, release, or do not get the lock, and to nothing else.
     #[derive(Clone, Default)]
-    struct Silent {
+    struct TestStore {
         is_locked: bool,
         key_deleted: CancellationToken,
         proclamations: Arc<AtomicU32>,
@@ -292,7 +292,7 @@ mod tests {
         answered: Arc<Mutex<Vec<bool>>>,
     }
 
-    impl QueueProtocol for Silent {
+    impl QueueProtocol for TestStore {
         type Entry = ();
 
         async fn join(&mut self, _: &mut Caller) -> Result<(), JoinFailure<()>> {
@@ -348,7 +348,7 @@ mod tests {
     async fn a_caller_is_answered_after_its_entry() {
         for wanted in [Wanted::Lock, Wanted::FreeLock] {
             let is_locked = wanted == Wanted::FreeLock;
-            let (tasks, store) = (Arc::new(TaskOwner::new()), Silent { is_locked, ..Silent::default() });
+            let (tasks, store) = (Arc::new(TaskOwner::new()), TestStore { is_locked, ..TestStore::default() });
             let acquisition = Acquisition::new(LockName::parse("l").unwrap(), wanted, LockOptions::new()).unwrap();
             let (owner, protocol) = (Arc::clone(&tasks), store.clone());
             let acquire = async move { acquire(&owner, acquisition, protocol).await.unwrap().into_guard().unwrap() };
@@ -367,7 +367,7 @@ mod tests {
         }
     }
 
-    async fn leadership(tasks: &TaskOwner, store: Silent) -> Leadership {
+    async fn leadership(tasks: &TaskOwner, store: TestStore) -> Leadership {
         let wanted = Wanted::Leadership("first".to_owned());
         let acquisition = Acquisition::new(LockName::parse("e").unwrap(), wanted, LockOptions::new()).unwrap();
         acquire(tasks, acquisition, store).await.unwrap().into_leadership().unwrap()
@@ -375,7 +375,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_loss_ends_every_proclamation_before_the_entry_is_removed() {
-        let (tasks, store) = (TaskOwner::new(), Silent::default());
+        let (tasks, store) = (TaskOwner::new(), TestStore::default());
         let leadership = leadership(&tasks, store.clone()).await;
         // One is on its way to the store, the others fill the queue, and the last one waits for room in it.
         let proclamations = (0..10).map(|value| leadership.proclaim(value.to_string()));
