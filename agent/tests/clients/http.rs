@@ -88,10 +88,8 @@ async fn the_documented_commands_work_as_printed() {
         };
         soon("the output", complete).await;
         let printed = String::from_utf8_lossy(&read).into_owned();
-        assert!(
-            printed.contains(if command.ends_with("/services") { "greeter" } else { "\"id\":\"a\"" }),
-            "{command}: {printed}"
-        );
+        let expected = if command.ends_with("/services") { "greeter" } else { "\"id\":\"a\"" };
+        assert!(printed.contains(expected), "{command}: {printed}");
     }
 }
 

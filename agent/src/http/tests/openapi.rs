@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::*;
 use crate::http::{api::openapi::DOCUMENT, messages::error::Code};
@@ -187,8 +188,10 @@ async fn each_event_is_as_documented() {
     let kept = fixture.register("greeter", instance("a").with_version("1").with_metadata("k", "v")).await;
     let mut events = fixture.events("/v1/events?service=greeter", None).await;
     let mut seen = BTreeSet::new();
+    let limit = Instant::now() + Duration::from_secs(60);
     let mut see = async |last: &str| {
         loop {
+            assert!(Instant::now() < limit, "there is no event {last}");
             let Received { event, id, data: found } = events.next().await.unwrap();
             let fields = json!({ "event": event, "id": id.unwrap_or_default(), "data": found.to_string() });
             document.check(schema, &fields, &event);
