@@ -5,9 +5,11 @@ use std::sync::{Mutex, MutexGuard};
 use enlist::{Revision, backend::MutexExt as _};
 use etcd_client::{
     GetResponse, LeaseGrantResponse, LeaseKeepAliveStream, LeaseKeeper, LeaseRevokeResponse, LeaseTimeToLiveResponse,
-    MemberListResponse, ResponseHeader, TxnResponse, WatchStream,
+    MemberListResponse, ResponseHeader, TxnResponse,
 };
 use tokio::sync::Notify;
+
+use crate::client::connection::watch_call::WatchCall;
 
 /// A reply of etcd.
 pub(crate) trait Reply {
@@ -39,7 +41,7 @@ replies_with_a_header!(GetResponse, LeaseGrantResponse, LeaseRevokeResponse, Lea
 impl Reply for (LeaseKeeper, LeaseKeepAliveStream) {}
 impl Reply for MemberListResponse {}
 impl Reply for Option<String> {}
-impl Reply for WatchStream {}
+impl Reply for WatchCall {}
 
 /// State of a [`StoreRevision`] before a request was sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

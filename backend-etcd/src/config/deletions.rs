@@ -7,12 +7,12 @@
 use std::time::Duration;
 
 use enlist::Revision;
-use etcd_client::{EventType, WatchFilterType, WatchOptions, WatchResponse};
+use etcd_client::{EventType, WatchResponse};
 
 use crate::{
     client::{
-        connection::dialled::ProgressReplies,
-        requests::response::{header_revision, signed},
+        connection::{dialled::ProgressReplies, watch_call::WatchOptions},
+        requests::response::header_revision,
         store_client::StoreClient,
     },
     error::{Failure, classify_cancel, text_cause},
@@ -46,7 +46,7 @@ pub(crate) async fn deletions(client: &StoreClient, key: &[u8], upto: Revision) 
 async fn read_all(client: &StoreClient, key: &[u8], upto: Revision) -> Result<Vec<Revision>, Failure> {
     let (range, mut start) = (KeyRange::key(key), Revision::new(1));
     loop {
-        let options = WatchOptions::new().with_start_revision(signed(start)).with_filters(vec![WatchFilterType::NoPut]);
+        let options = WatchOptions { from: start, only_deletions: true, ..WatchOptions::default() };
         let mut watch = OpenWatch::open(client, &range, options).await?;
         client.learn_version().await?;
         if watch.connection().progress_replies() != Some(ProgressReplies::InOrder) {

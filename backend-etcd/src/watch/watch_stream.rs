@@ -7,11 +7,17 @@
 use std::{sync::Arc, time::Duration};
 
 use enlist::{Counter, Counters, backend::count};
-use etcd_client::{WatchOptions, WatchRequestSender, WatchResponse, WatchResponseStream};
+use etcd_client::WatchResponse;
 use tokio::sync::Notify;
 
 use crate::{
-    client::{connection::dialled::Dialled, store_client::StoreClient},
+    client::{
+        connection::{
+            dialled::Dialled,
+            watch_call::{WatchCall, WatchOptions},
+        },
+        store_client::StoreClient,
+    },
     deliberate_defects::DeliberateDefect,
     error::{Failure, classify, text_cause},
     watch::record::KeyRange,
@@ -48,8 +54,7 @@ impl StreamEnd {
 /// Open watch of a range.
 #[derive(Debug)]
 pub(crate) struct OpenWatch {
-    requests: WatchRequestSender,
-    messages: WatchResponseStream,
+    call: WatchCall,
     connection: Dialled,
     /// Signal to request the progress of the watch.
     progress: Arc<Notify>,
@@ -58,13 +63,8 @@ pub(crate) struct OpenWatch {
 impl OpenWatch {
     /// Opens a watch of `range` with `options`.
     pub(crate) async fn open(client: &StoreClient, range: &KeyRange, options: WatchOptions) -> Result<Self, Failure> {
-        let options = match &range.end {
-            Some(end) => options.with_range(end.clone()),
-            None => options,
-        };
-        let (stream, connection) = client.data.watch(&range.start, &options).await?;
-        let (requests, messages) = stream.split();
-        Ok(Self { requests, messages, connection, progress: Arc::default() })
+        let (call, connection) = client.data.watch(range, options).await?;
+        Ok(Self { call, connection, progress: Arc::default() })
     }
 
     /// Returns its connection.
@@ -93,7 +93,7 @@ impl OpenWatch {
             return heard;
         }
         count(counters, Counter::WatchChecks);
-        self.ask_for_progress().await?;
+        self.call.request_progress();
         if let Ok(heard) = tokio::time::timeout(SIGN_OF_LIFE, self.message()).await {
             return heard;
         }
@@ -119,21 +119,17 @@ impl OpenWatch {
         let broken = |failure| Err(StreamEnd::Broken(failure));
         loop {
             tokio::select! {
-                read = self.messages.message() => return match read {
+                read = self.call.message() => return match read {
                     Ok(Some(message)) => Ok(message),
                     Ok(None) => broken(Failure::Lost(text_cause("the watch ended"))),
-                    Err(error) => broken(classify(&error)),
+                    Err(status) => broken(classify(&status.into())),
                 },
                 () = self.connection.given_up() => {
                     return broken(Failure::Lost(text_cause("the connection of the watch was given up")));
                 }
-                () = self.progress.notified() => self.ask_for_progress().await?,
+                () = self.progress.notified() => self.call.request_progress(),
             }
         }
-    }
-
-    async fn ask_for_progress(&mut self) -> Result<(), StreamEnd> {
-        self.requests.request_progress().await.map_err(|error| StreamEnd::Broken(classify(&error)))
     }
 }
 
@@ -149,7 +145,7 @@ mod tests {
         for _ in 0..20 {
             let (fake, etcd) = testing::session();
             let (client, counters, range) = (&etcd.session.client, Counters::default(), KeyRange::key("k"));
-            let mut watch = OpenWatch::open(client, &range, WatchOptions::new()).await.unwrap();
+            let mut watch = OpenWatch::open(client, &range, WatchOptions::default()).await.unwrap();
             assert!(watch.message().await.unwrap().created());
             fake.freeze();
             let mut next = std::pin::pin!(watch.next(client, &counters, &range));

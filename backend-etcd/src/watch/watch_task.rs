@@ -23,7 +23,6 @@ use enlist::{
     backend::{LONGEST, PERMANENT_ERROR_RETRY, Publisher, count, count_several},
     with_causes,
 };
-use etcd_client::WatchOptions;
 use tokio::time::Instant;
 
 use self::{
@@ -33,8 +32,11 @@ use self::{
 };
 use crate::{
     client::{
-        connection::dialled::{Dialled, ProgressReplies},
-        requests::{list::Page, response::signed},
+        connection::{
+            dialled::{Dialled, ProgressReplies},
+            watch_call::WatchOptions,
+        },
+        requests::list::Page,
         store_client::StoreClient,
         store_revision::{History, Seen},
     },
@@ -301,7 +303,7 @@ impl WatchTask {
             begins.next()
         };
         let from = if DeliberateDefect::WatchFromTooLate.is_on() && past { from.next().next() } else { from };
-        let options = WatchOptions::new().with_start_revision(signed(from)).with_progress_notify();
+        let options = WatchOptions { from, reports_progress: true, ..WatchOptions::default() };
         let stream = OpenWatch::open(&self.client, &self.range, options).await.map_err(WatchEnd::Broken)?;
         let (created, read) = (None, Revision::default());
         Ok(State::Live(LiveWatch { stream, requested, store, opened_after, begins, created, read }))

@@ -19,6 +19,7 @@ use futures::{
     FutureExt,
     future::{BoxFuture, Shared},
 };
+use http::{HeaderName, HeaderValue};
 use tokio::{runtime::Handle, sync::oneshot};
 use tonic::{body::Body, transport::Endpoint};
 use tower::{BoxError, Service, ServiceExt};
@@ -36,8 +37,8 @@ use crate::{
     },
 };
 
-/// Header that makes a member without a leader refuse a request. The client adds it to all requests.
-const REQUIRES_LEADER: &str = "hasleader";
+/// Header that makes a member without a leader refuse a request.
+const REQUIRES_LEADER: HeaderName = HeaderName::from_static("hasleader");
 
 /// Failure of an established connection.
 #[derive(Debug)]
@@ -213,8 +214,8 @@ impl Service<http::Request<Body>> for Failover {
         let this = self.clone();
         let used = request.extensions_mut().remove::<Used>().unwrap_or_else(Used::present);
         used.set(None);
-        if used.is_leaderless() {
-            request.headers_mut().remove(REQUIRES_LEADER);
+        if !used.is_leaderless() {
+            request.headers_mut().insert(REQUIRES_LEADER, HeaderValue::from_static("true"));
         }
         Box::pin(async move {
             let (connection, mut channel) = this.connected().await?;

@@ -14,3 +14,5 @@ pub(crate) mod recovery;
 pub(crate) mod repetitions;
 pub(crate) mod request_channel;
 pub(crate) mod tls;
+mod token;
+pub(crate) mod watch_call;

@@ -11,9 +11,9 @@ use enlist::{
     Moment, Revision,
     backend::{MutexExt as _, rounded},
 };
-use etcd_client::{
-    Channel, Client, ConnectOptions, GetOptions, KvClient, LeaseClient, WatchClient, WatchOptions, WatchStream,
-};
+use etcd_client::{Channel, Client, GetOptions, KvClient, LeaseClient};
+use futures::TryFutureExt as _;
+use http::HeaderValue;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::OnceCell;
 
@@ -25,14 +25,15 @@ use crate::{
             layers::{Layers, Requests},
             recovery::{PROBE_LIMIT, Recovery},
             repetitions::{NextConnection, Repeat, Repetitions},
+            token::{Token, WithToken},
+            watch_call::{WatchCall, WatchOptions},
         },
+        requests::limits::MAX_ANSWER,
         store_revision::{Reply, Seen, StoreRevision},
     },
     error::{Failure, classify, is_auth_off, text_cause},
+    watch::record::KeyRange,
 };
-
-/// Maximum size of an answer. tonic's default limit is 4 MiB, which 12,000 instances exceed.
-const MAX_ANSWER: usize = 64 << 20;
 
 /// Key that is read to check that etcd answers. A refusal is an answer.
 pub(crate) const PROBED: &[u8] = b"\0";
@@ -49,16 +50,16 @@ pub(crate) struct Credentials {
 pub(crate) struct Clients {
     pub(crate) kv: KvClient,
     pub(crate) lease: LeaseClient,
-    pub(crate) watch: WatchClient,
     pub(crate) client: Client,
 }
 
 /// One connection.
 pub(crate) struct RequestChannel {
     pub(crate) channel: Failover,
-    /// The same connection, wrapped in the user's layers.
+    /// The same connection, wrapped in the user's layers, with the token.
     requests: Requests,
     credentials: Option<Credentials>,
+    token: Token,
     clients: OnceCell<Clients>,
     pub(crate) limit: Duration,
     /// Serializes refreshes of the token; contains the time of the last one.
@@ -88,9 +89,12 @@ impl RequestChannel {
         store: Arc<StoreRevision>,
     ) -> Self {
         let (clients, refreshed, recovery) = (OnceCell::new(), tokio::sync::Mutex::new(None), Recovery::default());
-        let requests = layers.around(channel.clone());
-        let compared = Mutex::default();
-        Self { channel, requests, credentials, clients, limit, refreshed, recovery, store, compared }
+        let (compared, token) = (Mutex::default(), Token::default());
+        let mut requests = layers.around(channel.clone());
+        if credentials.is_some() {
+            requests = Requests::new(WithToken::new(requests, token.clone()));
+        }
+        Self { channel, requests, credentials, token, clients, limit, refreshed, recovery, store, compared }
     }
 
     /// Gives up a connection whose member does not answer. A newer connection is not affected.
@@ -103,14 +107,12 @@ impl RequestChannel {
     async fn clients(&self) -> Result<&Clients, Failure> {
         let make = async {
             let channel = Channel::Custom(self.requests.clone());
-            // A refused token is renewed by `send`.
-            let options = ConnectOptions::new().with_require_leader(true);
-            let mut client = Client::from_channel(channel, Some(options)).await.map_err(|error| classify(&error))?;
-            self.authenticate(&mut client).await?;
+            // The user's token is renewed by `send`.
+            let client = Client::from_channel(channel, None).await.map_err(|error| classify(&error))?;
+            self.authenticate(&client).await?;
             Ok(Clients {
                 kv: client.kv_client().max_decoding_message_size(MAX_ANSWER),
                 lease: client.lease_client(),
-                watch: client.watch_client().max_decoding_message_size(MAX_ANSWER),
                 client,
             })
         };
@@ -118,16 +120,21 @@ impl RequestChannel {
     }
 
     /// Requests a token, if a user is configured and authentication is enabled.
-    async fn authenticate(&self, client: &mut Client) -> Result<(), Failure> {
+    async fn authenticate(&self, client: &Client) -> Result<(), Failure> {
         let Some(Credentials { user, password }) = &self.credentials else { return Ok(()) };
-        match client.update_user(Some((user.clone(), password.expose_secret().to_owned()))).await {
+        match client.auth_client().authenticate(user.clone(), password.expose_secret().to_owned()).await {
+            Ok(answer) => {
+                let token = HeaderValue::from_str(answer.token());
+                self.token.replace(Some(token.map_err(|_| Failure::Lost(text_cause("the token is no header value")))?));
+            }
             Err(error) if is_auth_off(&error) => {
                 tracing::debug!("authentication is not enabled, the user is not needed");
                 // A former token would still be checked.
-                client.update_user(None).await.map_err(|error| classify(&error))
+                self.token.replace(None);
             }
-            outcome => outcome.map_err(|error| classify(&error)),
+            Err(error) => return Err(classify(&error)),
         }
+        Ok(())
     }
 
     /// Requests a new token, unless another caller has just done so.
@@ -146,7 +153,7 @@ impl RequestChannel {
             return Ok(());
         }
         let clients = self.clients().await?;
-        Box::pin(self.authenticate(&mut clients.client.clone())).await?;
+        Box::pin(self.authenticate(&clients.client)).await?;
         *refreshed = Some(Moment::now());
         Ok(())
     }
@@ -316,12 +323,13 @@ impl RequestChannel {
     }
 
     /// Opens a watch. Returns it with its connection.
-    pub(crate) async fn watch(&self, start: &[u8], options: &WatchOptions) -> Result<(WatchStream, Dialled), Failure> {
-        let open = |mut clients: Clients| async move { clients.watch.watch(start, Some(options.clone())).await };
-        let (stream, connection) = self.send("watch", self.limit, Repeat::Harmless, &Used::default(), open).await?;
+    pub(crate) async fn watch(&self, range: &KeyRange, options: WatchOptions) -> Result<(WatchCall, Dialled), Failure> {
+        // The clients are made before, with the first token.
+        let open = |_| WatchCall::open(self.requests.clone(), range, options).err_into();
+        let (call, connection) = self.send("watch", self.limit, Repeat::Harmless, &Used::default(), open).await?;
         // An answered call has a connection.
         let connection = connection.ok_or_else(|| Failure::Lost(text_cause("a watch without a connection")))?;
-        Ok((stream, connection))
+        Ok((call, connection))
     }
 
     /// Leaves a member that answered with `failure`, if another one may serve the request. Returns the connection of

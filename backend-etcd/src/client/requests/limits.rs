@@ -13,6 +13,9 @@ pub const DEFAULT_MAX_RANGE_BYTES: usize = 1 << 30;
 /// Maximum number of keys in a page of a list.
 pub(crate) const PAGE: i64 = 1000;
 
+/// Maximum bytes of an answer. tonic's default limit is 4 MiB, which 12,000 instances exceed.
+pub(crate) const MAX_ANSWER: usize = 64 << 20;
+
 /// Maximum size of a range; `None` is without a limit.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RangeLimits {

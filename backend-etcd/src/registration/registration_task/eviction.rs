@@ -5,14 +5,10 @@
 use std::time::Duration;
 
 use enlist::Revision;
-use etcd_client::WatchOptions;
 use tokio::time::Instant;
 
 use crate::{
-    client::{
-        requests::response::{header_revision, signed},
-        store_client::StoreClient,
-    },
+    client::{connection::watch_call::WatchOptions, requests::response::header_revision, store_client::StoreClient},
     error::{Failure, classify_cancel, text_cause},
     watch::{
         record::{KeyRange, Record},
@@ -107,7 +103,7 @@ pub(super) async fn loss(
     // (etcd-io/etcd#19179).
     let mut from = written.max(Revision::new(1));
     loop {
-        let options = WatchOptions::new().with_start_revision(signed(from));
+        let options = WatchOptions { from, ..WatchOptions::default() };
         let mut watch = OpenWatch::open(client, &KeyRange::key(key), options).await?;
         let (mut due, mut state) = (Instant::now() + HISTORY_TIMEOUT, HistoryWatch::Opening);
         let compacted = loop {
