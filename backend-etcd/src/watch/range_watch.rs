@@ -129,7 +129,8 @@ fn start(context: &WatchContext, range: KeyRange, known: Option<(Replica, Begin)
     let tasks = TaskOwner::on(lifecycle.runtime());
     let (stop, closed) = (tasks.stop_signal(), lifecycle.tasks.stop_signal());
     let span = tracing::info_span!("watch", range = %range.describe());
-    let task = WatchTask::new(context, range, Arc::clone(&publisher), known);
+    // Boxed: each layer around a future may hold its arguments twice.
+    let task = Box::new(WatchTask::new(context, range, Arc::clone(&publisher), known));
     let at_close = Arc::clone(&publisher);
     let run = async move {
         tokio::select! {

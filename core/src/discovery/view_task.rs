@@ -108,7 +108,7 @@ impl ViewTask {
                 Err(failure) => {
                     self.fail(&mut state, &failure);
                     let again = Instant::now() + backoff.next_delay();
-                    self.meanwhile(again, &mut state, to_disk).await;
+                    Box::pin(self.meanwhile(again, &mut state, to_disk)).await;
                 }
             }
         }
@@ -145,7 +145,8 @@ impl ViewTask {
                         let ended = failure.ends_the_watcher();
                         self.fail(state, &failure);
                         let again = Instant::now() + backoff.next_delay();
-                        self.meanwhile(again, state, to_disk).await;
+                        // Boxed, as the other steps that are rare: each view has a place for them in its task.
+                        Box::pin(self.meanwhile(again, state, to_disk)).await;
                         if ended {
                             return;
                         }
@@ -165,7 +166,7 @@ impl ViewTask {
         {
             *known = Some(cause.clone());
             if let DiskRead::Due(_) = std::mem::replace(disk, DiskRead::Done) {
-                self.read(Some(cause.clone()), Some(*proven)).await;
+                Box::pin(self.read(Some(cause.clone()), Some(*proven))).await;
             }
             if self.shared.published.get().as_deref().is_some_and(|shown| is_later(shown.freshness.proven(), *proven)) {
                 return;
@@ -201,7 +202,7 @@ impl ViewTask {
                     to_disk.send_replace(Some(published));
                 }
             }
-            Some(Step::ReadDisk { cause }) => self.read(cause, None).await,
+            Some(Step::ReadDisk { cause }) => Box::pin(self.read(cause, None)).await,
             None => {}
         }
     }

@@ -1,6 +1,6 @@
 //! Users of the views of a service: while there is one, the task behind the views runs.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, pin::pin, sync::Arc};
 
 use tokio::runtime::Handle;
 use tracing::Instrument;
@@ -48,7 +48,9 @@ impl DirectoryInner {
         let keep = async move {
             // Dropped with the future: a runtime that shuts down ends its tasks without a notice.
             let _end = end;
-            stop.run_until_cancelled(task.keep()).await;
+            // Pinned here: the other future would have two places for it.
+            let keep = pin!(task.keep());
+            stop.run_until_cancelled(keep).await;
         };
         self.tasks.spawn("view", keep.instrument(span)).is_ok()
     }

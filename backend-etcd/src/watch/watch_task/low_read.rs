@@ -33,7 +33,8 @@ impl From<LowRead> for WatchEnd {
 impl LowRead {
     /// Determines by a write the cause of a read of a lower revision than `known`.
     pub(super) async fn judge(client: &Arc<StoreClient>, known: Revision) -> Self {
-        Self::of(known, revision_by_a_write(client).await)
+        // Boxed: each watch has a place for it in its task, and it is rare.
+        Self::of(known, Box::pin(revision_by_a_write(client)).await)
     }
 
     /// Returns the cause of a read of a lower revision than `known`, after a write with this outcome.

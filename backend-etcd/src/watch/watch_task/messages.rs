@@ -75,12 +75,14 @@ impl WatchTask {
         }
         let opened = header_revision(message.header());
         if self.starts_now(live.opened_after) {
-            return self.catch_up(live, opened).await;
+            // Boxed, as the other steps that are rare: each watch has a place for them in its task.
+            return Box::pin(self.catch_up(live, opened)).await;
         }
         if opened < self.seen() {
             // A member that lags, or a store that went back.
             let count = GetOptions::new().with_count_only();
-            let (_, now) = self.client.range(&self.range.start, &count).await.map_err(WatchEnd::Broken)?;
+            let count = self.client.range(&self.range.start, &count);
+            let (_, now) = Box::pin(count).await.map_err(WatchEnd::Broken)?;
             if now < self.seen() {
                 return Err(LowRead::judge(&self.client, self.seen()).await.into());
             }
