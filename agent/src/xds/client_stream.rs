@@ -61,7 +61,7 @@ struct StreamResources {
     /// The zone that the client prefers, if it prefers one.
     zone: Option<String>,
     /// By requested name.
-    subscriptions: BTreeMap<String, Subscription>,
+    subscriptions: BTreeMap<Arc<str>, Subscription>,
     envoy: Arc<EnvoyResources>,
 }
 
@@ -219,7 +219,7 @@ impl ClientStream {
     fn follow_subscription(&mut self) -> Result<(), StreamEnd> {
         let wanted: BTreeSet<&str> = self.state.assignments().collect();
         let subscriptions = &mut self.resources.subscriptions;
-        subscriptions.retain(|name, _| wanted.contains(name.as_str()));
+        subscriptions.retain(|name, _| wanted.contains(&**name));
         self.waiting.retain(|name| wanted.contains(name.as_str()));
         for name in wanted {
             let is_known = subscriptions.contains_key(name) || self.waiting.contains(name);
@@ -227,7 +227,7 @@ impl ClientStream {
                 continue;
             }
             match self.assignments.subscribe(name, &self.inbox) {
-                Ok(subscription) => _ = subscriptions.insert(name.to_owned(), subscription),
+                Ok(subscription) => _ = subscriptions.insert(subscription.name(), subscription),
                 Err(Refusal::TooManyNames) => {
                     self.assignments.count_refusal();
                     if self.waiting.is_empty() {
@@ -257,7 +257,7 @@ impl ClientStream {
             match self.assignments.subscribe(&name, &self.inbox) {
                 Ok(subscription) => {
                     self.state.mark(&name);
-                    self.resources.subscriptions.insert(name, subscription);
+                    self.resources.subscriptions.insert(subscription.name(), subscription);
                 }
                 Err(Refusal::TooManyNames) => {
                     refused += 1;

@@ -101,6 +101,11 @@ impl Resource {
         &self.name
     }
 
+    /// As [`name`](Self::name), shared.
+    pub(super) fn shared_name(&self) -> Arc<str> {
+        Arc::clone(&self.name)
+    }
+
     /// Returns the version of the content.
     pub(super) fn version(&self) -> Version {
         self.version

@@ -240,6 +240,11 @@ impl Subscribers {
 }
 
 impl Subscription {
+    /// Returns the requested name.
+    pub(super) fn name(&self) -> Arc<str> {
+        Arc::clone(&self.shared.name)
+    }
+
     /// Returns an assignment for a client that prefers a zone.
     pub(super) fn preferring(&self, zone: &str, assignment: Assignment) -> Resource {
         let mut by_zone = self.shared.by_zone.locked();

@@ -14,6 +14,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     mem,
+    sync::Arc,
 };
 
 use envoy_types::pb::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
@@ -29,6 +30,9 @@ const MAX_ERROR_BYTES: usize = 1024;
 
 /// Bytes that a subscribed name has on average at most. The limit of names also limits their bytes together.
 pub(super) const MEAN_NAME_BYTES: usize = 128;
+
+/// Names, which a type shares between its sets: each client has them.
+type Names = BTreeSet<Arc<str>>;
 
 /// Resources from which responses are made.
 pub(super) trait Resources {
@@ -90,7 +94,7 @@ enum Subscription {
     #[default]
     None,
     /// These; none after the client has lost its interest.
-    Names(BTreeSet<String>),
+    Names(Names),
     /// All.
     Wildcard,
 }
@@ -104,7 +108,9 @@ impl Subscription {
         if kind.is_complete() && (keeps_all || names.iter().any(is_wildcard)) {
             return Self::Wildcard;
         }
-        Self::Names(names.iter().filter(|name| !is_wildcard(name)).cloned().collect())
+        let present = |name: &str| self.names().and_then(|names| names.get(name)).cloned();
+        let names = names.iter().filter(|name| !is_wildcard(name));
+        Self::Names(names.map(|name| present(name).unwrap_or_else(|| Arc::from(&**name))).collect())
     }
 
     /// Omits the names for which there is no room, and returns their number. Those of the subscription before stay.
@@ -116,15 +122,20 @@ impl Subscription {
         all - names.len()
     }
 
-    fn names(&self) -> Option<&BTreeSet<String>> {
+    fn names(&self) -> Option<&Names> {
         match self {
             Self::Names(names) => Some(names),
             Self::None | Self::Wildcard => None,
         }
     }
 
+    /// Returns the name, if it is one of these.
+    fn name(&self, name: &str) -> Option<&Arc<str>> {
+        self.names()?.get(name)
+    }
+
     fn contains(&self, name: &str) -> bool {
-        self.names().is_some_and(|names| names.contains(name))
+        self.name(name).is_some()
     }
 }
 
@@ -152,7 +163,7 @@ enum Due {
     /// The complete set, if it is new to the client or the client awaits it.
     Set(Answer),
     /// Those of these names that are known and new to the client.
-    Names(BTreeSet<String>),
+    Names(Names),
 }
 
 /// Answer that a client expects to its latest request.
@@ -172,14 +183,14 @@ struct TypeState {
     omitted: usize,
     /// Names that the client has from an earlier stream: those of the first request, and those that came in while some
     /// of them may have been omitted.
-    resumed: BTreeSet<String>,
+    resumed: Names,
     /// Some of the names of the first request may be among the omitted ones.
     omits_resumed: bool,
     due: Due,
     /// Latest nonce; 0 before the first response.
     nonce: u64,
     /// Resources that the client has received, also those that it rejected.
-    sent: BTreeMap<String, Version>,
+    sent: BTreeMap<Arc<str>, Version>,
 }
 
 /// State of the stream of one client.
@@ -238,14 +249,14 @@ impl StreamState {
     /// Returns the names of the assignments that the client subscribes to.
     pub(super) fn assignments(&self) -> impl Iterator<Item = &str> {
         let state = &self.types[ResourceType::Assignment as usize];
-        state.subscription.names().into_iter().flatten().map(String::as_str)
+        state.subscription.names().into_iter().flatten().map(|name| &**name)
     }
 
     /// Records that an assignment may have changed.
     pub(super) fn mark(&mut self, assignment: &str) {
         let state = self.state(ResourceType::Assignment);
-        if let (true, Due::Names(due)) = (state.subscription.contains(assignment), &mut state.due) {
-            due.insert(assignment.to_owned());
+        if let (Some(name), Due::Names(due)) = (state.subscription.name(assignment), &mut state.due) {
+            due.insert(Arc::clone(name));
         }
     }
 
@@ -275,11 +286,11 @@ impl StreamState {
             return None;
         }
         let found = state.wanted(kind, resources)?;
-        let versions: BTreeMap<_, _> = found.iter().map(|one| (one.name().to_owned(), one.version())).collect();
+        let versions: BTreeMap<_, _> = found.iter().map(|one| (one.shared_name(), one.version())).collect();
         let before = mem::replace(&mut state.sent, versions);
         // Names that cannot exist are answered, so that the client need not wait for them. The end of an interest is
         // not.
-        if found.is_empty() && state.subscription.names().is_none_or(BTreeSet::is_empty) {
+        if found.is_empty() && state.subscription.names().is_none_or(Names::is_empty) {
             return None;
         }
         if kind == ResourceType::Cluster {
@@ -300,6 +311,8 @@ impl StreamState {
                 return Some(self.response(kind, version, &[resource]));
             }
         }
+        // An empty set keeps a node, which most clients do not need for long.
+        *due = Names::new();
         None
     }
 
@@ -307,8 +320,8 @@ impl StreamState {
     fn repeat_assignments<'a>(&mut self, clusters: impl Iterator<Item = &'a str>) {
         let state = self.state(ResourceType::Assignment);
         for cluster in clusters {
-            if let (Some(_), Due::Names(due)) = (state.sent.remove(cluster), &mut state.due) {
-                due.insert(cluster.to_owned());
+            if let (Some((name, _)), Due::Names(due)) = (state.sent.remove_entry(cluster), &mut state.due) {
+                due.insert(name);
             }
         }
     }
@@ -333,8 +346,8 @@ impl StreamState {
 
 impl TypeState {
     fn new(kind: ResourceType) -> Self {
-        let due = if kind.is_complete() { Due::Set(Answer::Given) } else { Due::Names(BTreeSet::new()) };
-        let (resumed, sent) = (BTreeSet::new(), BTreeMap::new());
+        let due = if kind.is_complete() { Due::Set(Answer::Given) } else { Due::Names(Names::new()) };
+        let (resumed, sent) = (Names::new(), BTreeMap::new());
         Self { subscription: Subscription::None, omitted: 0, resumed, omits_resumed: false, due, nonce: 0, sent }
     }
 
@@ -375,7 +388,7 @@ impl TypeState {
     }
 }
 
-fn origin(resumed: &BTreeSet<String>, name: &str) -> Origin {
+fn origin(resumed: &Names, name: &str) -> Origin {
     if resumed.contains(name) { Origin::Resumed } else { Origin::Fresh }
 }
 
