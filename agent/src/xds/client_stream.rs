@@ -128,10 +128,10 @@ impl ClientStream {
     }
 
     /// Serves the client until it ends the stream or `stop` completes. `progress`: that of the client with the
-    /// responses.
+    /// responses. Boxed: a future may hold its arguments twice, and each client has one.
     pub(super) async fn run(
-        mut self,
-        requests: Streaming<DiscoveryRequest>,
+        mut self: Box<Self>,
+        requests: Box<Streaming<DiscoveryRequest>>,
         responses: ResponseSender,
         mut progress: Progress,
         stop: impl Future<Output = ()>,
@@ -168,7 +168,7 @@ impl ClientStream {
         }
     }
 
-    async fn serve(&mut self, mut requests: Streaming<DiscoveryRequest>, responses: &ResponseSender) -> StreamEnd {
+    async fn serve(&mut self, mut requests: Box<Streaming<DiscoveryRequest>>, responses: &ResponseSender) -> StreamEnd {
         loop {
             tokio::select! {
                 request = requests.message() => match request {

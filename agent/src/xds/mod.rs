@@ -13,6 +13,7 @@ mod options;
 mod requests;
 mod resource;
 mod resources;
+mod responses;
 mod server;
 mod service;
 mod shared;

@@ -39,7 +39,7 @@ const SMALL: usize = 16 << 10;
 const BUDGET: usize = 64 << 20;
 
 /// Bytes before each message of gRPC: a flag, and the length.
-const HEADER_BYTES: usize = 5;
+pub(super) const HEADER_BYTES: usize = 5;
 
 /// Bytes that incomplete requests may occupy together.
 #[derive(Clone, Debug)]

@@ -1,36 +1,36 @@
 //! The gRPC service of aggregated discovery. `envoy-types` has a generated one, whose buffers are of tonic's default
-//! size: 16 KiB for each client, which is idle most of the time.
+//! size: 16 KiB for each client, which is idle most of the time. The requests are decoded by tonic, see
+//! [`responses`](super::responses) for the other direction.
 
 use std::{
     convert::Infallible,
     future::{self, Ready},
-    pin::Pin,
     sync::{Arc, Weak},
     task::{Context, Poll},
 };
 
 use enlist::TaskOwner;
 use envoy_types::pb::envoy::service::discovery::v3::{
-    DiscoveryRequest, DiscoveryResponse, aggregated_discovery_service_server::SERVICE_NAME,
+    DiscoveryRequest, aggregated_discovery_service_server::SERVICE_NAME,
 };
-use futures::Stream;
 use tokio::sync::mpsc;
 use tonic::{
-    Request, Response, Status, Streaming,
+    Status, Streaming,
     body::Body,
-    codec::{BufferSettings, Codec},
+    codec::BufferSettings,
     codegen::{self, http},
-    metadata::MetadataValue,
-    server::{Grpc, NamedService, StreamingService},
+    metadata::GRPC_CONTENT_TYPE,
+    server::NamedService,
 };
 use tonic_prost::ProstCodec;
 
 use super::{
-    client_stream::{ClientStream, QueuedResponse},
+    client_stream::ClientStream,
     delivery::{Progress, TrackedResponses},
     envoy::EnvoyResources,
     options::ZonePreference,
     requests::AccountedRequests,
+    responses::Responses,
     status::XdsStatus,
 };
 use crate::security::BearerToken;
@@ -41,12 +41,8 @@ const METHODS: [&str; 2] = [
     "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources",
 ];
 
-/// Bytes of the buffers of a client, one for requests and one for responses, at first. Each grows to the size of its
-/// largest message.
-const BUFFER_BYTES: usize = 1 << 10;
-
-/// Bytes of responses after which they are sent. There are rarely two at a time.
-const YIELD_BYTES: usize = 32 << 10;
+/// Bytes of the buffer for requests of a client at first. It grows to the size of the largest one.
+const BUFFER_BYTES: usize = 256;
 
 /// Responses that wait for a client to take them. Later ones are made when it does.
 const RESPONSES: usize = 1;
@@ -70,8 +66,8 @@ impl Service {
     }
 
     /// Starts the task of a stream. Returns its responses.
-    fn follow(&self, request: Request<Streaming<DiscoveryRequest>>) -> Result<Response<ResponseStream>, Status> {
-        self.check_token(&request)?;
+    fn follow(&self, request: http::Request<Body>) -> Result<http::Response<Body>, Status> {
+        self.check(request.headers())?;
         let untracked = || Status::internal("the progress of the client is not known");
         let progress = request.extensions().get::<Progress>().cloned().ok_or_else(untracked)?;
         let too_many = || Status::resource_exhausted("the agent has as many streams as permitted");
@@ -82,86 +78,56 @@ impl Service {
         let stops = || Status::unavailable("the agent stops");
         let streams = self.streams.upgrade().ok_or_else(stops)?;
         let stop = streams.stop_signal();
-        let task = stream.run(request.into_inner(), sender, progress, async move { stop.cancelled().await });
+        let requests = Box::new(self.requests(request.into_body()));
+        let task = Box::new(stream).run(requests, sender, progress, async move { stop.cancelled().await });
         streams.spawn("xds stream", task).map_err(|_| stops())?;
-        Ok(Response::new(ResponseStream(responses)))
+        let mut response = http::Response::new(Body::new(Responses::new(responses)));
+        response.headers_mut().insert(http::header::CONTENT_TYPE, GRPC_CONTENT_TYPE);
+        Ok(response)
     }
 
-    fn check_token(&self, request: &Request<Streaming<DiscoveryRequest>>) -> Result<(), Status> {
-        let header = request.metadata().get("authorization").map(MetadataValue::as_bytes);
-        match &self.token {
-            Some(token) if !token.admits(header) => Err(Status::unauthenticated("the token is missing or wrong")),
-            Some(_) | None => Ok(()),
+    fn check(&self, headers: &http::HeaderMap) -> Result<(), Status> {
+        let header = headers.get(http::header::AUTHORIZATION).map(http::HeaderValue::as_bytes);
+        if self.token.as_ref().is_some_and(|token| !token.admits(header)) {
+            return Err(Status::unauthenticated("the token is missing or wrong"));
         }
+        // No compression is offered.
+        if headers.get("grpc-encoding").is_some_and(|encoding| encoding != "identity") {
+            return Err(Status::unimplemented("compressed requests are not supported"));
+        }
+        Ok(())
+    }
+
+    fn requests(&self, body: Body) -> Streaming<DiscoveryRequest> {
+        type RequestCodec = ProstCodec<DiscoveryRequest, DiscoveryRequest>;
+        // The other number is about sending.
+        let decoder = RequestCodec::raw_decoder(BufferSettings::new(BUFFER_BYTES, BUFFER_BYTES));
+        Streaming::new_request(decoder, body, None, Some(self.status.requests.max()))
     }
 }
 
 impl codegen::Service<http::Request<Body>> for Service {
     type Response = http::Response<Body>;
     type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+    type Future = Ready<Result<Self::Response, Infallible>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let service = self.clone();
-        Box::pin(async move {
-            let [whole, changes] = METHODS;
-            let path = request.uri().path();
-            if path == whole {
-                let max = service.status.requests.max();
-                let mut grpc = Grpc::new(SmallBuffers).apply_max_message_size_config(Some(max), None);
-                return Ok(grpc.streaming(service, request).await);
-            }
+        let [whole, changes] = METHODS;
+        let path = request.uri().path();
+        let answer = if path == whole {
+            self.follow(request)
+        } else {
             let advice = if path == changes { "configure the state of the world: `api_type: GRPC`" } else { "" };
-            Ok(Status::unimplemented(advice).into_http())
-        })
+            Err(Status::unimplemented(advice))
+        };
+        future::ready(Ok(answer.unwrap_or_else(Status::into_http)))
     }
 }
 
 impl NamedService for Service {
     const NAME: &'static str = SERVICE_NAME;
-}
-
-impl StreamingService<DiscoveryRequest> for Service {
-    type Response = DiscoveryResponse;
-    type ResponseStream = ResponseStream;
-    type Future = Ready<Result<Response<ResponseStream>, Status>>;
-
-    fn call(&mut self, request: Request<Streaming<DiscoveryRequest>>) -> Self::Future {
-        future::ready(self.follow(request))
-    }
-}
-
-/// Responses to a client.
-#[derive(Debug)]
-pub(super) struct ResponseStream(mpsc::Receiver<QueuedResponse>);
-
-impl Stream for ResponseStream {
-    type Item = Result<DiscoveryResponse, Status>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.0.poll_recv(cx).map(|response| response.map(|response| *response))
-    }
-}
-
-/// Codec with [`BUFFER_BYTES`].
-#[derive(Clone, Copy, Debug)]
-struct SmallBuffers;
-
-impl Codec for SmallBuffers {
-    type Encode = DiscoveryResponse;
-    type Decode = DiscoveryRequest;
-    type Encoder = <ProstCodec<DiscoveryResponse, DiscoveryRequest> as Codec>::Encoder;
-    type Decoder = <ProstCodec<DiscoveryResponse, DiscoveryRequest> as Codec>::Decoder;
-
-    fn encoder(&mut self) -> Self::Encoder {
-        ProstCodec::<DiscoveryResponse, DiscoveryRequest>::raw_encoder(BufferSettings::new(BUFFER_BYTES, YIELD_BYTES))
-    }
-
-    fn decoder(&mut self) -> Self::Decoder {
-        ProstCodec::<DiscoveryResponse, DiscoveryRequest>::raw_decoder(BufferSettings::new(BUFFER_BYTES, YIELD_BYTES))
-    }
 }
