@@ -201,6 +201,10 @@ fn bench(arguments: impl Iterator<Item = String>) -> Result {
     if !build.success() {
         return Err("the measurements were not built".into());
     }
+    if beside_peers {
+        // The agent as it is installed.
+        run(cargo()?.args(["build", "--profile", "dist", "--package", "enlist-bench", "--bin", "agent"]))?;
+    }
     let run = ["run", "--quiet", "--release", "--package", "enlist-bench", "--bin", "bench", "--"];
     let mut measure = cargo()?;
     measure.args(run).args(arguments).envs(etcd.variables());

@@ -68,7 +68,8 @@ impl Library {
     /// Returns the name of the program, and its argument for `verb`.
     pub(crate) fn program(self, verb: &str) -> (&'static str, String) {
         match self {
-            Self::Ours if verb == "xds" => ("agent", verb.to_owned()),
+            // As it is installed.
+            Self::Ours if verb == "xds" => ("../dist/agent", verb.to_owned()),
             Self::Ours => ("peer", verb.to_owned()),
             Self::Tonic => ("peer", format!("{verb}-tonic")),
             Self::Raw if DISCOVERY.contains(&verb) => ("bench-etcd", format!("{verb}-raw")),

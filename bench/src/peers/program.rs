@@ -42,6 +42,10 @@ impl Program {
         command.arg(argument).args(arguments).env("ENLIST_ENDPOINTS", url);
         // etcd's client in Go logs a line for each request that it repeats.
         command.env("ETCD_CLIENT_DEBUG", "error");
+        if path.ends_with("agent") {
+            // As in the unit of the agent (`docs/agent-deployment.md`).
+            command.env("MALLOC_ARENA_MAX", "1");
+        }
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().map_err(|error| format!("{}: {error}", path.display()))?;
         let (input, output) = (child.stdin.take().ok_or("no input")?, child.stdout.take().ok_or("no output")?);
