@@ -137,7 +137,13 @@ impl HeadWrite {
 
 #[cfg(test)]
 mod tests {
-    use std::task::Waker;
+    use std::{
+        sync::{
+            Arc,
+            atomic::{AtomicU32, Ordering},
+        },
+        task::{Wake, Waker},
+    };
 
     use super::*;
 
@@ -155,13 +161,19 @@ mod tests {
         assert_eq!(write.decide(&head), WriteDecision::Defer, "the next request");
     }
 
-    /// Keeps each write.
+    /// Keeps each write. It takes none while it is full.
     #[derive(Default)]
-    struct Written(Vec<Vec<u8>>);
+    struct Written {
+        writes: Vec<Vec<u8>>,
+        is_full: bool,
+    }
 
     impl AsyncWrite for Written {
         fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-            self.0.push(buf.to_vec());
+            if self.is_full {
+                return Poll::Pending;
+            }
+            self.writes.push(buf.to_vec());
             Poll::Ready(Ok(buf.len()))
         }
 
@@ -174,15 +186,37 @@ mod tests {
         }
     }
 
-    /// Offers the head of a request, and at the next attempt its body as well. Returns the writes.
+    /// Counts how often its task is woken.
+    #[derive(Default)]
+    struct Wakes(AtomicU32);
+
+    impl Wakes {
+        fn count(&self) -> u32 {
+            self.0.load(Ordering::Relaxed)
+        }
+    }
+
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Offers the head of a request, and at the next attempt its body as well. Returns the writes. Only a deferred
+    /// one wakes the writer, because nothing else would repeat it.
     fn written(frames: Frames) -> Vec<Vec<u8>> {
         let mut stream = JoinedWrites::new(Written::default(), frames);
         let (head, body) = (frame(HEADERS, 4), frame(0, END_STREAM));
-        let cx = &mut Context::from_waker(Waker::noop());
+        let wakes = Arc::new(Wakes::default());
+        let waker = Waker::from(Arc::clone(&wakes));
+        let cx = &mut Context::from_waker(&waker);
         let first = Pin::new(&mut stream).poll_write(cx, &head);
+        let deferred = u32::from(first.is_pending());
+        assert_eq!(wakes.count(), deferred, "{frames:?}: the first attempt");
         let rest = if first.is_pending() { [head, body].concat() } else { body.to_vec() };
         assert!(Pin::new(&mut stream).poll_write(cx, &rest).is_ready());
-        stream.stream.0
+        assert_eq!(wakes.count(), deferred, "{frames:?}: the second attempt");
+        stream.stream.writes
     }
 
     #[test]
@@ -190,6 +224,19 @@ mod tests {
         let sizes = |frames| written(frames).iter().map(Vec::len).collect::<Vec<_>>();
         assert_eq!(sizes(Frames::Visible), [20]);
         assert_eq!(sizes(Frames::Encrypted), [10, 10], "encrypted bytes may look like a head");
+    }
+
+    /// Otherwise the connection would be polled without pause for as long as the stream is full.
+    #[test]
+    fn a_full_stream_does_not_wake_the_writer() {
+        let mut stream = JoinedWrites::new(Written { is_full: true, ..Written::default() }, Frames::Visible);
+        let wakes = Arc::new(Wakes::default());
+        let waker = Waker::from(Arc::clone(&wakes));
+        let cx = &mut Context::from_waker(&waker);
+        for attempt in ["the write is deferred", "the stream is full", "the stream is still full"] {
+            assert!(Pin::new(&mut stream).poll_write(cx, &frame(HEADERS, 4)).is_pending(), "{attempt}");
+            assert_eq!(wakes.count(), 1, "{attempt}");
+        }
     }
 
     #[test]
