@@ -18,7 +18,7 @@ const END_STREAM: u8 = 1;
 /// Visibility of the frames of a connection.
 #[expect(clippy::exhaustive_enums, reason = "a connection is encrypted, or it is not")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Frames {
+pub enum FrameVisibility {
     /// The connection is not encrypted.
     Visible,
     /// The connection uses TLS.
@@ -35,8 +35,8 @@ pub struct JoinedWrites<S> {
 
 impl<S> JoinedWrites<S> {
     /// Wraps the stream of a new connection.
-    pub fn new(stream: S, frames: Frames) -> Self {
-        Self { stream, head: (frames == Frames::Visible).then(HeadWrite::default) }
+    pub fn new(stream: S, frames: FrameVisibility) -> Self {
+        Self { stream, head: (frames == FrameVisibility::Visible).then(HeadWrite::default) }
     }
 }
 
@@ -204,7 +204,7 @@ mod tests {
 
     /// Offers the head of a request, and at the next attempt its body as well. Returns the writes. Only a deferred
     /// one wakes the writer, because nothing else would repeat it.
-    fn written(frames: Frames) -> Vec<Vec<u8>> {
+    fn written(frames: FrameVisibility) -> Vec<Vec<u8>> {
         let mut stream = JoinedWrites::new(Written::default(), frames);
         let (head, body) = (frame(HEADERS, 4), frame(0, END_STREAM));
         let wakes = Arc::new(Wakes::default());
@@ -222,14 +222,14 @@ mod tests {
     #[test]
     fn a_head_and_its_body_are_one_write() {
         let sizes = |frames| written(frames).iter().map(Vec::len).collect::<Vec<_>>();
-        assert_eq!(sizes(Frames::Visible), [20]);
-        assert_eq!(sizes(Frames::Encrypted), [10, 10], "encrypted bytes may look like a head");
+        assert_eq!(sizes(FrameVisibility::Visible), [20]);
+        assert_eq!(sizes(FrameVisibility::Encrypted), [10, 10], "encrypted bytes may look like a head");
     }
 
     /// Otherwise the connection would be polled without pause for as long as the stream is full.
     #[test]
     fn a_full_stream_does_not_wake_the_writer() {
-        let mut stream = JoinedWrites::new(Written { is_full: true, ..Written::default() }, Frames::Visible);
+        let mut stream = JoinedWrites::new(Written { is_full: true, ..Written::default() }, FrameVisibility::Visible);
         let wakes = Arc::new(Wakes::default());
         let waker = Waker::from(Arc::clone(&wakes));
         let cx = &mut Context::from_waker(&waker);

@@ -27,7 +27,7 @@ pub use self::{
         service_lists::{ServiceListBuilder, services_watcher},
         snapshot_builder::{ConfigSnapshotBuilder, RawSnapshotBuilder, SnapshotBuilder},
     },
-    head_write::{Frames, JoinedWrites},
+    head_write::{FrameVisibility, JoinedWrites},
     lock::{
         contender,
         guard_driver::{GuardDriver, guard_source, lock_guard},

@@ -6,7 +6,7 @@ use std::{
 };
 
 use enlist::{
-    backend::{Frames, JoinedWrites, rounded},
+    backend::{FrameVisibility, JoinedWrites, rounded},
     with_causes,
 };
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
@@ -78,8 +78,8 @@ async fn dial_one(
 }
 
 /// Returns the visibility of the frames to the stream below TLS.
-fn frames(url: &Endpoint) -> Frames {
-    if url.uri().scheme() == Some(&Scheme::HTTPS) { Frames::Encrypted } else { Frames::Visible }
+fn frames(url: &Endpoint) -> FrameVisibility {
+    if url.uri().scheme() == Some(&Scheme::HTTPS) { FrameVisibility::Encrypted } else { FrameVisibility::Visible }
 }
 
 /// Creates a connector with the TCP settings that tonic exposes.
@@ -98,7 +98,7 @@ fn tcp_connector(settings: &Endpoint, limit: Duration) -> HttpConnector {
 /// Connects once. tonic's own connector would reconnect by itself, with the TLS files as they were at its creation.
 struct SingleUse {
     connector: Option<HttpConnector>,
-    frames: Frames,
+    frames: FrameVisibility,
 }
 
 impl Service<http::Uri> for SingleUse {

@@ -11,7 +11,7 @@ use std::{
     },
 };
 
-use enlist::backend::Frames;
+use enlist::backend::FrameVisibility;
 use http::Uri;
 use tokio::sync::Notify;
 use tonic::transport::{Channel, Endpoint as Settings};
@@ -73,7 +73,7 @@ impl Connection {
     /// Dropping the future closes the connection.
     pub(crate) async fn dial(opened: Opened, settings: &Settings) -> Result<Self, BoxError> {
         let is_tls = settings.uri().scheme_str() == Some("https");
-        let frames = if is_tls { Frames::Encrypted } else { Frames::Visible };
+        let frames = if is_tls { FrameVisibility::Encrypted } else { FrameVisibility::Visible };
         let pulse = Arc::new(Pulse::new(frames));
         let channel = {
             let mut once = Some((opened, Arc::clone(&pulse)));
@@ -81,7 +81,7 @@ impl Connection {
             settings.connect_with_connector(connector).await?
         };
         let heard = async {
-            if frames == Frames::Visible {
+            if frames == FrameVisibility::Visible {
                 pulse.heard.cancelled().await;
                 return Ok(());
             }
@@ -144,7 +144,7 @@ impl Connection {
 
     /// Returns `true` if the server's frames are not visible: the connection is encrypted.
     pub(crate) fn is_opaque(&self) -> bool {
-        self.pulse.frames == Frames::Encrypted
+        self.pulse.frames == FrameVisibility::Encrypted
     }
 
     /// Returns `true` if calls beyond the room of the connection are allowed: the server's limit is unknown, and few
@@ -165,7 +165,7 @@ impl Connection {
 
     /// Maximum number of calls at a time.
     fn room(&self) -> usize {
-        if self.pulse.frames == Frames::Encrypted {
+        if self.pulse.frames == FrameVisibility::Encrypted {
             return UNSEEN_STREAMS;
         }
         let streams = usize::try_from(self.pulse.max_streams.load(Ordering::Acquire)).unwrap_or(usize::MAX);

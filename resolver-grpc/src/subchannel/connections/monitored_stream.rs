@@ -10,7 +10,7 @@ use std::{
     task::{Context, Poll, Waker, ready},
 };
 
-use enlist::backend::{Frames, JoinedWrites};
+use enlist::backend::{FrameVisibility, JoinedWrites};
 use futures::task::AtomicWaker;
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -31,7 +31,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Pulse {
     pub(crate) reads: AtomicU64,
-    pub(crate) frames: Frames,
+    pub(crate) frames: FrameVisibility,
     /// Maximum number of concurrent streams, if the server's frames are visible.
     pub(crate) max_streams: AtomicU32,
     /// The server has changed its limit of streams.
@@ -51,7 +51,7 @@ pub(crate) struct Pulse {
 }
 
 impl Pulse {
-    pub(crate) fn new(frames: Frames) -> Self {
+    pub(crate) fn new(frames: FrameVisibility) -> Self {
         Self {
             reads: AtomicU64::new(0),
             frames,
@@ -94,7 +94,7 @@ impl Pulse {
 pub(crate) async fn connect_once(once: Option<(Opened, Arc<Pulse>)>) -> Result<TokioIo<MonitoredStream>, BoxError> {
     let (opened, pulse) = once.ok_or("the connection is gone")?;
     let stream = opened.await?;
-    let frames = (pulse.frames == Frames::Visible).then(FrameReader::default);
+    let frames = (pulse.frames == FrameVisibility::Visible).then(FrameReader::default);
     let stream = JoinedWrites::new(stream, pulse.frames);
     Ok(TokioIo::new(MonitoredStream { stream, pulse, frames, registered: None }))
 }
