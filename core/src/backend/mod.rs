@@ -3,8 +3,9 @@
 //! Begin with `registration/reconcile.rs`, for locks with `lock/contender.rs`.
 //!
 //! Some small items are here because several crates of the workspace use them, and users need none: [`MutexExt`] locks
-//! a mutex without regard to poison, as no critical section here leaves its data half changed, [`rounded`] shortens
-//! durations in texts, so that logs can be grouped by them, and [`JoinedWrites`] saves writes of clients over HTTP/2.
+//! a mutex without regard to poison, as no critical section here leaves its data half changed, and [`rounded`] shortens
+//! durations in texts, so that logs can be grouped by them. `JoinedWrites` saves writes of clients over HTTP/2: an
+//! adapter over any `AsyncWrite`, which opens no connection.
 
 pub(crate) mod config;
 pub(crate) mod counting;
@@ -27,7 +28,6 @@ pub use self::{
         service_lists::{ServiceListBuilder, services_watcher},
         snapshot_builder::{ConfigSnapshotBuilder, RawSnapshotBuilder, SnapshotBuilder},
     },
-    head_write::{FrameVisibility, JoinedWrites},
     lock::{
         contender,
         guard_driver::{GuardDriver, guard_source, lock_guard},
@@ -57,6 +57,9 @@ pub use self::{
         renewal::{Renewal, RenewalReply},
     },
 };
+// Hidden, because it is for `enlist-etcd` and `enlist-grpc` only. It is here because neither depends on the other.
+#[doc(hidden)]
+pub use self::head_write::{FrameVisibility, JoinedWrites};
 #[doc(inline)]
 pub use crate::discovery::freshness::ProofLimit;
 #[doc(inline)]
