@@ -108,13 +108,24 @@ impl<P: QueueProtocol> Contender<P> {
     async fn join(&mut self, mut caller: Caller) -> Option<State<P::Entry>> {
         match self.protocol.join(&mut caller).await {
             Ok(entry) => Some(State::Waiting { entry, caller }),
-            Err(JoinFailure { outcome, entry }) => {
-                caller.answer(outcome);
-                if let Some(entry) = entry {
-                    self.protocol.clean_up(entry).await;
-                }
+            // Before the answer, as in `release`.
+            Err(JoinFailure { outcome: Ok(acquired), entry }) => {
+                self.clean_up(entry).await;
+                caller.answer(Ok(acquired));
                 None
             }
+            // After it, because the removal may take as long as an outage of the store.
+            Err(JoinFailure { outcome: Err(error), entry }) => {
+                caller.answer(Err(error));
+                self.clean_up(entry).await;
+                None
+            }
+        }
+    }
+
+    async fn clean_up(&mut self, entry: Option<P::Entry>) {
+        if let Some(entry) = entry {
+            self.protocol.clean_up(entry).await;
         }
     }
 
@@ -281,10 +292,21 @@ mod tests {
 
     const TTL: Duration = Duration::from_secs(15);
 
+    /// State of the lock when the contender joins.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    enum LockState {
+        #[default]
+        Free,
+        /// The entry is behind that of the holder.
+        Held,
+        /// The holder has the only key, as in the layout of gobase.
+        Occupied,
+    }
+
     /// A store that answers at once to those who join, release, or do not get the lock, and to nothing else.
     #[derive(Clone, Default)]
     struct TestStore {
-        is_locked: bool,
+        lock: LockState,
         key_deleted: CancellationToken,
         proclamations: Arc<AtomicU32>,
         /// A caller, and whether it had its answer at the time at which nothing was left of the entry.
@@ -296,13 +318,18 @@ mod tests {
         type Entry = ();
 
         async fn join(&mut self, _: &mut Caller) -> Result<(), JoinFailure<()>> {
-            Ok(())
+            match self.lock {
+                LockState::Free | LockState::Held => Ok(()),
+                LockState::Occupied => Err(JoinFailure { outcome: Ok(Acquired::Nothing), entry: Some(()) }),
+            }
         }
 
-        async fn clean_up(&mut self, (): ()) {}
+        async fn clean_up(&mut self, (): ()) {
+            self.entry_removed(());
+        }
 
         async fn wait(&mut self, (): &mut ()) -> Result<Turn, Error> {
-            Ok(if self.is_locked { Turn::NotGranted } else { Turn::Granted })
+            Ok(if self.lock == LockState::Free { Turn::Granted } else { Turn::NotGranted })
         }
 
         fn grant(&mut self, (): &mut ()) -> Option<Grant> {
@@ -346,22 +373,22 @@ mod tests {
     /// Otherwise its next acquisition would count the former entry, and wait for others to write with it.
     #[tokio::test]
     async fn a_caller_is_answered_after_its_entry() {
-        for wanted in [Wanted::Lock, Wanted::FreeLock] {
-            let is_locked = wanted == Wanted::FreeLock;
-            let (tasks, store) = (Arc::new(TaskOwner::new()), TestStore { is_locked, ..TestStore::default() });
+        for lock in [LockState::Free, LockState::Held, LockState::Occupied] {
+            let wanted = if lock == LockState::Free { Wanted::Lock } else { Wanted::FreeLock };
+            let (tasks, store) = (Arc::new(TaskOwner::new()), TestStore { lock, ..TestStore::default() });
             let acquisition = Acquisition::new(LockName::parse("l").unwrap(), wanted, LockOptions::new()).unwrap();
             let (owner, protocol) = (Arc::clone(&tasks), store.clone());
             let acquire = async move { acquire(&owner, acquisition, protocol).await.unwrap().into_guard().unwrap() };
-            let mut caller = if is_locked {
-                acquire.map(|guard| assert!(guard.is_none())).boxed()
-            } else {
+            let mut caller = if lock == LockState::Free {
                 let guard = acquire.await.unwrap();
                 async move { assert_eq!(guard.release().await.unwrap(), Released::Released) }.boxed()
+            } else {
+                acquire.map(|guard| assert!(guard.is_none())).boxed()
             };
             assert!((&mut caller).now_or_never().is_none(), "the task has not run");
             *store.caller.locked() = Some(caller);
             assert!(tasks.drain(TTL).await);
-            assert_eq!(*store.answered.locked(), [false]);
+            assert_eq!(*store.answered.locked(), [false], "{lock:?}");
             let caller = store.caller.locked().take().unwrap();
             caller.await;
         }

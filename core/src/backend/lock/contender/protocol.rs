@@ -34,8 +34,8 @@ pub trait QueueProtocol: Send + 'static {
         caller: &mut Caller,
     ) -> impl Future<Output = Result<Self::Entry, JoinFailure<Self::Entry>>> + Send;
 
-    /// Removes a possible leftover of a failed [`join`](Self::join). It has no time limit, because the caller has its
-    /// answer.
+    /// Removes a possible leftover of a failed [`join`](Self::join). After an error it has no time limit, because the
+    /// caller has its answer. Any other outcome, which the store has confirmed, is answered afterwards.
     fn clean_up(&mut self, entry: Self::Entry) -> impl Future<Output = ()> + Send;
 
     /// Waits for the turn of the entry. It is called once for each entry.
