@@ -29,7 +29,7 @@ pub enum FrameVisibility {
 #[derive(Debug)]
 pub struct JoinedWrites<S> {
     stream: S,
-    /// `None` if the bytes are encrypted: then each write is as it comes.
+    /// `None` if the bytes are encrypted: no write is deferred then.
     head: Option<HeadWrite>,
 }
 

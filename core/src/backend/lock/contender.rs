@@ -233,8 +233,8 @@ impl<P: QueueProtocol> Contender<P> {
         }
     }
 
-    /// Removes the entry. The caller of `release` gets its answer once nothing is left of it, so that its next
-    /// acquisition is not behind it; at the latest after [`RELEASE_TIMEOUT`].
+    /// Removes the entry, and then answers the caller of `release`, so that its next acquisition is not behind this
+    /// entry. A removal that takes longer than [`RELEASE_TIMEOUT`] continues after the answer.
     async fn release(&mut self, mut entry: P::Entry, driver: &GuardDriver) {
         let reason = match driver.validity().loss() {
             None | Some(Loss::Released) => LeaveReason::Released,
@@ -303,13 +303,14 @@ mod tests {
         Occupied,
     }
 
-    /// A store that answers at once to those who join, release, or do not get the lock, and to nothing else.
+    /// A store that answers at once when an entry joins the queue, and when it is removed after a release or a refusal.
+    /// Proclamations and other removals get no answer.
     #[derive(Clone, Default)]
     struct TestStore {
         lock: LockState,
         key_deleted: CancellationToken,
         proclamations: Arc<AtomicU32>,
-        /// A caller, and whether it had its answer at the time at which nothing was left of the entry.
+        /// A caller, and whether it had its answer when its entry was gone.
         caller: Arc<Mutex<Option<BoxFuture<'static, ()>>>>,
         answered: Arc<Mutex<Vec<bool>>>,
     }
