@@ -49,12 +49,56 @@ impl Document {
         response["content"].get(media_type)?.get("schema")
     }
 
-    /// Checks a value against a schema, of which the document uses these keywords only.
+    /// The schema of an event.
+    fn event_schema(&self) -> &Value {
+        &self.operation("/v1/events")["responses"]["200"]["content"]["text/event-stream"]["itemSchema"]
+    }
+
+    /// Names of the documented events.
+    fn events(&self) -> BTreeSet<String> {
+        let kinds = self.resolved(self.event_schema())["oneOf"].as_array().unwrap().iter();
+        let names = kinds.flat_map(|kind| self.resolved(kind)["properties"]["event"]["enum"].as_array().unwrap());
+        names.map(|name| name.as_str().unwrap().to_owned()).collect()
+    }
+
+    /// Checks a value against a schema.
     fn check(&self, schema: &Value, value: &Value, at: &str) {
+        self.compare(schema, value, at).unwrap_or_else(|difference| panic!("{difference}"));
+    }
+
+    /// Checks that an event is as documented, and that without one of its fields it is not.
+    fn check_event(&self, received: &Received) {
+        let Received { event, id, data } = received;
+        let fields = |data: &Value| {
+            let mut fields = json!({ "event": event, "data": data.to_string() });
+            if let Some(id) = id {
+                fields["id"] = json!(id);
+            }
+            fields
+        };
+        let (schema, whole) = (self.event_schema(), fields(data));
+        self.check(schema, &whole, event);
+        let has_position = id.as_ref().map(|id| !id.is_empty());
+        let expected = match event.as_str() {
+            "freshness" | "heartbeat" => None,
+            event => Some(event == "synced"),
+        };
+        assert_eq!(has_position, expected, "{event}");
+        for (field, rest) in without_each(&whole) {
+            assert!(self.compare(schema, &rest, event).is_err(), "{event} without {field}");
+        }
+        for (field, rest) in without_each(data).into_iter().filter(|(field, _)| field != "cause") {
+            assert!(self.compare(schema, &fields(&rest), event).is_err(), "{event} without {field} in its data");
+        }
+    }
+
+    /// Compares a value with a schema. Returns the first difference. Patterns and bounds are not compared.
+    fn compare(&self, schema: &Value, value: &Value, at: &str) -> Result<(), String> {
         let schema = self.resolved(schema);
         if let Some(choices) = schema["oneOf"].as_array() {
-            let choice = choices.iter().find(|one| (one["type"] == "null") == value.is_null());
-            return self.check(choice.unwrap(), value, at);
+            let compared: Vec<_> = choices.iter().map(|choice| self.compare(choice, value, at)).collect();
+            let matching = compared.iter().filter(|one| one.is_ok()).count();
+            return ensure(matching == 1, || format!("{at}: {value} matches {matching} alternatives: {compared:?}"));
         }
         let is = |name: &Value| match name.as_str().unwrap() {
             "object" => value.is_object(),
@@ -67,27 +111,45 @@ impl Document {
             other => panic!("{at}: {other}"),
         };
         let kinds = schema["type"].as_array().cloned().unwrap_or_else(|| vec![schema["type"].clone()]);
-        assert!(kinds.iter().any(is), "{at}: {value} is not {kinds:?}");
+        ensure(kinds.iter().any(is), || format!("{at}: {value} is not {kinds:?}"))?;
         if let Some(values) = schema["enum"].as_array() {
-            assert!(values.contains(value), "{at}: {value} is not in {values:?}");
+            ensure(values.contains(value), || format!("{at}: {value} is not in {values:?}"))?;
+        }
+        if let (Some(content), Some(text)) = (schema.get("contentSchema"), value.as_str()) {
+            let parsed: Value = serde_json::from_str(text).map_err(|error| format!("{at}: {error}"))?;
+            self.compare(content, &parsed, at)?;
         }
         for (number, item) in value.as_array().into_iter().flatten().enumerate() {
-            self.check(&schema["items"], item, &format!("{at}[{number}]"));
+            self.compare(&schema["items"], item, &format!("{at}[{number}]"))?;
         }
         let none = serde_json::Map::new();
         let known = schema["properties"].as_object().unwrap_or(&none);
         for (key, item) in value.as_object().unwrap_or(&none) {
             let property = known.get(key).or_else(|| schema.get("additionalProperties").filter(|one| one.is_object()));
-            self.check(
-                property.unwrap_or_else(|| panic!("{at}: {key} is not documented")),
-                item,
-                &format!("{at}.{key}"),
-            );
+            let property = property.ok_or_else(|| format!("{at}: {key} is not documented"))?;
+            self.compare(property, item, &format!("{at}.{key}"))?;
         }
         for required in schema["required"].as_array().into_iter().flatten().filter(|_| value.is_object()) {
-            assert!(value.get(required.as_str().unwrap()).is_some(), "{at}: {required} is missing");
+            ensure(value.get(required.as_str().unwrap()).is_some(), || format!("{at}: {required} is missing"))?;
         }
+        Ok(())
     }
+}
+
+/// Returns an error unless a condition holds.
+fn ensure(holds: bool, error: impl FnOnce() -> String) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(error()) }
+}
+
+/// Returns the object without one of its fields, for each of them, with the name of the field.
+fn without_each(object: &Value) -> Vec<(String, Value)> {
+    let fields = object.as_object().unwrap();
+    let without = |field: &String| {
+        let rest = fields.iter().filter(|(name, _)| *name != field);
+        let rest: Value = rest.map(|(name, value)| (name.clone(), value.clone())).collect();
+        (field.clone(), rest)
+    };
+    fields.keys().map(without).collect()
 }
 
 /// Returns the paths of the routes.
@@ -181,23 +243,25 @@ async fn each_body_is_as_documented() {
 #[tokio::test(start_paused = true)]
 async fn each_event_is_as_documented() {
     let document = Document::new();
-    let content = &document.operation("/v1/events")["responses"]["200"]["content"]["text/event-stream"];
-    let schema = document.resolved(&content["itemSchema"]);
-    let data = &schema["properties"]["data"]["contentSchema"];
+    for uri in ["/v1/events?service=greeter", "/v1/events"] {
+        assert_eq!(checked_events(&document, uri).await, document.events(), "{uri}");
+    }
+}
+
+/// Causes and checks events of each kind. Returns their names.
+async fn checked_events(document: &Document, uri: &str) -> BTreeSet<String> {
     let fixture = Fixture::new();
     let kept = fixture.register("greeter", instance("a").with_version("1").with_metadata("k", "v")).await;
-    let mut events = fixture.events("/v1/events?service=greeter", None).await;
+    let mut events = fixture.events(uri, None).await;
     let mut seen = BTreeSet::new();
     let limit = Instant::now() + Duration::from_secs(60);
     let mut see = async |last: &str| {
         loop {
-            assert!(Instant::now() < limit, "there is no event {last}");
-            let Received { event, id, data: found } = events.next().await.unwrap();
-            let fields = json!({ "event": event, "id": id.unwrap_or_default(), "data": found.to_string() });
-            document.check(schema, &fields, &event);
-            document.check(data, &found, &event);
-            let is_last = event == last;
-            seen.insert(event);
+            assert!(Instant::now() < limit, "{uri}: there is no event {last}");
+            let received = events.next().await.unwrap();
+            document.check_event(&received);
+            let is_last = received.event == last;
+            seen.insert(received.event);
             if is_last {
                 return;
             }
@@ -211,8 +275,7 @@ async fn each_event_is_as_documented() {
     see("heartbeat").await;
     fixture.reader.cut();
     see("freshness").await;
-    let known: BTreeSet<String> = serde_json::from_value(schema["properties"]["event"]["enum"].clone()).unwrap();
-    assert_eq!(seen, known);
+    seen
 }
 
 /// A client of xDS, with a rejection.
