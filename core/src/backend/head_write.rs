@@ -207,15 +207,15 @@ mod tests {
     fn written(frames: FrameVisibility) -> Vec<Vec<u8>> {
         let mut stream = JoinedWrites::new(Written::default(), frames);
         let (head, body) = (frame(HEADERS, 4), frame(0, END_STREAM));
-        let wakes = Arc::new(Wakes::default());
-        let waker = Waker::from(Arc::clone(&wakes));
+        let counter = Arc::new(Wakes::default());
+        let waker = Waker::from(Arc::clone(&counter));
         let cx = &mut Context::from_waker(&waker);
         let first = Pin::new(&mut stream).poll_write(cx, &head);
         let deferred = u32::from(first.is_pending());
-        assert_eq!(wakes.count(), deferred, "{frames:?}: the first attempt");
+        assert_eq!(counter.count(), deferred, "{frames:?}: the first attempt");
         let rest = if first.is_pending() { [head, body].concat() } else { body.to_vec() };
         assert!(Pin::new(&mut stream).poll_write(cx, &rest).is_ready());
-        assert_eq!(wakes.count(), deferred, "{frames:?}: the second attempt");
+        assert_eq!(counter.count(), deferred, "{frames:?}: the second attempt");
         stream.stream.writes
     }
 
@@ -230,12 +230,12 @@ mod tests {
     #[test]
     fn a_full_stream_does_not_wake_the_writer() {
         let mut stream = JoinedWrites::new(Written { is_full: true, ..Written::default() }, FrameVisibility::Visible);
-        let wakes = Arc::new(Wakes::default());
-        let waker = Waker::from(Arc::clone(&wakes));
+        let counter = Arc::new(Wakes::default());
+        let waker = Waker::from(Arc::clone(&counter));
         let cx = &mut Context::from_waker(&waker);
         for attempt in ["the write is deferred", "the stream is full", "the stream is still full"] {
             assert!(Pin::new(&mut stream).poll_write(cx, &frame(HEADERS, 4)).is_pending(), "{attempt}");
-            assert_eq!(wakes.count(), 1, "{attempt}");
+            assert_eq!(counter.count(), 1, "{attempt}");
         }
     }
 
