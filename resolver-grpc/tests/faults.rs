@@ -85,7 +85,13 @@ async fn a_silent_instance_costs_one_call_per_caller() {
         let failed = calls_side_by_side(callers, 4000, || say_within(&channel, "", limit)).await;
         println!("one black hole, from the start: {from_the_start}, {callers} callers: {} failed", failed.len());
         assert!(failed.len() <= callers, "{}: {failed:?}", failed.len());
-        assert!(failed.iter().all(|status| status.code() == Code::DeadlineExceeded), "{failed:?}");
+        // The first call that ends without a response causes a probe. It can end the connection under a call that began
+        // later, on a busy machine.
+        let is_of_silence = |status: &Status| match status.code() {
+            Code::Unavailable => status.message().contains("was lost during the call"),
+            code => code == Code::DeadlineExceeded,
+        };
+        assert!(failed.iter().all(is_of_silence), "{failed:?}");
         servers[0].proxy.heal();
         until_ready(&channel, 3).await;
     }
