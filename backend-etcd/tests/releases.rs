@@ -34,8 +34,8 @@ const PASSWORD: &str = "correct-horse-battery";
 /// TTL that no slow transaction of these tests outlasts.
 const LONG: Duration = Duration::from_secs(60);
 
-/// Operations in a transaction of these tests, at most.
-const MAX_READS: usize = 90_000;
+/// Reads in a transaction of these tests, at most. etcd refuses requests of 1.5 MiB, which are 65,000 reads.
+const MAX_READS: usize = 60_000;
 
 /// Commands that etcd accepts before the first of them is executed.
 const MAX_GAP: usize = 5000;
@@ -115,9 +115,13 @@ async fn keep_busy(server: &EtcdServer, time: Duration) -> BackgroundTask<()> {
         let keys = (0..100).map(|_| TxnOp::put(format!("busy/{}", fastrand::u64(..)), "x", None)).collect::<Vec<_>>();
         soon("written", client.txn(Txn::new().and_then(keys))).await.unwrap();
     }
-    let begun = Moment::now();
-    soon("read", client.txn(reading(SAMPLE as usize))).await.unwrap();
-    let of_one = (begun.elapsed() / SAMPLE).max(Duration::from_micros(1));
+    let mut of_one = Duration::MAX;
+    for _ in 0..3 {
+        let begun = Moment::now();
+        soon("read", client.txn(reading(SAMPLE as usize))).await.unwrap();
+        // The others waited for something else.
+        of_one = of_one.min(begun.elapsed() / SAMPLE).max(Duration::from_micros(1));
+    }
     let reads = usize::try_from(time.as_micros() / of_one.as_micros()).unwrap().clamp(1, MAX_READS);
     println!("{reads} reads for {time:?}");
     let running = BackgroundTask::run(async move {
