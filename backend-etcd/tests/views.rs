@@ -14,12 +14,14 @@ use std::{
 };
 
 use enlist::{
-    Counter, Directory, Event, Freshness, Moment, Presence, Registration, Registry, Resolver, ServiceView, Snapshot,
-    Start, TaskOwner, Watcher,
+    Counter, Directory, Event, Freshness, Moment, Presence, Registration, Registry, Resolver, ServiceRef, ServiceView,
+    Snapshot, Start, TaskOwner, Watcher,
 };
 use enlist_etcd::Etcd;
 use enlist_testkit::{Direction, EtcdServer, Mode, Proxy, eventually, soon};
-use support::{PREFIX, TTL, in_background, instance, listed, options, pass, raw, register, register_many, server};
+use support::{
+    PREFIX, TTL, in_background, instance, listed, metrics, options, pass, raw, register, register_many, server,
+};
 
 /// Maximum duration of etcd's work on a hundred thousand keys, on a machine that also runs other tests.
 const LARGE: Duration = Duration::from_secs(180);
@@ -80,6 +82,32 @@ async fn shows(view: &ServiceView, fits: impl Fn(&Snapshot) -> bool) {
         if snapshot.as_ref().is_some_and(&fits) { Ok(()) } else { Err(snapshot) }
     })
     .await;
+}
+
+/// Otherwise etcd would keep a watch for each service that was ever followed, until the connection ends.
+#[tokio::test]
+async fn an_unused_watch_ends_in_etcd() {
+    const SERVICES: usize = 20;
+    let server = server().await;
+    let until_there_are = async |count: usize| {
+        let expected = format!("etcd_debugging_mvcc_watcher_total {count}");
+        let check = async || {
+            let text = metrics(&server).await;
+            let line = text.lines().find(|line| line.starts_with("etcd_debugging_mvcc_watcher_total ")).unwrap();
+            if line == expected { Ok(()) } else { Err(line.to_owned()) }
+        };
+        eventually("etcd has as many watches", check).await;
+    };
+    let etcd = Etcd::connect(server.url()).await.unwrap();
+    let mut followed = Vec::new();
+    for number in 0..SERVICES {
+        let mut watcher = etcd.watch(&ServiceRef::parse(format!("s{number}")).unwrap()).await.unwrap();
+        soon("the service is listed", watcher.next()).await.unwrap();
+        followed.push(watcher);
+    }
+    until_there_are(SERVICES).await;
+    drop(followed);
+    until_there_are(0).await;
 }
 
 /// Row 3: a single etcd frozen for three TTLs drops every lease when it thaws. The control, a raw watch, sees that no

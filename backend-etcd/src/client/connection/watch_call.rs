@@ -161,3 +161,35 @@ impl Codec for SmallBuffers {
         WatchCodec::raw_decoder(BufferSettings::new(BUFFER_BYTES, YIELD_BYTES))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use etcd_client::proto::{PbWatchRequest, PbWatchRequestUnion};
+    use prost::Message as _;
+
+    use super::*;
+
+    /// Returns a request as etcd's own definition reads it.
+    fn read(kind: RequestKind) -> PbWatchRequestUnion {
+        let bytes = WatchRequest { kind: Some(kind) }.encode_to_vec();
+        PbWatchRequest::decode(&*bytes).unwrap().request_union.unwrap()
+    }
+
+    #[test]
+    fn requests_are_those_of_etcd() {
+        let created = |range: &KeyRange, options| match read(RequestKind::Create(CreateRequest::new(range, options))) {
+            PbWatchRequestUnion::CreateRequest(create) => create,
+            other => panic!("{other:?}"),
+        };
+        let all = WatchOptions { from: Revision::new(7), reports_progress: true, only_deletions: true };
+        let create = created(&KeyRange::prefix("a"), all);
+        assert_eq!((&*create.key, &*create.range_end), (&b"a"[..], &b"b"[..]));
+        assert_eq!((create.start_revision, create.progress_notify, &*create.filters), (7, true, &[NO_PUT][..]));
+        assert!(!create.prev_kv && !create.fragment && create.watch_id == 0);
+        let create = created(&KeyRange::key("k"), WatchOptions::default());
+        assert_eq!((&*create.key, &*create.range_end), (&b"k"[..], &b""[..]));
+        assert_eq!((create.start_revision, create.progress_notify, &*create.filters), (0, false, &[][..]));
+        let progress = read(RequestKind::Progress(ProgressRequest {}));
+        assert!(matches!(progress, PbWatchRequestUnion::ProgressRequest(_)), "{progress:?}");
+    }
+}
