@@ -307,12 +307,14 @@ impl StreamState {
         while let Some(name) = due.pop_first() {
             let Lookup::Found(resource) = resources.named(kind, &name, origin(resumed, &name)) else { continue };
             let version = resource.version();
+            if due.is_empty() {
+                // An empty set keeps a node, which most clients do not need for long.
+                *due = Names::new();
+            }
             if sent.insert(name, version) != Some(version) {
                 return Some(self.response(kind, version, &[resource]));
             }
         }
-        // An empty set keeps a node, which most clients do not need for long.
-        *due = Names::new();
         None
     }
 
