@@ -335,6 +335,20 @@ async fn a_configured_token_is_required() {
     assert_eq!(client.assignment("greeter").await, []);
 }
 
+/// The refusal names what is supported, as gRPC demands (`compression.md` of grpc/grpc).
+#[tokio::test]
+async fn compressed_requests_are_refused() {
+    let store = Store::new();
+    let agent = TestAgent::start(&store.agents, local()).await;
+    let channel = tonic::transport::Channel::from_shared(format!("http://{}", agent.address)).unwrap();
+    let channel = channel.connect().await.unwrap();
+    let refusal = AdsClient::with_header(channel.clone(), "grpc-encoding", "gzip").await.unwrap_err();
+    assert_eq!(refusal.code(), Code::Unimplemented);
+    assert_eq!(refusal.metadata().get("grpc-accept-encoding").unwrap(), "identity");
+    let mut client = AdsClient::with_header(channel, "grpc-encoding", "identity").await.unwrap();
+    assert_eq!(client.assignment("greeter").await, []);
+}
+
 #[tokio::test]
 async fn other_hosts_need_a_restriction() {
     let store = Store::new();

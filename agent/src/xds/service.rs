@@ -19,7 +19,7 @@ use tonic::{
     body::Body,
     codec::BufferSettings,
     codegen::{self, http},
-    metadata::GRPC_CONTENT_TYPE,
+    metadata::{GRPC_CONTENT_TYPE, MetadataValue},
     server::NamedService,
 };
 use tonic_prost::ProstCodec;
@@ -91,9 +91,10 @@ impl Service {
         if self.token.as_ref().is_some_and(|token| !token.admits(header)) {
             return Err(Status::unauthenticated("the token is missing or wrong"));
         }
-        // No compression is offered.
         if headers.get("grpc-encoding").is_some_and(|encoding| encoding != "identity") {
-            return Err(Status::unimplemented("compressed requests are not supported"));
+            let mut status = Status::unimplemented("compressed requests are not supported");
+            status.metadata_mut().insert("grpc-accept-encoding", MetadataValue::from_static("identity"));
+            return Err(status);
         }
         Ok(())
     }

@@ -143,8 +143,12 @@ impl AdsClient {
     }
 
     pub(crate) async fn with_token(channel: Channel, token: &str) -> Result<Self, Status> {
+        Self::with_header(channel, "authorization", &format!("Bearer {token}")).await
+    }
+
+    pub(crate) async fn with_header(channel: Channel, name: &'static str, value: &str) -> Result<Self, Status> {
         let mut metadata = MetadataMap::new();
-        metadata.insert("authorization", format!("Bearer {token}").parse().unwrap());
+        metadata.insert(name, value.parse().unwrap());
         Self::open(channel, metadata).await
     }
 
