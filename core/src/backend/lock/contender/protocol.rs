@@ -35,7 +35,8 @@ pub trait QueueProtocol: Send + 'static {
     ) -> impl Future<Output = Result<Self::Entry, JoinFailure<Self::Entry>>> + Send;
 
     /// Removes a possible leftover of a failed [`join`](Self::join). After an error it has no time limit, because the
-    /// caller has its answer. Any other outcome, which the store has confirmed, is answered afterwards.
+    /// caller has its answer. Any other outcome, which the store has confirmed, is answered afterwards: nothing may be
+    /// left then of which the removal takes long.
     fn clean_up(&mut self, entry: Self::Entry) -> impl Future<Output = ()> + Send;
 
     /// Waits for the turn of the entry. It is called once for each entry.
