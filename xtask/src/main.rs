@@ -201,9 +201,14 @@ fn bench(arguments: impl Iterator<Item = String>) -> Result {
     if !build.success() {
         return Err("the measurements were not built".into());
     }
-    if beside_peers {
-        // The agent as it is installed.
-        run(cargo()?.args(["build", "--profile", "dist", "--package", "enlist-bench", "--bin", "agent"]))?;
+    let named = |name: &str| arguments.iter().any(|argument| argument == name);
+    let names_none = arguments.iter().skip(1).all(|argument| argument.starts_with("--"));
+    if beside_peers && (names_none || named("xds") || named("events")) {
+        // The agent is measured as it is installed.
+        let agent = ["build", "--profile", "dist", "--package", "enlist-bench", "--bin", "agent"];
+        if !cargo()?.args(agent).status()?.success() {
+            return Err("the agent was not built".into());
+        }
     }
     let run = ["run", "--quiet", "--release", "--package", "enlist-bench", "--bin", "bench", "--"];
     let mut measure = cargo()?;
