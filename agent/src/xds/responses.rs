@@ -83,14 +83,19 @@ mod tests {
     }
 
     async fn all(sent: Vec<Result<DiscoveryResponse, Status>>) -> (Vec<u8>, HeaderMap<HeaderValue>) {
-        let (sender, queue) = mpsc::channel(sent.len().max(1));
+        let sent_count = sent.len();
+        let (sender, queue) = mpsc::channel(sent_count);
         for one in sent {
             sender.send(Box::new(one)).await.unwrap();
         }
         drop(sender);
-        let mut body = Responses::new(queue);
+        let (mut body, mut frames) = (Responses::new(queue), Vec::new());
+        // One more than there can be: a body that does not end is shown by its trailers.
+        for _ in 0..sent_count + 2 {
+            frames.extend(body.frame().await);
+        }
         let (mut content, mut trailers) = (Vec::new(), Vec::new());
-        while let Some(frame) = body.frame().await {
+        for frame in frames {
             match frame.unwrap().into_data() {
                 Ok(data) => content.extend(data),
                 Err(frame) => trailers.push(frame.into_trailers().unwrap()),

@@ -86,6 +86,7 @@ impl Service {
         Ok(response)
     }
 
+    /// Refuses a request without the token, and compressed ones.
     fn check(&self, headers: &http::HeaderMap) -> Result<(), Status> {
         let header = headers.get(http::header::AUTHORIZATION).map(http::HeaderValue::as_bytes);
         if self.token.as_ref().is_some_and(|token| !token.admits(header)) {
@@ -101,7 +102,7 @@ impl Service {
 
     fn requests(&self, body: Body) -> Streaming<DiscoveryRequest> {
         type RequestCodec = ProstCodec<DiscoveryRequest, DiscoveryRequest>;
-        // The other number is about sending.
+        // The second number is for encoders.
         let decoder = RequestCodec::raw_decoder(BufferSettings::new(BUFFER_BYTES, BUFFER_BYTES));
         Streaming::new_request(decoder, body, None, Some(self.status.requests.max()))
     }
