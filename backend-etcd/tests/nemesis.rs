@@ -79,13 +79,22 @@ struct Recorder {
     stale_until: Arc<AtomicU64>,
     /// Number of ages that were reported before that time, and are not judged.
     unjudged_ages: Arc<AtomicU64>,
+    /// Number of freezes in which a connected client got no answer.
+    silent_freezes: Arc<AtomicU64>,
 }
 
 impl Recorder {
     fn new(seed: u64) -> Self {
         let record = Record { instances: History::new(WATCHERS), ..Record::default() };
         let (begun, record) = (Moment::now(), Arc::new(Mutex::new(record)));
-        Self { record, begun, seed, stale_until: Arc::default(), unjudged_ages: Arc::default() }
+        Self {
+            record,
+            begun,
+            seed,
+            stale_until: Arc::default(),
+            unjudged_ages: Arc::default(),
+            silent_freezes: Arc::default(),
+        }
     }
 
     fn record(&self) -> MutexGuard<'_, Record> {
@@ -209,8 +218,12 @@ impl Store {
         if is_stale {
             recorder.stale_until.store(u64::MAX, Ordering::SeqCst);
         }
+        let connected = raw(member).await;
         member.pause().await;
-        tokio::time::sleep(length).await;
+        match connected {
+            Some(raw) => nothing_is_answered(raw, length, recorder).await,
+            None => tokio::time::sleep(length).await,
+        }
         let mut revocable = Vec::new();
         if let Self::Three(_) = self
             && let Some(mut raw) = raw(self.member(number + 1)).await
@@ -228,6 +241,13 @@ impl Store {
             recorder.stale_until.store(settled, Ordering::SeqCst);
         }
     }
+}
+
+/// Asks a frozen member for that long. Fails if it answers.
+async fn nothing_is_answered(mut raw: etcd_client::Client, length: Duration, recorder: &Recorder) {
+    let answer = tokio::time::timeout(length, raw.get("\0", None)).await;
+    assert!(answer.is_err(), "a frozen member answers: {answer:?}");
+    recorder.silent_freezes.fetch_add(1, Ordering::SeqCst);
 }
 
 /// Returns `true` for releases of etcd with the defect etcd-io/etcd#20418, see docs/faults.md.
@@ -264,9 +284,12 @@ impl LongFreezes {
         length() >= Duration::from_secs(300)
     }
 
-    /// Prints how many there were; fails if a run of a minute had none.
-    fn report(&self) {
+    /// Prints how many there were; fails if a run of a minute had none, or no client noticed one.
+    fn report(&self, recorder: &Recorder) {
+        let silent = recorder.silent_freezes.load(Ordering::SeqCst);
         println!("{} freezes of 10 s, {} of 30 s", self.count - self.longest, self.longest);
+        println!("a connected client got no answer in {silent} freezes, short ones included");
+        assert!(self.count == 0 || silent > 0, "no client noticed a freeze");
         assert!(self.count > 0 || length() < Duration::from_secs(60), "no freeze was due");
         assert!(self.longest > 0 || !Self::with_longest(), "no long freeze was due");
     }
@@ -798,7 +821,7 @@ async fn run(mut store: Store) {
         "{gone} left in order, {audits} audits, {repairs} repairs; {grants} exclusive grants, {reads} shared, {writes} \
          writes"
     );
-    freezes.report();
+    freezes.report(&recorder);
     counts.report(None);
     if let Store::Three(_) = store {
         println!("{} times a member was wiped and added again", freezes.count);
@@ -857,7 +880,7 @@ async fn run_semaphore(mut store: Store) {
     let raw = raw(store.member(0)).await.unwrap();
     queue_empties(&mut contenders, &raw, PERMIT_QUEUE).await;
     nothing_is_broken(&recorder).await;
-    freezes.report();
+    freezes.report(&recorder);
     // There are no instances.
     counts.report(Some(FaultKind::InstanceDeletion));
     let grants = recorder.record().semaphore.grants();
