@@ -1,7 +1,7 @@
 //! Incoming connections of a server, limited in number. A connection above the limit is closed at once, so that its
-//! client can try another agent. One on which nothing arrives is closed after [`OPENING`], and one whose client takes
-//! nothing, or is gone without a word, after [`STALL`]. Both free their slots, and what is kept for the client. Where
-//! connections serve streams, one that has served none for [`UNUSED`] gives way to a new one.
+//! client can try another agent, unless one that has served nothing for [`UNUSED`] gives way. One on which nothing
+//! arrives is closed after [`OPENING`], and one whose client takes nothing, or is gone without a word, after [`STALL`].
+//! Both free their slots, and what is kept for the client.
 
 use std::{
     io,
@@ -19,7 +19,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, watch},
-    time::Sleep,
+    time::{Instant, Sleep},
 };
 use tonic::transport::server::Connected;
 
@@ -46,6 +46,9 @@ pub(crate) const OPENING: Duration = Duration::from_secs(10);
 /// read stays in memory. On Linux it is also the maximum time until the host of the client acknowledges bytes: small
 /// events fit into the buffers of the system, which otherwise repeats them for a quarter of an hour.
 pub(crate) const STALL: Duration = Duration::from_secs(60);
+
+/// Minimum time between two looks for connections that can give way.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Maximum time until a connection that gives way has done so.
 const EVICTION: Duration = Duration::from_secs(1);
@@ -180,65 +183,87 @@ struct Acceptor {
     owner: watch::Receiver<()>,
     /// Maximum time until bytes are acknowledged.
     acknowledged: Duration,
-    /// Connections that give way to new ones; `None` if none does.
-    evictable: Option<Evictable>,
+    evictable: Evictable,
 }
 
-/// Connections of which one without a stream gives way to a new one.
+/// Connections of which an unused one gives way to a new one.
 #[derive(Debug, Default)]
-struct Evictable(Mutex<Vec<Weak<PeerState>>>);
+struct Evictable(Mutex<Connections>);
+
+/// Connections of a server.
+#[derive(Debug, Default)]
+struct Connections {
+    all: Vec<Weak<PeerState>>,
+    /// Those that were unused for long enough at the last look, the one to give way first at the end.
+    unused: Vec<Weak<PeerState>>,
+    /// Earliest time of the next look; `None` before the first one.
+    next_look: Option<Instant>,
+}
+
+impl Connections {
+    /// Looks for unused connections, unless there was a look a short time ago: in a flood, each connection would cause
+    /// one.
+    fn look(&mut self) {
+        let now = Instant::now();
+        if self.next_look.is_some_and(|next| now < next) {
+            return;
+        }
+        self.next_look = Some(now + LOOK_INTERVAL);
+        let unused = |one: &Weak<PeerState>| one.upgrade().and_then(|one| one.unused());
+        let found = self.all.iter().filter_map(|one| Some((unused(one)?, one)));
+        let mut found: Vec<_> = found.filter(|(time, _)| *time >= UNUSED).collect();
+        found.sort_by_key(|(time, _)| *time);
+        self.unused = found.into_iter().map(|(_, one)| Weak::clone(one)).collect();
+    }
+}
 
 impl Evictable {
     /// Adds a connection. The list has at most twice as many as there are slots.
     fn add(&self, peer: &Peer, slots: usize) {
         let mut connections = self.0.locked();
-        if connections.len() >= slots.saturating_mul(2) {
-            connections.retain(|one| one.strong_count() > 0);
+        if connections.all.len() >= slots.saturating_mul(2) {
+            connections.all.retain(|one| one.strong_count() > 0);
         }
-        connections.push(Arc::downgrade(&peer.state));
+        connections.all.push(Arc::downgrade(&peer.state));
     }
 
     /// Closes the connection that has been unused for longest; returns `false` if none has been for [`UNUSED`].
     fn evict(&self) -> bool {
-        let connections: Vec<_> = self.0.locked().iter().filter_map(Weak::upgrade).collect();
-        let unused = connections.iter().filter_map(|one| Some((one.unused()?, one)));
-        let longest = unused.max_by_key(|(time, _)| *time).filter(|(time, _)| *time >= UNUSED);
-        longest.inspect(|(_, one)| one.close()).is_some()
+        let mut connections = self.0.locked();
+        if connections.unused.is_empty() {
+            connections.look();
+        }
+        while let Some(one) = connections.unused.pop() {
+            // It may have been used since.
+            if let Some(one) = one.upgrade().filter(|one| one.unused().is_some_and(|time| time >= UNUSED)) {
+                one.close();
+                return true;
+            }
+        }
+        false
     }
 }
 
 impl Acceptor {
     /// Returns a slot for a connection, if there is one, or another connection gives way.
     async fn slot(&self) -> Option<OwnedSemaphorePermit> {
-        let Some(evictable) = &self.evictable else { return self.slots.take() };
         match self.slots.free() {
             Some(slot) => Some(slot),
-            None if evictable.evict() => self.slots.take_within(EVICTION).await,
+            None if self.evictable.evict() => self.slots.take_within(EVICTION).await,
             None => self.slots.take(),
         }
     }
 }
 
-/// Returns the connections that a listener accepts, as many at a time as there are slots.
+/// Returns the connections that a listener accepts, as many at a time as there are slots. Above the limit, a connection
+/// that is not [in use](Peer::in_use) gives way.
 pub(crate) fn incoming(
     listener: TcpListener,
     transport: Transport,
     slots: Arc<Permits>,
     owner: &ConnectionOwner,
 ) -> impl Stream<Item = io::Result<LimitedConnection>> + Send + use<> {
-    let owner = owner.0.subscribe();
-    accepted(Acceptor { listener, transport, slots, owner, acknowledged: STALL, evictable: None })
-}
-
-/// Returns the connections that a listener accepts, as [`incoming`] does. Above the limit, a connection that no stream
-/// [uses](Peer::in_use) gives way.
-pub(crate) fn incoming_for_streams(
-    listener: TcpListener,
-    transport: Transport,
-    slots: Arc<Permits>,
-    owner: &ConnectionOwner,
-) -> impl Stream<Item = io::Result<LimitedConnection>> + Send + use<> {
-    let (owner, evictable) = (owner.0.subscribe(), Some(Evictable::default()));
+    let (owner, evictable) = (owner.0.subscribe(), Evictable::default());
     accepted(Acceptor { listener, transport, slots, owner, acknowledged: STALL, evictable })
 }
 
@@ -265,9 +290,7 @@ async fn next(acceptor: &Acceptor) -> LimitedConnection {
         let _ = stream.set_nodelay(true);
         limit_acknowledgement(&stream, *acknowledged);
         let peer = Peer::new(stream.peer_addr().ok());
-        if let Some(evictable) = evictable {
-            evictable.add(&peer, slots.max());
-        }
+        evictable.add(&peer, slots.max());
         let owner = OwnerGone::of(owner, &peer);
         return LimitedConnection::new(transport.over(stream), peer, owner, slot);
     }
@@ -287,6 +310,11 @@ impl LimitedConnection {
     fn new(stream: Box<dyn ByteStream>, peer: Peer, owner: OwnerGone, slot: OwnedSemaphorePermit) -> Self {
         let (opening, writing, flushing) = (Some(Opening::new()), Stall::default(), Stall::default());
         Self { stream, peer, opening, writing, flushing, owner, _slot: slot }
+    }
+
+    /// Returns the client at the other end.
+    pub(crate) fn peer(&self) -> &Peer {
+        &self.peer
     }
 
     /// Returns a connection over a pipe that holds this number of bytes, its client, and its owner.
@@ -345,9 +373,11 @@ impl AsyncWrite for LimitedConnection {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // Over TLS, bytes wait in the stream itself.
+        self.owner.check()?;
+        // Over TLS, bytes wait in the stream itself, and before that the handshake, also after a failed read.
         let flushed = Pin::new(&mut self.stream).poll_flush(cx);
-        self.flushing.or_late(cx, flushed)
+        let flushed = self.flushing.or_late(cx, flushed);
+        self.or_late(cx, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -374,7 +404,7 @@ impl Connected for LimitedConnection {
     type ConnectInfo = Peer;
 
     fn connect_info(&self) -> Self::ConnectInfo {
-        self.peer.clone()
+        self.peer().clone()
     }
 }
 
@@ -480,7 +510,7 @@ mod tests {
             slots: Arc::clone(&slots),
             owner: owner.0.subscribe(),
             acknowledged,
-            evictable: None,
+            evictable: Evictable::default(),
         };
         let mut client = TcpStream::connect(address).await.unwrap();
         let mut accepted = next(&acceptor).await;

@@ -10,12 +10,13 @@ use std::{cell::Cell, future::poll_fn, net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
 use enlist::DirectoryOptions;
-use enlist_agent::ResourceType;
 #[cfg(feature = "tls")]
 use enlist_agent::{Agent, HttpOptions, TlsIdentity};
+use enlist_agent::{DEFAULT_XDS_NAMES, DEFAULT_XDS_STREAMS, ResourceType};
 use enlist_testkit::{eventually, soon};
 use http_body::Frame;
 use http_body_util::StreamBody;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 #[cfg(feature = "tls")]
 use support::authority::{Authority, HOST, channel, health};
 use support::{
@@ -179,6 +180,28 @@ async fn a_corrupted_conversation_is_survived() {
     serves(&store, agent.address).await;
 }
 
+/// Returns an agent whose servers have TLS, and this number of slots for connections each; and the address of HTTP.
+#[cfg(feature = "tls")]
+async fn with_tls(store: &Store, authority: &Authority, slots: usize) -> (TestAgent, SocketAddr) {
+    let identity = || {
+        let (certificate, key) = authority.issue(HOST);
+        TlsIdentity::new(certificate, key)
+    };
+    let http = HttpOptions::new().address(([127, 0, 0, 1], 0).into()).tls(identity()).max_connections(slots);
+    let builder = Agent::builder(Arc::new(store.agents.clone())).xds(local().tls(identity()).max_streams(slots));
+    let agent = TestAgent::of(builder.http(http)).await;
+    let address = agent.http.unwrap();
+    (agent, address)
+}
+
+#[cfg(feature = "tls")]
+async fn over_tls<'a>(store: &'a Store, agent: &TestAgent, authority: &Authority) -> Connected<'a> {
+    let channel = eventually("a connection", || channel(agent.address, authority.trusting())).await;
+    let mut client = AdsClient::over(channel).await.unwrap();
+    assert_eq!(client.assignment("connected").await, []);
+    Connected { store, client }
+}
+
 /// Half of them begin as a handshake does.
 #[cfg(feature = "tls")]
 #[tokio::test]
@@ -188,23 +211,11 @@ async fn random_bytes_for_tls_are_survived() {
     let _alone = ALONE.lock().await;
     let store = Store::new();
     let authority = Authority::new();
-    let identity = || {
-        let (certificate, key) = authority.issue(HOST);
-        TlsIdentity::new(certificate, key)
-    };
-    let http = HttpOptions::new().address(([127, 0, 0, 1], 0).into()).tls(identity()).max_connections(8);
-    let builder = Agent::builder(Arc::new(store.agents.clone())).xds(local().tls(identity()).max_streams(8));
-    let agent = TestAgent::of(builder.http(http)).await;
-    let connect = async || {
-        let channel = channel(agent.address, authority.trusting()).await.unwrap();
-        let mut client = AdsClient::over(channel).await.unwrap();
-        assert_eq!(client.assignment("connected").await, []);
-        Connected { store: &store, client }
-    };
-    let mut connected = connect().await;
+    let (agent, http) = with_tls(&store, &authority, 8).await;
+    let mut connected = over_tls(&store, &agent, &authority).await;
     let (mut random, before) = (Random(6), memory());
     for number in 0..CONNECTIONS {
-        for address in [agent.address, agent.http.unwrap()] {
+        for address in [agent.address, http] {
             let mut bytes = if number % 2 == 0 { HANDSHAKE.to_vec() } else { Vec::new() };
             let count = random.below(4096);
             bytes.extend(random.bytes(count));
@@ -215,8 +226,8 @@ async fn random_bytes_for_tls_are_survived() {
         }
     }
     assert_growth(before, GROWTH, "random bytes");
-    connect().await.learns().await;
-    let response = health(agent.http.unwrap(), &authority, None).await.unwrap();
+    over_tls(&store, &agent, &authority).await.learns().await;
+    let response = health(http, &authority, None).await.unwrap();
     assert!(response.starts_with("HTTP/1.0 200"), "{response}");
 }
 
@@ -301,25 +312,64 @@ async fn requests_that_never_end_cost_little() {
     serves(&store, agent.address).await;
 }
 
+/// They are ten thousand, or as many as this process can have both ends of, and leave no room for others. Those give
+/// way that are unused for longest.
 #[tokio::test]
 async fn idle_connections_cost_little() {
-    const CONNECTIONS: usize = 2_000;
     const BYTES_EACH: usize = 64 << 10;
+    /// Open files of the test besides the connections.
+    const OTHER_FILES: u64 = 500;
     let _alone = ALONE.lock().await;
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
+    let files = limit.maximum.unwrap_or(u64::MAX);
+    let connections = usize::try_from((files - OTHER_FILES) / 2).unwrap().min(DEFAULT_XDS_STREAMS);
+    assert!(connections >= 9_000, "19,000 open files are permitted: {files}");
     let store = Store::new();
-    let agent = TestAgent::start(&store.agents, local()).await;
-    serves(&store, agent.address).await;
+    let agent = TestAgent::start(&store.agents, local().max_streams(connections)).await;
+    let mut connected = Connected::new(&store, agent.address).await;
     let before = memory();
     let mut idle = Vec::new();
-    for _ in 0..CONNECTIONS {
+    for _ in 0..connections {
         let mut stream = TcpStream::connect(agent.address).await.unwrap();
         stream.write_all(PREFACE).await.unwrap();
         // The agent has begun with this one.
         stream.read_exact(&mut [0; FRAME_HEADER]).await.unwrap();
         idle.push(stream);
     }
-    assert_growth(before, CONNECTIONS * BYTES_EACH, "idle connections");
+    assert_growth(before, connections * BYTES_EACH, "idle connections");
+    connected.learns().await;
     serves(&store, agent.address).await;
+}
+
+/// Of both servers. They leave no room for others.
+#[cfg(feature = "tls")]
+#[tokio::test]
+async fn unfinished_handshakes_give_way() {
+    const SLOTS: usize = 1_000;
+    const HANDSHAKE: &[u8] = &[22, 3, 1];
+    let _alone = ALONE.lock().await;
+    let store = Store::new();
+    let authority = Authority::new();
+    let (agent, http) = with_tls(&store, &authority, SLOTS).await;
+    let mut connected = over_tls(&store, &agent, &authority).await;
+    let (before, mut begun) = (memory(), Vec::new());
+    for _ in 0..SLOTS {
+        for address in [agent.address, http] {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(HANDSHAKE).await.unwrap();
+            begun.push(stream);
+        }
+    }
+    connected.learns().await;
+    let other = async { over_tls(&store, &agent, &authority).await.learns().await };
+    soon("another client is served", other).await;
+    let served = || async {
+        let response = health(http, &authority, None).await.map_err(|error| error.to_string())?;
+        if response.starts_with("HTTP/1.0 200") { Ok(()) } else { Err(response) }
+    };
+    eventually("another client of HTTP is served", served).await;
+    assert_growth(before, 2 * SLOTS * (64 << 10), "unfinished handshakes");
 }
 
 /// They answer pings, so they would be kept for ever.
@@ -336,7 +386,7 @@ async fn idle_connections_give_way() {
         let channel = Channel::from_shared(format!("http://{}", agent.address)).unwrap();
         idle.push(channel.connect().await.unwrap());
     }
-    tokio::time::sleep(Duration::from_secs(11)).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
     let mut others = Vec::new();
     for _ in 1..SLOTS {
         let mut other = AdsClient::connect(agent.address).await;
@@ -347,11 +397,15 @@ async fn idle_connections_give_way() {
     assert_eq!(used.changed("sound").await, [(1001, HEALTHY)], "the one in use stays");
 }
 
+/// Each has a response that is being sent, and one that waits. They share the resources.
 #[tokio::test]
-async fn clients_that_do_not_read_cost_one_response() {
-    const CLIENTS: usize = 20;
-    const CHANGES: u32 = 100;
+async fn clients_that_do_not_read_share_responses() {
+    const CLIENTS: usize = 100;
+    const CHANGES: u32 = 20;
     const RESPONSE: usize = 500_000;
+    /// Responses that exist at a time, and bytes of a client besides: what its connection has taken.
+    const RESPONSES: usize = 8;
+    const BYTES_EACH: usize = 256 << 10;
     let _alone = ALONE.lock().await;
     let store = Store::new();
     let one = store.register("large", instance("one", 1001).with_zone("z".repeat(RESPONSE))).await;
@@ -359,19 +413,49 @@ async fn clients_that_do_not_read_cost_one_response() {
     let agent = TestAgent::with_directory(&store.agents, local(), directory).await;
     let mut sound = AdsClient::connect(agent.address).await;
     sound.assignment("large").await;
-    let mut slow = Vec::new();
+    let (before, mut slow) = (memory(), Vec::new());
     for _ in 0..CLIENTS {
         let client = AdsClient::connect(agent.address).await;
         client.request(ASSIGNMENT, &["large"]).await;
         slow.push(client);
     }
-    let before = memory();
     for weight in 1..=CHANGES {
         one.update(|update| _ = update.weight(weight)).await.unwrap();
         sound.changed("large").await;
     }
-    // Per client: one response that is being sent, one that waits, and what the allocator keeps of them.
-    assert_growth(before, 6 * CLIENTS * RESPONSE, "clients that do not read");
+    assert_growth(before, RESPONSES * RESPONSE + CLIENTS * BYTES_EACH, "clients that do not read");
+    serves(&store, agent.address).await;
+}
+
+/// Each requests as many names as a stream may, and reads nothing.
+#[tokio::test]
+async fn names_of_all_streams_share_memory() {
+    const CONNECTIONS: usize = 2;
+    const STREAMS_EACH: usize = 100;
+    /// Without a limit it would be twice as much.
+    const BYTES: usize = 160 << 20;
+    let _alone = ALONE.lock().await;
+    let store = Store::new();
+    let agent = TestAgent::start(&store.agents, local()).await;
+    let mut connected = Connected::new(&store, agent.address).await;
+    let names: Vec<_> = (0..DEFAULT_XDS_NAMES).map(|number| format!("service-{number}")).collect();
+    let names: Vec<_> = names.iter().map(String::as_str).collect();
+    let (before, mut clients) = (memory(), Vec::new());
+    for _ in 0..CONNECTIONS {
+        let channel = Channel::from_shared(format!("http://{}", agent.address)).unwrap().connect().await.unwrap();
+        for _ in 0..STREAMS_EACH {
+            let client = AdsClient::over(channel.clone()).await.unwrap();
+            client.request(CLUSTER, &names).await;
+            clients.push(client);
+        }
+    }
+    let answered = async || {
+        let answered = agent.status.xds_totals().responses[&ResourceType::Cluster];
+        if answered >= u64::try_from(clients.len()).unwrap() { Ok(()) } else { Err(answered) }
+    };
+    eventually("all requests are processed", answered).await;
+    assert_growth(before, BYTES, "names");
+    connected.learns().await;
     serves(&store, agent.address).await;
 }
 

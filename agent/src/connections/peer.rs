@@ -1,4 +1,4 @@
-//! The client at the other end of a connection, and the use of the connection by streams.
+//! The client at the other end of a connection, and the use of the connection by streams and requests.
 
 use std::{
     net::SocketAddr,
@@ -9,8 +9,9 @@ use std::{
 use enlist::{Moment, backend::MutexExt as _};
 use tokio::sync::watch;
 
-/// Time for which a connection is kept although no stream uses it and another client needs its slot.
-pub(super) const UNUSED: Duration = Duration::from_secs(10);
+/// Time for which a connection is kept although nothing uses it and another client needs its slot: clients send their
+/// first request at once.
+pub(super) const UNUSED: Duration = Duration::from_secs(1);
 
 /// The client of a connection. Requests over it have a clone of this.
 #[derive(Clone, Debug)]
@@ -28,7 +29,7 @@ pub(super) struct PeerState {
     pub(super) closing: watch::Sender<bool>,
 }
 
-/// Use of a connection by streams.
+/// Use of a connection by streams of xDS, or requests over HTTP.
 #[derive(Debug)]
 pub(super) struct Usage {
     streams: usize,
@@ -37,7 +38,7 @@ pub(super) struct Usage {
 }
 
 impl PeerState {
-    /// Returns the time for which no stream has used the connection; `None` if one does, or it is closed already.
+    /// Returns the time for which nothing has used the connection; `None` if something does, or it is closed already.
     pub(super) fn unused(&self) -> Option<Duration> {
         let usage = self.usage.locked();
         let is_open = !*self.closing.borrow();
@@ -49,7 +50,7 @@ impl PeerState {
     }
 }
 
-/// Use of a connection by a stream, until it is dropped.
+/// Use of a connection by a stream or a request, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct InUse(Arc<PeerState>);
 
@@ -78,7 +79,7 @@ impl Peer {
         *self.state.heard.locked()
     }
 
-    /// Records that a stream uses the connection.
+    /// Records that a stream or a request uses the connection.
     pub(crate) fn in_use(&self) -> InUse {
         self.state.usage.locked().streams += 1;
         InUse(Arc::clone(&self.state))

@@ -109,7 +109,8 @@ impl HttpOptions {
         self
     }
 
-    /// Sets the maximum number of connections. Further ones are closed at once. Default: 2,000.
+    /// Sets the maximum number of connections. A further one takes the place of one that has had no request for a
+    /// second, or is closed at once. Default: 2,000.
     #[must_use]
     pub fn max_connections(mut self, max_connections: usize) -> Self {
         self.max_connections = max_connections;

@@ -1,10 +1,20 @@
 //! The HTTP server: its listener and connections.
 
-use std::{net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
+use axum::body::Body;
+use bytes::Bytes;
 use enlist::TaskOwner;
 use futures::StreamExt as _;
-use hyper::server::conn::http1;
+use http_body::{Frame, SizeHint};
+use hyper::{Request, Response, body::Incoming, server::conn::http1, service::Service as _};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
@@ -24,7 +34,7 @@ use super::{
 #[cfg(feature = "tls")]
 use crate::tls::Protocol;
 use crate::{
-    connections::{ConnectionOwner, Transport, incoming},
+    connections::{ConnectionOwner, InUse, Peer, Transport, incoming},
     error::AgentError,
     security::check_exposure,
 };
@@ -87,7 +97,8 @@ impl HttpServer {
             let slots = Arc::clone(&shared.connections);
             let mut incoming = pin!(incoming(listener, transport, slots, &owner));
             while let Some(Ok(connection)) = incoming.next().await {
-                let serving = serve_connection(connection, service.clone(), shared.stop.clone());
+                let peer = connection.peer().clone();
+                let serving = serve_connection(connection, peer, service.clone(), shared.stop.clone());
                 // It fails after a stop only.
                 let _ = connections.spawn_until_stopped("connection", serving);
             }
@@ -107,12 +118,14 @@ impl HttpServer {
     }
 }
 
-/// Serves one connection until its end, or until the response after the stop.
+/// Serves one connection until its end, or until the response after the stop. `peer`: its client.
 async fn serve_connection(
     connection: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    peer: Peer,
     service: Service,
     mut stop: watch::Receiver<Stop>,
 ) {
+    let service = hyper::service::service_fn(move |request| respond(service.clone(), peer.clone(), request));
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(BUFFER);
     let mut serving = pin!(builder.serve_connection(TokioIo::new(connection), service));
@@ -125,6 +138,37 @@ async fn serve_connection(
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "connection ended");
+    }
+}
+
+/// Responds to a request, which uses the connection until the response is complete.
+async fn respond(service: Service, peer: Peer, request: Request<Incoming>) -> Result<Response<UsingBody>, Infallible> {
+    let in_use = peer.in_use();
+    let response = service.call(request).await?;
+    Ok(response.map(|body| UsingBody { body, _in_use: in_use }))
+}
+
+/// Body of a response, which uses its connection until it is dropped.
+#[derive(Debug)]
+struct UsingBody {
+    body: Body,
+    _in_use: InUse,
+}
+
+impl http_body::Body for UsingBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -159,7 +203,9 @@ mod tests {
     fn connect(tasks: &TaskOwner, shared: &Arc<RequestContext>, bytes: usize) -> DuplexStream {
         let (client, server) = duplex(bytes);
         let service = TowerToHyperService::new(router(Arc::clone(shared)));
-        tasks.spawn_until_stopped("connection", serve_connection(server, service, shared.stop.clone())).unwrap();
+        tasks
+            .spawn_until_stopped("connection", serve_connection(server, Peer::new(None), service, shared.stop.clone()))
+            .unwrap();
         client
     }
 
@@ -261,7 +307,12 @@ mod tests {
         for path in ["/v1/services/default/s", "/v1/prometheus/targets", "/v1/events"] {
             let (server, mut client, owner) = LimitedConnection::over_pipe(1024);
             let service = TowerToHyperService::new(router(Arc::clone(&shared)));
-            tasks.spawn_until_stopped("connection", serve_connection(server, service, shared.stop.clone())).unwrap();
+            tasks
+                .spawn_until_stopped(
+                    "connection",
+                    serve_connection(server, Peer::new(None), service, shared.stop.clone()),
+                )
+                .unwrap();
             client.write_all(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n").as_bytes()).await.unwrap();
             clients.push((client, owner));
         }

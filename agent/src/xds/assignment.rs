@@ -99,7 +99,7 @@ impl Assignment {
         if !self.zones.contains(zone) {
             return None;
         }
-        let mut message = ClusterLoadAssignment::decode(&self.resource.any().value[..]).ok()?;
+        let mut message = ClusterLoadAssignment::decode(self.resource.message()).ok()?;
         for locality in &mut message.endpoints {
             let is_preferred = locality.locality.as_ref().is_some_and(|locality| locality.zone == zone);
             locality.priority = u32::from(!is_preferred);
@@ -140,7 +140,7 @@ pub(super) fn assignment(name: &str, snapshot: &Snapshot) -> Result<Assignment, 
         ..ClusterLoadAssignment::default()
     };
     let resource = Resource::new(name, &message);
-    let bytes = resource.size();
+    let bytes = resource.any().len();
     if bytes > MAX_ASSIGNMENT_BYTES {
         return Err(TooLarge { bytes, endpoints });
     }
@@ -328,7 +328,7 @@ mod tests {
 
     fn assign(snapshot: &Snapshot) -> (ClusterLoadAssignment, Omissions) {
         let assignment = assignment("greeter", snapshot).unwrap();
-        let message = ClusterLoadAssignment::decode(&assignment.resource.any().value[..]).unwrap();
+        let message = ClusterLoadAssignment::decode(assignment.resource.message()).unwrap();
         assert_eq!(message.cluster_name, "greeter");
         let endpoints = message.endpoints.iter().flat_map(|locality| &locality.lb_endpoints);
         let callable = endpoints.filter(|endpoint| is_callable(endpoint.health_status())).count();
@@ -373,7 +373,7 @@ mod tests {
         let assignment = assignment("greeter", &snapshot(instances)).unwrap();
         let preferred = assignment.preferring("z1").unwrap();
         assert_ne!(preferred.version(), assignment.resource.version());
-        let message = ClusterLoadAssignment::decode(&preferred.any().value[..]).unwrap();
+        let message = ClusterLoadAssignment::decode(preferred.message()).unwrap();
         let priority = |one: &LocalityLbEndpoints| (one.locality.clone().unwrap().zone, one.priority);
         let expected = [("", 1), ("z1", 0), ("z1", 0), ("z2", 1), ("z3", 1)];
         assert_eq!(

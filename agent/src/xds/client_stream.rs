@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use envoy_types::pb::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
+use envoy_types::pb::envoy::service::discovery::v3::DiscoveryRequest;
 use tokio::{sync::mpsc, time::Instant};
 use tonic::{Status, Streaming};
 
@@ -18,20 +18,17 @@ use super::{
     delivery::{DeliveryEnd, Progress},
     envoy::EnvoyResources,
     inbox::Inbox,
+    name_budget::NameAccount,
     options::ZonePreference,
     resource::{Resource, ResourceType},
     resources,
+    responses::{QueuedResponse, ResponseSender},
     shared::{Refusal, SharedAssignments, Subscription},
+    status::XdsStatus,
     stream::{Lookup, Origin, Received, Resources, StreamState},
     target,
 };
 use crate::limits::Limit;
-
-/// Response that waits for its client. Boxed, because a channel has room for 32 of them from the beginning.
-pub(super) type QueuedResponse = Box<Result<DiscoveryResponse, Status>>;
-
-/// Sender of responses to a client.
-pub(super) type ResponseSender = mpsc::Sender<QueuedResponse>;
 
 /// Interval of the attempts to follow names for which there was no room.
 const RETRY: Duration = Duration::from_secs(5);
@@ -113,16 +110,16 @@ enum StreamEnd {
 }
 
 impl ClientStream {
-    /// Creates the stream of a client. `names`: limit of the names that it subscribes to.
+    /// Creates the stream of a client of a server with this status.
     pub(super) fn new(
         client: Connected,
-        assignments: Arc<SharedAssignments>,
+        status: &XdsStatus,
         envoy: Arc<EnvoyResources>,
-        names: Arc<Limit>,
         zones: ZonePreference,
     ) -> Self {
+        let (assignments, names) = (Arc::clone(&status.assignments), Arc::clone(&status.names));
         let resources = StreamResources { zone: None, subscriptions: BTreeMap::new(), envoy };
-        let state = StreamState::new(names.max());
+        let state = StreamState::new(names.max(), NameAccount::new(Arc::clone(&status.name_budget)));
         let (inbox, waiting, retry) = (Arc::default(), BTreeSet::new(), Instant::now());
         Self { state, resources, assignments, inbox, client, names, zones, waiting, retry }
     }
@@ -199,9 +196,9 @@ impl ClientStream {
             self.client.describe(node);
             self.resources.zone = self.zones.of(node);
         }
-        let omitted = self.state.omitted();
+        let above_limit = self.state.above_limit();
         let received = self.state.receive(request);
-        if self.state.omitted() > omitted {
+        if self.state.above_limit() > above_limit {
             self.names.refuse();
         }
         tracing::trace!(kind = request.type_url, nonce = request.response_nonce, ?received, "request received");
@@ -277,9 +274,7 @@ impl ClientStream {
 
     fn respond(&mut self, slot: mpsc::Permit<'_, QueuedResponse>) {
         if let Some(response) = self.state.next(&self.resources) {
-            if let Some(kind) = ResourceType::from_url(&response.type_url) {
-                self.client.count(kind);
-            }
+            self.client.count(response.kind);
             slot.send(Box::new(Ok(response)));
         }
     }

@@ -234,7 +234,7 @@ mod tests {
         assert_eq!(clusters.iter().map(Resource::name).collect::<Vec<_>>(), ["a", "team/b"]);
         let listeners = all.all(ResourceType::Listener).unwrap();
         assert_eq!(listeners.iter().map(Resource::name).collect::<Vec<_>>(), ["edge", "other"]);
-        let edge = Listener::decode(&listeners[0].any().value[..]).unwrap();
+        let edge = Listener::decode(listeners[0].message()).unwrap();
         assert!(edge.address.is_some() && edge.api_listener.is_none());
         let Some(FilterConfig::TypedConfig(manager)) = &edge.filter_chains[0].filters[0].config_type else {
             panic!("a filter")

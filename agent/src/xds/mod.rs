@@ -9,6 +9,7 @@ mod clients;
 mod delivery;
 mod envoy;
 mod inbox;
+mod name_budget;
 mod options;
 mod requests;
 mod resource;

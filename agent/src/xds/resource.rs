@@ -2,6 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
+use bytes::Bytes;
 use envoy_types::pb::google::protobuf::Any;
 use prost::{Message, Name};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
@@ -81,19 +82,23 @@ impl fmt::Display for Version {
     }
 }
 
-/// An encoded resource. Cheap to clone.
+/// An encoded resource. Cheap to clone: all responses with it share its bytes.
 #[derive(Clone, Debug)]
 pub(super) struct Resource {
     name: Arc<str>,
     version: Version,
-    any: Arc<Any>,
+    /// The message, as an encoded [`Any`].
+    any: Bytes,
+    /// Bytes of the message alone, which are the last ones.
+    length: usize,
 }
 
 impl Resource {
     /// Encodes a message as the resource `name`.
     pub(super) fn new<M: Message + Name>(name: &str, message: &M) -> Self {
         let any = any(message);
-        Self { name: name.into(), version: Version(xxh3_64(&any.value)), any: Arc::new(any) }
+        let (version, length) = (Version(xxh3_64(&any.value)), any.value.len());
+        Self { name: name.into(), version, any: any.encode_to_vec().into(), length }
     }
 
     /// Returns the name under which clients request the resource.
@@ -111,14 +116,15 @@ impl Resource {
         self.version
     }
 
-    /// Returns the encoded content.
-    pub(super) fn any(&self) -> &Any {
+    /// Returns the message, as an encoded [`Any`].
+    pub(super) fn any(&self) -> &Bytes {
         &self.any
     }
 
-    /// Returns the number of bytes that the resource adds to a response, without the bytes of its framing.
-    pub(super) fn size(&self) -> usize {
-        self.any.value.len() + self.any.type_url.len()
+    /// Returns the encoded message.
+    pub(super) fn message(&self) -> &[u8] {
+        // Protocol buffers are encoded in the order of their fields, and `value` is the last one.
+        &self.any[self.any.len() - self.length..]
     }
 }
 
@@ -155,6 +161,16 @@ mod tests {
             assert_eq!(ResourceType::from_url(one.url()), Some(one));
         }
         assert_eq!(ResourceType::from_url("type.googleapis.com/envoy.service.runtime.v3.Runtime"), None);
+    }
+
+    #[test]
+    fn a_resource_is_encoded_with_its_type() {
+        let cluster = Cluster { name: "a".to_owned(), ..Cluster::default() };
+        let resource = Resource::new("a", &cluster);
+        assert_eq!(Any::decode(&resource.any()[..]).unwrap(), any(&cluster));
+        assert_eq!(Cluster::decode(resource.message()).unwrap(), cluster);
+        let empty = Resource::new("a", &Cluster::default());
+        assert!(empty.message().is_empty());
     }
 
     #[test]

@@ -137,11 +137,12 @@ fn aggregated() -> ConfigSource {
 mod tests {
     use super::*;
     use crate::xds::resource::{ResourceType, type_url};
+    use envoy_types::pb::google::protobuf::Any;
     use prost::{Message, Name};
 
     fn decoded<M: Message + Name + Default>(resource: &Resource) -> M {
-        assert_eq!(resource.any().type_url, type_url::<M>());
-        M::decode(&resource.any().value[..]).unwrap()
+        assert_eq!(Any::decode(&resource.any()[..]).unwrap().type_url, type_url::<M>());
+        M::decode(resource.message()).unwrap()
     }
 
     #[test]
@@ -181,7 +182,8 @@ mod tests {
             (|name: &str| cluster(name, Duration::from_secs(1)), ResourceType::Cluster),
         ] {
             let resource = make("a");
-            assert_eq!((resource.name(), resource.any().type_url.as_str()), ("a", kind.url()));
+            let any = Any::decode(&resource.any()[..]).unwrap();
+            assert_eq!((resource.name(), any.type_url.as_str()), ("a", kind.url()));
             assert_eq!(resource.version(), make("a").version());
             assert_ne!(resource.version(), make("b").version());
         }

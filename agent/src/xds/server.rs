@@ -10,7 +10,7 @@ use super::{envoy::EnvoyResources, options::XdsOptions, service::Service, status
 #[cfg(feature = "tls")]
 use crate::tls::Protocol;
 use crate::{
-    connections::{ConnectionOwner, Transport, incoming_for_streams},
+    connections::{ConnectionOwner, Transport, incoming},
     error::AgentError,
     security::check_exposure,
 };
@@ -87,7 +87,7 @@ impl XdsServer {
         let Self { transport, listener, service, streams, .. } = self;
         let slots = Arc::clone(&service.status.connections);
         let (stopped, connections) = (streams.stop_signal(), ConnectionOwner::default());
-        let incoming = incoming_for_streams(listener, transport, slots, &connections);
+        let incoming = incoming(listener, transport, slots, &connections);
         let serving =
             server().add_service(service.limited()).serve_with_incoming_shutdown(incoming, stopped.cancelled());
         let mut serving = std::pin::pin!(serving);

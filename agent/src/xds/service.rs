@@ -72,8 +72,7 @@ impl Service {
         let progress = request.extensions().get::<Progress>().cloned().ok_or_else(untracked)?;
         let too_many = || Status::resource_exhausted("the agent has as many streams as permitted");
         let client = self.status.clients.enter(request.extensions().get().cloned()).ok_or_else(too_many)?;
-        let (envoy, assignments) = (Arc::clone(&self.envoy), Arc::clone(&self.status.assignments));
-        let stream = ClientStream::new(client, assignments, envoy, Arc::clone(&self.status.names), self.zones);
+        let stream = ClientStream::new(client, &self.status, Arc::clone(&self.envoy), self.zones);
         let (sender, responses) = mpsc::channel(RESPONSES);
         let stops = || Status::unavailable("the agent stops");
         let streams = self.streams.upgrade().ok_or_else(stops)?;

@@ -6,6 +6,7 @@ use enlist::Directory;
 
 use super::{
     clients::{ClientEntry, Clients, XdsTotals},
+    name_budget::NameBudget,
     options::XdsOptions,
     requests::RequestBudget,
     shared::SharedAssignments,
@@ -27,6 +28,7 @@ pub(crate) struct XdsStatus {
     pub(super) clients: Arc<Clients>,
     /// Names of one stream, of each type.
     pub(super) names: Arc<Limit>,
+    pub(super) name_budget: Arc<NameBudget>,
     pub(super) requests: RequestBudget,
     pub(super) assignments: Arc<SharedAssignments>,
 }
@@ -41,6 +43,7 @@ impl XdsStatus {
             connections: Arc::new(connections),
             clients: Arc::new(Clients::new(options.max_streams)),
             names: Limit::new("xds_names", options.max_names),
+            name_budget: NameBudget::new(),
             requests: RequestBudget::new(max_request_bytes(options.max_names)),
             assignments: Arc::new(assignments),
         }
@@ -74,9 +77,10 @@ impl XdsStatus {
     }
 
     /// Returns the use of all limits.
-    pub(crate) fn limits(&self) -> [LimitUse; 5] {
-        let Self { connections, clients, names, requests, assignments } = self;
-        [connections.usage(), clients.usage(), names.usage(None), requests.usage(), assignments.usage()]
+    pub(crate) fn limits(&self) -> [LimitUse; 6] {
+        let Self { connections, clients, names, name_budget, requests, assignments } = self;
+        let (names, name_bytes) = (names.usage(None), name_budget.usage());
+        [connections.usage(), clients.usage(), names, name_bytes, requests.usage(), assignments.usage()]
     }
 }
 

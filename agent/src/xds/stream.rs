@@ -7,8 +7,8 @@
 //!   again until its content changes.
 //! - Listeners and clusters are sent as complete sets, because what is missing is deleted. Of routes and assignments
 //!   each response has one: a client may discard a whole response for one resource.
-//! - Nothing is sent for what is not known yet, or for names above the limit. A client repeats its names in each
-//!   request, so those come in once there is room.
+//! - Nothing is sent for what is not known yet, or for names for which there is no room, in the stream or in the memory
+//!   of all streams. A client repeats its names in each request, so those come in once there is room.
 //! - After a change of a cluster its assignment is sent again: Envoy waits for it, and does not always ask.
 
 use std::{
@@ -17,9 +17,13 @@ use std::{
     sync::Arc,
 };
 
-use envoy_types::pb::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
+use envoy_types::pb::envoy::service::discovery::v3::DiscoveryRequest;
 
-use super::resource::{Resource, ResourceType, Version};
+use super::{
+    name_budget::{NameAccount, cost},
+    resource::{Resource, ResourceType, Version},
+    responses::Response,
+};
 
 /// Name that stands for all listeners or clusters.
 const WILDCARD: &str = "*";
@@ -114,11 +118,12 @@ impl Subscription {
     }
 
     /// Omits the names for which there is no room, and returns their number. Those of the subscription before stay.
-    fn limit(&mut self, before: &Self, room: &mut Room) -> usize {
+    fn limit(&mut self, before: &Self, room: &mut Room<'_>) -> usize {
         let Self::Names(names) = self else { return 0 };
         let all = names.len();
         let (kept, new): (Vec<_>, Vec<_>) = mem::take(names).into_iter().partition(|name| before.contains(name));
-        names.extend(kept.into_iter().chain(new).filter(|name| room.take(name)));
+        names.extend(kept.into_iter().filter(|name| room.keep(name)));
+        names.extend(new.into_iter().filter(|name| room.take(name) && room.pay(name)));
         all - names.len()
     }
 
@@ -141,19 +146,38 @@ impl Subscription {
 
 /// Names of a type that a stream can still subscribe to.
 #[derive(Debug)]
-struct Room {
+struct Room<'a> {
+    kind: ResourceType,
     names: usize,
     bytes: usize,
+    /// Number of names for which there was no room.
+    lacking: usize,
+    account: &'a mut NameAccount,
 }
 
-impl Room {
-    /// Takes the place of a name; returns `false` if there is none.
+impl Room<'_> {
+    /// Takes the place of a name in the stream; returns `false` if there is none.
     fn take(&mut self, name: &str) -> bool {
         let (Some(names), Some(bytes)) = (self.names.checked_sub(1), self.bytes.checked_sub(name.len())) else {
+            self.lacking += 1;
             return false;
         };
-        *self = Self { names, bytes };
+        (self.names, self.bytes) = (names, bytes);
         true
+    }
+
+    /// Takes the place of a name that the stream has; frees its memory, and returns `false`, if there is none.
+    fn keep(&mut self, name: &str) -> bool {
+        let has_room = self.take(name);
+        if !has_room {
+            self.account.give_back(cost(self.kind, name));
+        }
+        has_room
+    }
+
+    /// Takes the memory of a new name; returns `false` if all streams together have none.
+    fn pay(&mut self, name: &str) -> bool {
+        self.account.take(cost(self.kind, name))
     }
 }
 
@@ -179,8 +203,8 @@ enum Answer {
 #[derive(Debug)]
 struct TypeState {
     subscription: Subscription,
-    /// Number of names of the latest request that the subscription lacks, because they are above the limit.
-    omitted: usize,
+    /// Number of names of the latest request that are above the limit of the stream.
+    above_limit: usize,
     /// Names that the client has from an earlier stream: those of the first request, and those that came in while some
     /// of them may have been omitted.
     resumed: Names,
@@ -197,22 +221,24 @@ struct TypeState {
 #[derive(Debug)]
 pub(super) struct StreamState {
     max_names: usize,
+    account: NameAccount,
     last_nonce: u64,
     /// In the order of [`ResourceType::ALL`].
     types: [TypeState; ResourceType::ALL.len()],
 }
 
 impl StreamState {
-    /// Creates the state of a new stream that may subscribe to this number of names of each type.
-    pub(super) fn new(max_names: usize) -> Self {
-        Self { max_names, last_nonce: 0, types: ResourceType::ALL.map(TypeState::new) }
+    /// Creates the state of a new stream that may subscribe to this number of names of each type. `account`: for their
+    /// memory.
+    pub(super) fn new(max_names: usize, account: NameAccount) -> Self {
+        Self { max_names, account, last_nonce: 0, types: ResourceType::ALL.map(TypeState::new) }
     }
 
     /// Processes a request.
     pub(super) fn receive(&mut self, request: &DiscoveryRequest) -> Received {
         let Some(kind) = ResourceType::from_url(&request.type_url) else { return Received::UnknownType };
-        let mut room = Room { names: self.max_names, bytes: self.max_names.saturating_mul(MEAN_NAME_BYTES) };
-        let state = self.state(kind);
+        let (names, bytes) = (self.max_names, self.max_names.saturating_mul(MEAN_NAME_BYTES));
+        let state = &mut self.types[kind as usize];
         let rejection = request.error_detail.as_ref().map(|error| Rejection { kind, message: tail(&error.message) });
         let is_latest = request.response_nonce.is_empty() || request.response_nonce == state.nonce.to_string();
         if !is_latest {
@@ -220,8 +246,11 @@ impl StreamState {
         }
         let is_resumed = state.subscription == Subscription::None && !request.version_info.is_empty();
         let mut subscription = state.subscription.after(kind, &request.resource_names);
+        let left = state.subscription.names().into_iter().flatten().filter(|name| !subscription.contains(name));
+        self.account.give_back(left.map(|name| cost(kind, name)).sum());
+        let mut room = Room { kind, names, bytes, lacking: 0, account: &mut self.account };
         let omitted = subscription.limit(&state.subscription, &mut room);
-        state.omitted = omitted;
+        state.above_limit = room.lacking;
         if is_resumed || state.omits_resumed {
             let new = subscription.names().into_iter().flatten().filter(|name| !state.subscription.contains(name));
             state.resumed.extend(new.cloned());
@@ -241,9 +270,9 @@ impl StreamState {
         }
     }
 
-    /// Returns the number of requested names that are above the limit.
-    pub(super) fn omitted(&self) -> usize {
-        self.types.iter().map(|state| state.omitted).sum()
+    /// Returns the number of requested names that are above the limit of the stream.
+    pub(super) fn above_limit(&self) -> usize {
+        self.types.iter().map(|state| state.above_limit).sum()
     }
 
     /// Returns the names of the assignments that the client subscribes to.
@@ -269,14 +298,14 @@ impl StreamState {
     }
 
     /// Returns the next response, which counts as sent; `None` if the client is up to date.
-    pub(super) fn next(&mut self, resources: &impl Resources) -> Option<DiscoveryResponse> {
+    pub(super) fn next(&mut self, resources: &impl Resources) -> Option<Response> {
         ResourceType::ALL.into_iter().find_map(|kind| {
             if kind.is_complete() { self.complete_set(kind, resources) } else { self.changed_one(kind, resources) }
         })
     }
 
     /// Returns the response with all listeners or clusters, if one is due.
-    fn complete_set(&mut self, kind: ResourceType, resources: &impl Resources) -> Option<DiscoveryResponse> {
+    fn complete_set(&mut self, kind: ResourceType, resources: &impl Resources) -> Option<Response> {
         let state = self.state(kind);
         if mem::replace(&mut state.due, Due::Set(Answer::Given)) == Due::Set(Answer::Given) {
             return None;
@@ -298,11 +327,11 @@ impl StreamState {
             self.repeat_assignments(changed.map(Resource::name));
         }
         let version = Version::of_set(&found);
-        Some(self.response(kind, version, &found))
+        Some(self.response(kind, version, found))
     }
 
     /// Returns the response with the first route or assignment that is due and new to the client.
-    fn changed_one(&mut self, kind: ResourceType, resources: &impl Resources) -> Option<DiscoveryResponse> {
+    fn changed_one(&mut self, kind: ResourceType, resources: &impl Resources) -> Option<Response> {
         let TypeState { due: Due::Names(due), sent, resumed, .. } = self.state(kind) else { return None };
         while let Some(name) = due.pop_first() {
             let Lookup::Found(resource) = resources.named(kind, &name, origin(resumed, &name)) else { continue };
@@ -312,7 +341,7 @@ impl StreamState {
                 *due = Names::new();
             }
             if sent.insert(name, version) != Some(version) {
-                return Some(self.response(kind, version, &[resource]));
+                return Some(self.response(kind, version, vec![resource]));
             }
         }
         None
@@ -328,17 +357,11 @@ impl StreamState {
         }
     }
 
-    fn response(&mut self, kind: ResourceType, version: Version, resources: &[Resource]) -> DiscoveryResponse {
+    fn response(&mut self, kind: ResourceType, version: Version, resources: Vec<Resource>) -> Response {
         self.last_nonce += 1;
         let nonce = self.last_nonce;
         self.state(kind).nonce = nonce;
-        DiscoveryResponse {
-            version_info: version.to_string(),
-            resources: resources.iter().map(|resource| resource.any().clone()).collect(),
-            type_url: kind.url().to_owned(),
-            nonce: nonce.to_string(),
-            ..DiscoveryResponse::default()
-        }
+        Response { kind, version, nonce, resources }
     }
 
     fn state(&mut self, kind: ResourceType) -> &mut TypeState {
@@ -350,7 +373,7 @@ impl TypeState {
     fn new(kind: ResourceType) -> Self {
         let due = if kind.is_complete() { Due::Set(Answer::Given) } else { Due::Names(Names::new()) };
         let (resumed, sent) = (Names::new(), BTreeMap::new());
-        Self { subscription: Subscription::None, omitted: 0, resumed, omits_resumed: false, due, nonce: 0, sent }
+        Self { subscription: Subscription::None, above_limit: 0, resumed, omits_resumed: false, due, nonce: 0, sent }
     }
 
     /// Replaces the subscription. What the client no longer wants counts as not sent.
@@ -403,11 +426,14 @@ fn tail(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::xds::{assignment::assignment, options::DEFAULT_XDS_CONNECT_TIMEOUT, resources};
+    use crate::xds::{
+        assignment::assignment, name_budget::tests::account, options::DEFAULT_XDS_CONNECT_TIMEOUT, resources,
+        responses::tests::decoded,
+    };
     use enlist::{
         Endpoint, Entry, Epoch, Instance, InstanceId, Revision, ServiceRef, Snapshot, backend::SnapshotBuilder,
     };
-    use envoy_types::pb::google::rpc::Status;
+    use envoy_types::pb::{envoy::service::discovery::v3::DiscoveryResponse, google::rpc::Status};
     use std::sync::Arc;
 
     use ResourceType::{Assignment, Cluster, Listener, Route};
@@ -501,13 +527,13 @@ mod tests {
         for name in names {
             stream.mark(&name);
         }
-        let responses = std::iter::from_fn(|| stream.next(registry)).collect();
+        let responses = std::iter::from_fn(|| stream.next(registry).map(decoded)).collect();
         assert!(!stream.is_due(), "nothing remains");
         responses
     }
 
     fn stream() -> StreamState {
-        StreamState::new(100)
+        StreamState::new(100, account(0))
     }
 
     #[test]
@@ -650,11 +676,12 @@ mod tests {
 
     #[test]
     fn an_omitted_name_of_a_resumed_stream_is_no_fresh_one() {
-        let (mut stream, registry) = (StreamState::new(1), Registry::with(&[("b", Some(&[])), ("c", Some(&[]))]));
+        let (mut stream, registry) =
+            (StreamState::new(1, account(0)), Registry::with(&[("b", Some(&[])), ("c", Some(&[]))]));
         let mut resumed = request(Assignment, &["a", "b"], "");
         resumed.version_info = "of an earlier stream".to_owned();
         stream.receive(&resumed);
-        assert_eq!(stream.omitted(), 1);
+        assert_eq!(stream.above_limit(), 1);
         stream.receive(&request(Assignment, &["b"], ""));
         assert_eq!(kinds(&respond(&mut stream, &registry)), [], "the client has it");
         stream.receive(&request(Assignment, &["c"], ""));
@@ -737,19 +764,19 @@ mod tests {
 
     #[test]
     fn names_above_the_limit_are_not_deleted() {
-        let (mut stream, registry) = (StreamState::new(2), Registry::with(&[]));
+        let (mut stream, registry) = (StreamState::new(2, account(0)), Registry::with(&[]));
         let mut resumed = request(Cluster, &["a", "b", "c"], "");
         resumed.version_info = "of an earlier stream".to_owned();
         for fewer in [["b", "c"], ["a", "b"]] {
-            let mut stream = StreamState::new(2);
+            let mut stream = StreamState::new(2, account(0));
             stream.receive(&resumed);
-            assert_eq!((kinds(&respond(&mut stream, &registry)), stream.omitted()), (vec![], 1));
+            assert_eq!((kinds(&respond(&mut stream, &registry)), stream.above_limit()), (vec![], 1));
             stream.receive(&request(Cluster, &fewer, ""));
             assert_eq!(kinds(&respond(&mut stream, &registry)), [(Cluster, 2)], "there is room for all");
         }
         let mut few = request(Cluster, &["a"], "");
         few.version_info.clone_from(&resumed.version_info);
-        let mut growing = StreamState::new(2);
+        let mut growing = StreamState::new(2, account(0));
         growing.receive(&few);
         assert_eq!(kinds(&respond(&mut growing, &registry)), [(Cluster, 1)]);
         growing.receive(&request(Cluster, &["a", "b", "c"], ""));
@@ -762,18 +789,46 @@ mod tests {
 
     #[test]
     fn names_are_limited() {
-        let mut stream = StreamState::new(2);
+        let mut stream = StreamState::new(2, account(0));
         assert_eq!(stream.receive(&request(Cluster, &["a", "b"], "")), Received::Subscribed);
         assert_eq!(stream.receive(&request(Assignment, &["a", "b"], "")), Received::Subscribed, "of each type");
         assert_eq!(stream.receive(&request(Assignment, &["0", "b", "a"], "")), Received::Accepted);
-        assert_eq!((stream.omitted(), stream.assignments().collect::<Vec<_>>()), (1, vec!["a", "b"]));
+        assert_eq!((stream.above_limit(), stream.assignments().collect::<Vec<_>>()), (1, vec!["a", "b"]));
         assert_eq!(stream.receive(&request(Assignment, &["0", "b"], "")), Received::Subscribed, "there is room again");
-        assert_eq!((stream.omitted(), stream.assignments().collect::<Vec<_>>()), (0, vec!["0", "b"]));
-        let mut stream = StreamState::new(3);
+        assert_eq!((stream.above_limit(), stream.assignments().collect::<Vec<_>>()), (0, vec!["0", "b"]));
+        let mut stream = StreamState::new(3, account(0));
         let long = "a".repeat(3 * MEAN_NAME_BYTES + 1);
         stream.receive(&request(Assignment, &[&long, "b"], ""));
-        assert_eq!((stream.omitted(), stream.assignments().collect::<Vec<_>>()), (1, vec!["b"]));
+        assert_eq!((stream.above_limit(), stream.assignments().collect::<Vec<_>>()), (1, vec!["b"]));
         let other = DiscoveryRequest { type_url: "x".to_owned(), ..DiscoveryRequest::default() };
         assert_eq!(stream.receive(&other), Received::UnknownType);
+    }
+    #[test]
+    fn names_of_all_streams_share_memory() {
+        const NAMES: usize = 100;
+        let names: Vec<_> = (0..NAMES).map(|number| format!("name-{number:02}")).collect();
+        let names: Vec<_> = names.iter().map(String::as_str).collect();
+        let subscribed = |stream: &StreamState| stream.assignments().count();
+        let mut stream = StreamState::new(NAMES, account(0));
+        stream.receive(&request(Assignment, &names, ""));
+        let own = subscribed(&stream);
+        assert!((1..NAMES).contains(&own), "{own}");
+        assert_eq!(stream.above_limit(), 0, "the stream has room");
+        stream.receive(&request(Cluster, &names, ""));
+        assert_eq!(subscribed(&stream), own, "those before stay");
+        stream.receive(&request(Assignment, &names[NAMES - own..], ""));
+        assert_eq!(subscribed(&stream), own, "others take the place of former ones");
+        stream.receive(&request(Assignment, &[], ""));
+        stream.receive(&request(Cluster, &names, ""));
+        let registry = Registry::with(&[]);
+        let clusters = respond(&mut stream, &registry);
+        let [(Cluster, count)] = kinds(&clusters)[..] else { panic!("{clusters:?}") };
+        assert!((1..own).contains(&count), "{count} clusters, which take more than assignments");
+        stream.receive(&request(Assignment, &names, ""));
+        assert_eq!(subscribed(&stream), 0, "no room is left");
+        let all = cost(Assignment, names[0]) * NAMES;
+        let mut stream = StreamState::new(NAMES, account(all));
+        stream.receive(&request(Assignment, &names, ""));
+        assert_eq!(subscribed(&stream), NAMES);
     }
 }

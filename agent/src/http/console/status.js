@@ -71,6 +71,7 @@ const REFUSED = {
   xds_connections: "connections for xDS",
   xds_streams: "streams of xDS",
   xds_names: "requests of xDS with too many names",
+  xds_name_bytes: "names of xDS for which there was no memory",
   xds_request_bytes: "requests of xDS that did not end",
   xds_services: "services for further clients of xDS",
   http_connections: "connections for HTTP",
