@@ -631,6 +631,30 @@ async fn unused_views_make_room() {
     }
 }
 
+/// An operator opens the page of a service in the middle of a rolling restart.
+#[tokio::test(start_paused = true)]
+async fn a_service_has_departures_since_its_namespace_is_followed() {
+    let fixture = Fixture::new();
+    let first = fixture.register("s", instance("a")).await;
+    let second = fixture.register("s", instance("b")).await;
+    let _third = fixture.register("s", instance("c")).await;
+    let mut events = fixture.events("/v1/events", None).await;
+    events.synced().await;
+    first.deregister().await.unwrap();
+    assert_eq!(events.synced().await.0, ["removed s a"]);
+    let departed = async || {
+        let body = fixture.json("/v1/services/default/s").await;
+        let departures = body["departures"].as_array().unwrap().iter();
+        departures.map(|one| one["instance"]["id"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(departed().await, ["a"]);
+    // Both followers learn of this one.
+    second.deregister().await.unwrap();
+    fixture.json_once("/v1/services/default/s", |body| body["departures"].as_array().unwrap().len() == 2).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(departed().await, ["b", "a"]);
+}
+
 /// Requests are short, and most come while the follower does not run.
 #[tokio::test(start_paused = true)]
 async fn a_polled_view_outlasts_an_outage() {

@@ -1,6 +1,6 @@
 //! Reads of services and namespaces. Responses come from shared views, not from the store.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 use axum::{
     extract::{Path, State, rejection::PathRejection},
@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::objects::{DepartureJson, InstanceJson, ServiceJson, picked_weight};
 use crate::http::{
-    following::state::{Scope, ServiceState},
+    following::state::{Departure, Scope, ServiceState},
     messages::{
         error::{ApiError, Code},
         freshness::FreshnessJson,
@@ -54,7 +54,8 @@ pub(crate) async fn service(
     let service = ServiceRef::new(parse_namespace(Some(&namespace))?, name);
     let published = shared.scopes.read(&Scope::Service(service.clone())).await?;
     let state = published.state.services.get(service.name()).ok_or_else(ApiError::not_ready)?;
-    Ok(FreshnessJson::from(&state.freshness).mark(service_response(&service, state)))
+    let departures = shared.scopes.departures(&service, state);
+    Ok(FreshnessJson::from(&state.freshness).mark(service_response(&service, state, &departures)))
 }
 
 /// Beginning of the response for one service; its instances follow.
@@ -70,7 +71,7 @@ struct ServiceHead<'a> {
 }
 
 /// Returns the response for one service.
-fn service_response(service: &ServiceRef, state: &ServiceState) -> Response {
+fn service_response(service: &ServiceRef, state: &ServiceState, departures: &VecDeque<Departure>) -> Response {
     let entries: Vec<Arc<Entry>> = state.snapshot.entries().cloned().collect();
     let weight = entries.iter().map(|entry| picked_weight(entry)).sum();
     let head = ServiceHead {
@@ -80,7 +81,7 @@ fn service_response(service: &ServiceRef, state: &ServiceState) -> Response {
         epoch: state.snapshot.epoch().get(),
         freshness: (&state.freshness).into(),
         weight,
-        departures: state.departures.iter().rev().map(DepartureJson::from).collect(),
+        departures: departures.iter().rev().map(DepartureJson::from).collect(),
     };
     let write = move |entry: Arc<Entry>| Some(json::text(&InstanceJson::with_share(&entry, weight)));
     json::in_parts(json::open_list(&head, "instances"), entries, write, b"]}")

@@ -344,7 +344,7 @@ fn lists(resolver: Arc<dyn Resolver>, namespace: Namespace) -> Lists {
 }
 
 /// Adds ends of instances, and forgets the oldest above the limits.
-fn with_departures(
+pub(super) fn with_departures(
     known: Arc<VecDeque<Departure>>,
     ended: impl Iterator<Item = Departure>,
 ) -> Arc<VecDeque<Departure>> {

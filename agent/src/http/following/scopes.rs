@@ -17,9 +17,9 @@ use tokio::{
 };
 
 use super::{
-    follower::Follower,
+    follower::{Follower, with_departures},
     scope::{ScopeShared, ScopeUser},
-    state::{Progress, Published, Scope},
+    state::{Departure, Progress, Published, Scope, ServiceState},
 };
 use crate::{
     http::{
@@ -153,6 +153,18 @@ impl Scopes {
         self.open(scope)?.ready().await
     }
 
+    /// Returns the departures of a service: those of its own follower, whose state this is, and those that the follower
+    /// of its namespace has seen.
+    pub(crate) fn departures(&self, service: &ServiceRef, state: &ServiceState) -> Arc<VecDeque<Departure>> {
+        let namespace = self.slots.locked().followed.get(&Scope::Namespace(service.namespace().clone())).cloned();
+        let published = namespace.map(|namespace| namespace.published());
+        let earlier = published.as_ref().and_then(|published| published.state.services.get(service.name()));
+        match earlier {
+            Some(earlier) => merged_departures(&state.departures, &earlier.departures),
+            None => Arc::clone(&state.departures),
+        }
+    }
+
     /// Returns `true` if a scope is followed, or a service is in a followed namespace or has a view.
     fn is_known(&self, scope: &Scope) -> bool {
         let slots = self.slots.locked();
@@ -233,6 +245,14 @@ impl Scopes {
             tracing::warn!(%error, "followers of services did not end");
         }
     }
+}
+
+/// Returns the departures that two followers have seen, each once, in their order.
+fn merged_departures(own: &Arc<VecDeque<Departure>>, others: &VecDeque<Departure>) -> Arc<VecDeque<Departure>> {
+    let is_new = |one: &&Departure| !own.iter().any(|known| known.is_same(one));
+    let mut all: Vec<_> = others.iter().filter(is_new).chain(own.iter()).cloned().collect();
+    all.sort_by_key(|departure| departure.at);
+    with_departures(Arc::default(), all.into_iter())
 }
 
 impl fmt::Debug for Scopes {

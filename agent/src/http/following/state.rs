@@ -78,6 +78,12 @@ impl EntryEnd {
 }
 
 impl Departure {
+    /// Returns `true` if both are the same end, which two followers may learn of at different times.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        let identity = |one: &Self| (one.entry.instance().id().clone(), one.entry.created());
+        identity(self) == identity(other)
+    }
+
     /// Returns the word in JSON for the cause.
     pub(crate) fn reason(&self) -> &'static str {
         self.end.as_str()
