@@ -2,16 +2,24 @@
 
 mod openapi;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
+use async_trait::async_trait;
 use axum::{
     Router,
     body::Body,
     http::{HeaderMap, Request, StatusCode},
 };
 use enlist::{
-    DEFAULT_IDLE, Directory, Endpoint, Health, Instance, InstanceId, LeaseChoice, Lock as _, LockName, LockOptions,
-    Namespace, Queues, RegisterOptions, Registration, Registry as _, Resolver as _, ServiceName, ServiceRef,
+    DEFAULT_IDLE, Directory, Endpoint, Error, Health, Instance, InstanceId, LeaseChoice, Lock as _, LockName,
+    LockOptions, Namespace, Queues, RegisterOptions, Registration, Registry as _, Resolver, ServiceName, ServiceRef,
+    ServicesWatcher, Snapshot, Watcher,
 };
 use enlist_memory::{MemoryClient, MemoryStore};
 use enlist_testkit::eventually;
@@ -39,16 +47,47 @@ struct Fixture {
     stop: watch::Sender<Stop>,
 }
 
+/// A registry that refuses the service `secret` while the switch is on.
+#[derive(Debug)]
+struct Refusing(MemoryClient, Arc<AtomicBool>);
+
+#[async_trait]
+impl Resolver for Refusing {
+    async fn resolve(&self, service: &ServiceRef) -> Result<Snapshot, Error> {
+        self.0.resolve(service).await
+    }
+
+    async fn watch(&self, service: &ServiceRef) -> Result<Box<dyn Watcher>, Error> {
+        if service.name().as_str() == "secret" && self.1.load(Ordering::SeqCst) {
+            return Err(Error::PermissionDenied { what: "secret".to_owned() });
+        }
+        self.0.watch(service).await
+    }
+
+    async fn services(&self, namespace: &Namespace) -> Result<Vec<ServiceName>, Error> {
+        self.0.services(namespace).await
+    }
+
+    async fn watch_services(&self, namespace: &Namespace) -> Result<Box<dyn ServicesWatcher>, Error> {
+        self.0.watch_services(namespace).await
+    }
+}
+
 impl Fixture {
     fn new() -> Self {
         Self::with(&HttpOptions::new())
     }
 
     fn with(options: &HttpOptions) -> Self {
+        Self::reading(options, |reader| Arc::new(reader))
+    }
+
+    /// The routes read through what `resolver` makes of a client.
+    fn reading(options: &HttpOptions, resolver: impl FnOnce(MemoryClient) -> Arc<dyn Resolver>) -> Self {
         let store = MemoryStore::new();
         let (reader, writer) = (store.client(), store.client());
         let (stop, stopped) = watch::channel(Stop::Serving);
-        let resolver: Arc<dyn enlist::Resolver> = Arc::new(reader.clone());
+        let resolver = resolver(reader.clone());
         let directory = Directory::new(Arc::clone(&resolver));
         let queues: Arc<dyn Queues> = Arc::new(reader.clone());
         let xds = XdsStatus::new(directory.clone(), Duration::ZERO, &XdsOptions::new());
@@ -675,6 +714,24 @@ async fn a_polled_view_outlasts_an_outage() {
         }
     }
     assert_eq!(fixture.json(uris[0]).await["departures"][0]["instance"]["id"], "a");
+}
+
+/// Their absence is shown: a state without them would look complete.
+#[tokio::test(start_paused = true)]
+async fn refused_services_of_a_namespace_are_counted() {
+    let logged = Logged::of("enlist_agent::http::following::follower");
+    let _guard = tracing::subscriber::set_default(logged.clone());
+    let refuses = Arc::new(AtomicBool::new(true));
+    let switch = Arc::clone(&refuses);
+    let fixture = Fixture::reading(&HttpOptions::new(), |reader| Arc::new(Refusing(reader, switch)));
+    let _open = fixture.register("open", instance("a")).await;
+    let _secret = fixture.register("secret", instance("a")).await;
+    let body = fixture.json("/v1/services").await;
+    assert_eq!((body["omitted"].as_u64(), body["services"].as_array().unwrap().len()), (Some(1), 1), "{body}");
+    assert_eq!(logged.messages("cause").len(), 1, "one log");
+    refuses.store(false, Ordering::SeqCst);
+    let complete = |body: &Value| body["omitted"] == 0 && body["services"].as_array().unwrap().len() == 2;
+    fixture.json_once("/v1/services", complete).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -84,6 +84,8 @@ export function limitNotice(state) {
   const refused = state.limits
     .filter((limit) => limit.refused > 0)
     .map((limit) => limit.refused + " " + (REFUSED[limit.name] ?? limit.name) + " (limit " + limit.max + ")");
-  const omitted = state.omitted ? state.omitted + " services of this namespace, above the limit, are not shown. " : "";
+  const omitted = state.omitted
+    ? state.omitted + " services of this namespace are not shown: they are above the limit, or the store refuses them. "
+    : "";
   return omitted + (refused.length ? "Refused since the start of the agent: " + refused.join("; ") + "." : "");
 }

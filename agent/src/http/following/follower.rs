@@ -59,9 +59,11 @@ pub(crate) struct Follower {
     /// Services that the list contains.
     listed: HashSet<ServiceName>,
     /// Number of listed services above the limit.
-    omitted: usize,
+    above_limit: usize,
     /// Followed services that are not known yet.
     unknown: HashSet<ServiceName>,
+    /// Followed services that the store refuses, and of which nothing is known.
+    refused: HashSet<ServiceName>,
     /// Followed services that are over, with the time at which they are forgotten.
     over: HashMap<ServiceName, Instant>,
     steps: FuturesUnordered<BoxFuture<'static, Step>>,
@@ -89,8 +91,9 @@ impl Follower {
             progress: Progress::Loading,
             followed: HashMap::new(),
             listed: HashSet::new(),
-            omitted: 0,
+            above_limit: 0,
             unknown: HashSet::new(),
+            refused: HashSet::new(),
             over: HashMap::new(),
             steps: FuturesUnordered::new(),
             due: None,
@@ -143,6 +146,7 @@ impl Follower {
             handle.abort();
         }
         self.unknown.remove(name);
+        self.refused.remove(name);
         self.state.services.remove(name);
     }
 
@@ -171,20 +175,37 @@ impl Follower {
         for name in &missing {
             self.start(name);
         }
-        self.note_omitted(omitted.len());
+        self.note_above_limit(omitted.len());
+        self.count_omitted();
         self.changed();
     }
 
-    /// Records the number of omitted services. The beginning and the end of such a state are logged, not each change.
-    fn note_omitted(&mut self, omitted: usize) {
+    /// Records the number of services above the limit. The beginning and the end of such a state are logged, not each
+    /// change.
+    fn note_above_limit(&mut self, omitted: usize) {
         let namespace = escaped(self.shared.scope.namespace());
-        match (std::mem::replace(&mut self.omitted, omitted), omitted) {
+        match (std::mem::replace(&mut self.above_limit, omitted), omitted) {
             (0, 1..) => tracing::warn!(%namespace, omitted, max = self.max_services, "services omitted"),
             (1.., 0) => tracing::info!(%namespace, "no service omitted"),
             _ => {}
         }
+    }
+
+    /// Records that the store refuses a service of a namespace, which is omitted if nothing is known of it.
+    fn note_refused(&mut self, name: &ServiceName, error: &Error) {
+        if self.state.services.contains_key(name) || !self.refused.insert(name.clone()) {
+            return;
+        }
+        let service = ServiceRef::new(self.shared.scope.namespace().clone(), name.clone());
+        let (service, cause) = (escaped(&service), enlist::with_causes(error).to_string());
+        tracing::warn!(%service, %cause, "service omitted");
+        self.count_omitted();
+        self.changed();
+    }
+
+    fn count_omitted(&mut self) {
         if let Some(list) = &mut self.state.list {
-            list.omitted = omitted;
+            list.omitted = self.above_limit + self.refused.len();
         }
     }
 
@@ -232,8 +253,9 @@ impl Follower {
             Err(error) => {
                 let is_end = matches!(error, Error::Closed);
                 self.unknown.remove(&name);
-                if let Scope::Service(_) = self.shared.scope {
-                    self.refuse(error);
+                match self.shared.scope {
+                    Scope::Service(_) => self.refuse(error),
+                    Scope::Namespace(_) => self.note_refused(&name, &error),
                 }
                 if is_end {
                     return;
@@ -253,6 +275,9 @@ impl Follower {
 
     fn take_change(&mut self, name: &ServiceName, change: Change) {
         self.unknown.remove(name);
+        if self.refused.remove(name) {
+            self.count_omitted();
+        }
         let Change { snapshot, events, freshness } = change;
         let known = self.state.services.get(name).map(|state| Arc::clone(&state.departures)).unwrap_or_default();
         let ended = events.into_iter().filter_map(|event| match event {

@@ -110,7 +110,7 @@ impl PartialEq for ServiceState {
 #[derive(Clone, Debug)]
 pub(crate) struct ListState {
     pub(crate) freshness: Freshness,
-    /// Services that are not followed, because there are more than permitted.
+    /// Services that the state lacks, because there are more than permitted, or because the store refuses them.
     pub(crate) omitted: usize,
 }
 
