@@ -5,7 +5,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 use super::messages::guard::Hosts;
 #[cfg(feature = "tls")]
 use crate::security::TlsIdentity;
-use crate::security::{BearerToken, Protection};
+use crate::{
+    error::AgentError,
+    security::{BearerToken, Protection},
+};
 
 /// Default port of HTTP.
 pub const DEFAULT_HTTP_PORT: u16 = 18_001;
@@ -103,6 +106,7 @@ impl HttpOptions {
 
     /// Adds a name that requests may have in the header `host`. IP addresses and `localhost` need not be added.
     /// Requests with other names are refused, so that web pages cannot read the registry through a name of their own.
+    /// The port does not matter; `bind` refuses a name with one.
     #[must_use]
     pub fn host(mut self, name: impl Into<String>) -> Self {
         self.hosts.push(name.into());
@@ -161,11 +165,33 @@ impl HttpOptions {
     pub(super) fn hosts(&self) -> Hosts {
         Hosts::new(self.hosts.iter().cloned())
     }
+
+    /// Refuses values that the agent cannot use.
+    ///
+    /// # Errors
+    ///
+    /// [`AgentError::InvalidOption`].
+    pub(super) fn check(&self) -> Result<(), AgentError> {
+        if self.hosts.iter().all(|name| Hosts::can_have(name)) {
+            return Ok(());
+        }
+        Err(AgentError::InvalidOption { option: "host", reason: "a name has no port" })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_host_with_a_port_is_refused() {
+        let check = |name: &str| HttpOptions::new().host("a").host(name).check();
+        check("registry.internal.").unwrap();
+        for name in ["registry.internal:18001", "", "a:b"] {
+            let error = check(name).unwrap_err();
+            assert!(matches!(error, AgentError::InvalidOption { option: "host", .. }), "{error:?}");
+        }
+    }
 
     #[test]
     fn a_token_restricts_the_use() {

@@ -66,8 +66,9 @@ impl HttpServer {
     ///
     /// # Errors
     ///
-    /// [`AgentError::Exposed`], [`AgentError::Tls`], [`AgentError::Bind`].
+    /// [`AgentError::InvalidOption`], [`AgentError::Exposed`], [`AgentError::Tls`], [`AgentError::Bind`].
     pub(crate) async fn bind(sources: Sources, options: HttpOptions) -> Result<Self, AgentError> {
+        options.check()?;
         let address = options.address;
         check_exposure(address, options.protection())?;
         #[cfg(feature = "tls")]

@@ -20,6 +20,11 @@ impl Hosts {
         Self(names.into_iter().map(|name| normal(&name)).collect())
     }
 
+    /// Returns `false` for a name with a port, or of another form than a host has: no request would have it.
+    pub(crate) fn can_have(name: &str) -> bool {
+        host_of(name) == Some(name)
+    }
+
     /// Checks the authority that a request names, `HOST` or `HOST:PORT`.
     fn admits(&self, authority: &str) -> bool {
         let Some(host) = host_of(authority) else { return false };
