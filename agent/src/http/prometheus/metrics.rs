@@ -118,8 +118,6 @@ fn of_xds(text: &mut Exposition, xds: &XdsStatus) {
     text.metric(Gauge, "enlist_agent_xds_subscriptions", "Subscriptions to assignments.", subscriptions);
     let opened = (String::new(), number(totals.opened));
     text.metric(Counter, "enlist_agent_xds_streams_opened_total", "Streams that were opened.", [opened]);
-    let refused = (String::new(), number(totals.refused));
-    text.metric(Counter, "enlist_agent_xds_streams_refused_total", "Streams above the limit.", [refused]);
     let by_type = |counts: &BTreeMap<ResourceType, u64>| -> Vec<_> {
         counts.iter().map(|(kind, count)| (label("type", kind.as_str()), number(*count))).collect()
     };
