@@ -8,9 +8,6 @@ import { changed, view } from "./view.js";
 export const POLL_MS = 2000; // interval of reads of queues, clients and limits
 const READ_MS = 10000; // time after which a read has failed
 
-// Tests read the page once: a stream of events would not end.
-export const once = new URLSearchParams(location.search).has("once");
-
 function headers(more) {
   const token = sessionStorage.getItem("token");
   return token ? { authorization: "Bearer " + token, ...more } : { ...more };
@@ -41,7 +38,6 @@ export async function follow() {
     const namespace = state.namespace;
     try {
       await readEvents(namespace);
-      if (once && state.synced) return;
       if (state.synced) delay = 1000;
       lose("ended", "", Date.now());
     } catch (error) {
@@ -90,10 +86,6 @@ async function readEvents(namespace) {
       for (const event of events) take(event);
       if (gaps !== state.gaps && view.name === "service") loadDepartures(view.service);
       changed();
-      if (once && state.synced) {
-        abort.abort();
-        return;
-      }
     }
   } finally {
     clearInterval(watchdog);

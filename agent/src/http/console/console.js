@@ -1,7 +1,7 @@
 // The console of the agent: reads events, keeps the registry's state, and shows one page of it at a time. Begin with
 // registry.js and views.js.
 
-import { POLL_MS, follow, loadDepartures, loadNamespaces, once, poll } from "./connection.js";
+import { POLL_MS, follow, loadDepartures, loadNamespaces, poll } from "./connection.js";
 import { $, clean, element, options } from "./elements.js";
 import { forgetGone, state } from "./registry.js";
 import { render, shown } from "./rendering.js";
@@ -137,13 +137,11 @@ function start() {
   navigate();
   loadNamespaces();
   follow();
-  if (!once) {
-    setInterval(() => {
-      forgetGone();
-      if (!document.hidden) changed();
-    }, 1000);
-    setInterval(poll, POLL_MS);
-  }
+  setInterval(() => {
+    forgetGone();
+    if (!document.hidden) changed();
+  }, 1000);
+  setInterval(poll, POLL_MS);
 }
 
 start();

@@ -1,6 +1,6 @@
 // Renders the shown view. Only one page of rows exists, and a row is made anew only if it has changed.
 
-import { $, duration, element, short } from "./elements.js";
+import { $, element } from "./elements.js";
 import { state } from "./registry.js";
 import { view } from "./view.js";
 import { announcement, limitNotice, status } from "./status.js";
