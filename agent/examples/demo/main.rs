@@ -12,6 +12,8 @@ mod greeter;
 
 use std::{
     env,
+    fmt::Display,
+    io::{self, Write as _},
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -37,7 +39,7 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 #[tokio::main]
 async fn main() -> Result<(), Failure> {
-    let (xds, http) = (address("--xds", DEFAULT_XDS_PORT)?, address("--http", DEFAULT_HTTP_PORT)?);
+    let (xds, http) = addresses(env::args().skip(1))?;
     let registry = MemoryStore::new().client();
     let tasks = TaskOwner::new();
     for (name, zone) in [("greeter-1", "eu-1a"), ("greeter-2", "eu-1b")] {
@@ -77,12 +79,23 @@ async fn main() -> Result<(), Failure> {
     Ok(())
 }
 
-/// Returns the address after an argument of the command line.
-fn address(name: &str, port: u16) -> Result<SocketAddr, Failure> {
-    match env::args().skip_while(|arg| arg != name).nth(1) {
-        Some(address) => Ok(address.parse()?),
-        None => Ok(SocketAddr::from(([127, 0, 0, 1], port))),
+/// Returns the addresses of xDS and of HTTP, which the arguments can change.
+fn addresses(mut arguments: impl Iterator<Item = String>) -> Result<(SocketAddr, SocketAddr), Failure> {
+    let [mut xds, mut http] = [DEFAULT_XDS_PORT, DEFAULT_HTTP_PORT].map(|port| (Ipv4Addr::LOCALHOST, port).into());
+    while let Some(argument) = arguments.next() {
+        let address = match argument.as_str() {
+            "--xds" => &mut xds,
+            "--http" => &mut http,
+            _ => return Err("usage: demo [--xds ADDRESS] [--http ADDRESS]".into()),
+        };
+        *address = arguments.next().ok_or_else(|| format!("{argument} needs an address"))?.parse()?;
     }
+    Ok((xds, http))
+}
+
+/// Prints a line. The output may have been closed.
+fn say(text: impl Display) {
+    let _ = writeln!(io::stdout(), "{text}");
 }
 
 /// Takes part in an election: leads for some time, and lets another candidate lead.
@@ -118,9 +131,9 @@ async fn come_and_go(registry: &MemoryClient, service: &str, name: &str) -> Resu
 
 /// Serves a greeter until `stop`, and reports the end.
 async fn run(registry: &MemoryClient, name: &str, zone: &str, stop: impl Future<Output = ()>) {
-    println!("{name} comes");
+    say(format_args!("{name} comes"));
     match serve(registry, name, zone, stop).await {
-        Ok(()) => println!("{name} has left"),
+        Ok(()) => say(format_args!("{name} has left")),
         Err(error) => eprintln!("{name} failed: {error}"),
     }
 }
@@ -143,7 +156,7 @@ async fn serve(registry: &MemoryClient, name: &str, zone: &str, stop: impl Futur
 }
 
 fn print_commands(xds: SocketAddr, http: SocketAddr) {
-    println!(
+    say(format_args!(
         "\nThe web console is http://{http}/. One of the three servers of `greeter` comes and goes, and so does \
          the service `batch`.\n\n\
          The registry as JSON, as events, and as targets for Prometheus:\n\n\
@@ -159,7 +172,7 @@ fn print_commands(xds: SocketAddr, http: SocketAddr) {
          {ENVOY_PORT}.\n\n\
          End with Ctrl-C.\n",
         bootstrap = bootstrap(xds)
-    );
+    ));
 }
 
 /// Configuration of gRPC clients other than tonic-xds, which needs `http://` before the address.
