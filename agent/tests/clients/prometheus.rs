@@ -1,11 +1,20 @@
 //! Prometheus with the printed configuration.
 
-use std::{fs, net::SocketAddr, process::Stdio};
+#[cfg(feature = "tls")]
+use std::sync::Arc;
+use std::{fs, net::SocketAddr, path::Path, process::Stdio};
 
+#[cfg(feature = "tls")]
+use enlist_agent::{Agent, BearerToken, HttpOptions, TlsIdentity};
 use enlist_testkit::eventually;
 use serde_json::Value;
-use tokio::{net::TcpListener, process::Command};
+use tokio::{
+    net::TcpListener,
+    process::{Child, Command},
+};
 
+#[cfg(feature = "tls")]
+use crate::support::{TestAgent, authority::Authority, local};
 use crate::{
     http::{DOCUMENTED, exchange, start},
     page, supplied,
@@ -24,6 +33,33 @@ async fn targets(prometheus: SocketAddr) -> Vec<String> {
     names
 }
 
+/// Runs Prometheus with a printed configuration for the agent at this address, until the process is dropped.
+async fn start_prometheus(folder: &Path, heading: &str, documented: &str, agent: &str) -> (Child, SocketAddr) {
+    let file = folder.join("prometheus.yml");
+    let printed = page::block("clients/prometheus.md", heading, "yaml");
+    assert!(printed.contains(documented) && printed.contains("refresh_interval: 10s"), "{printed}");
+    let text = printed.replace(documented, agent).replace("refresh_interval: 10s", "refresh_interval: 1s");
+    fs::write(&file, text).unwrap();
+    let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listen = free.local_addr().unwrap();
+    drop(free);
+    let mut command = Command::new(supplied("ENLIST_CLIENT_PROMETHEUS"));
+    command.arg(format!("--config.file={}", file.display()));
+    command.arg(format!("--web.listen-address={listen}"));
+    command.arg(format!("--storage.tsdb.path={}", folder.join("data").display()));
+    let process = command.stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true).spawn().unwrap();
+    (process, listen)
+}
+
+/// Waits until the targets are these.
+async fn targets_are(prometheus: SocketAddr, expected: &[&str]) {
+    eventually("the targets", || async {
+        let found = targets(prometheus).await;
+        if found == expected { Ok(()) } else { Err(found) }
+    })
+    .await;
+}
+
 #[tokio::test]
 #[ignore = "needs Prometheus: cargo xtask clients"]
 async fn its_targets_follow_the_instances() {
@@ -32,28 +68,30 @@ async fn its_targets_follow_the_instances() {
     let first = store.register("greeter", instance("a", 8080)).await;
     let _second = store.register("greeter", instance("b", 8081)).await;
     let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("prometheus.yml");
-    let printed = page::block("clients/prometheus.md", "## Configuration", "yaml");
-    assert!(printed.contains(DOCUMENTED) && printed.contains("refresh_interval: 10s"), "{printed}");
-    let text =
-        printed.replace(DOCUMENTED, &address.to_string()).replace("refresh_interval: 10s", "refresh_interval: 1s");
-    fs::write(&file, text).unwrap();
-    let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let listen = free.local_addr().unwrap();
-    drop(free);
-    let mut command = Command::new(supplied("ENLIST_CLIENT_PROMETHEUS"));
-    command.arg(format!("--config.file={}", file.display()));
-    command.arg(format!("--web.listen-address={listen}"));
-    command.arg(format!("--storage.tsdb.path={}", folder.path().join("data").display()));
-    let _process = command.stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true).spawn().unwrap();
-    let are = |expected: &'static [&'static str]| async move {
-        eventually("the targets", || async {
-            let found = targets(listen).await;
-            if found == expected { Ok(()) } else { Err(found) }
-        })
-        .await;
-    };
-    are(&["a", "b"]).await;
+    let (_process, listen) =
+        start_prometheus(folder.path(), "## Configuration", DOCUMENTED, &address.to_string()).await;
+    targets_are(listen, &["a", "b"]).await;
     first.deregister().await.unwrap();
-    are(&["b"]).await;
+    targets_are(listen, &["b"]).await;
+}
+
+#[cfg(feature = "tls")]
+#[tokio::test]
+#[ignore = "needs Prometheus: cargo xtask clients"]
+async fn it_uses_a_certificate_and_a_token() {
+    let store = Store::new();
+    let (authority, folder) = (Authority::new(), tempfile::tempdir().unwrap());
+    let (certificate, key) = authority.issue("localhost");
+    let http = HttpOptions::new()
+        .address(([127, 0, 0, 1], 0).into())
+        .tls(TlsIdentity::new(certificate, key))
+        .token(BearerToken::new("secret").unwrap());
+    let agent = TestAgent::of(Agent::builder(Arc::new(store.agents.clone())).xds(local()).http(http)).await;
+    let address = format!("localhost:{}", agent.http.unwrap().port());
+    fs::write(folder.path().join("ca.pem"), authority.pem()).unwrap();
+    fs::write(folder.path().join("token"), "secret").unwrap();
+    let _one = store.register("greeter", instance("a", 8080)).await;
+    let heading = "## With a certificate and a token";
+    let (_process, listen) = start_prometheus(folder.path(), heading, "localhost:18001", &address).await;
+    targets_are(listen, &["a"]).await;
 }
