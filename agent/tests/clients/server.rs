@@ -3,9 +3,10 @@
 use std::{
     convert::Infallible,
     task::{Context, Poll},
+    time::Duration,
 };
 
-use enlist::TaskOwner;
+use enlist::{Moment, TaskOwner};
 use enlist_testkit::soon;
 use tokio::{
     net::TcpListener,
@@ -23,6 +24,9 @@ use crate::{
     greeter::Greeter,
     world::{Offer, World},
 };
+
+/// Maximum time until calls avoid a server that has deregistered. The servers of frameworks stop some seconds after it.
+const AVOIDED: Duration = Duration::from_secs(5);
 
 /// A greeter on a free port.
 #[derive(Debug)]
@@ -151,7 +155,7 @@ impl<W: World> Running<W> {
     }
 
     /// Removes the instance and stops the server: at once where it was draining before, as [`enlist::Graceful`] does,
-    /// otherwise once calls no longer reach it. Returns the failures until calls avoid it.
+    /// otherwise once calls no longer reach it, within [`AVOIDED`]. Returns the failures until calls avoid it.
     pub(crate) async fn leave(self, world: &W, caller: &mut Caller) -> Vec<String> {
         let name = self.name.clone();
         let server = self.deregister(world).await;
@@ -159,7 +163,9 @@ impl<W: World> Running<W> {
             server.stop().await;
             return caller.avoids(&name).await;
         }
+        let deregistered = Moment::now();
         let failures = caller.avoids(&name).await;
+        assert!(deregistered.elapsed() < AVOIDED, "calls avoid {name} after {:?}", deregistered.elapsed());
         server.stop().await;
         failures
     }
