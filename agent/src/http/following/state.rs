@@ -80,8 +80,8 @@ impl EntryEnd {
 impl Departure {
     /// Returns `true` if both are the same end, which two followers may learn of at different times.
     pub(super) fn is_same(&self, other: &Self) -> bool {
-        let identity = |one: &Self| (one.entry.instance().id().clone(), one.entry.created());
-        identity(self) == identity(other)
+        let (own, other) = (&self.entry, &other.entry);
+        own.instance().id() == other.instance().id() && own.created() == other.created()
     }
 
     /// Returns the word in JSON for the cause.
