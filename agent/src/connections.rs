@@ -47,6 +47,9 @@ pub(crate) const OPENING: Duration = Duration::from_secs(10);
 /// events fit into the buffers of the system, which otherwise repeats them for a quarter of an hour.
 pub(crate) const STALL: Duration = Duration::from_secs(60);
 
+/// Number of connections below which those that have ended stay in the list.
+const CLEANED_FROM: usize = 64;
+
 /// Minimum time between two looks for connections that can give way.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -106,6 +109,8 @@ pub(crate) struct LimitedConnection {
     opening: Option<Opening>,
     writing: Stall,
     flushing: Stall,
+    /// Bytes wait for the client, as recorded in its state.
+    is_writing: bool,
     owner: OwnerGone,
     _slot: OwnedSemaphorePermit,
 }
@@ -198,6 +203,8 @@ struct Connections {
     unused: Vec<Weak<PeerState>>,
     /// Earliest time of the next look; `None` before the first one.
     next_look: Option<Instant>,
+    /// Number of connections from which those that have ended are removed from the list.
+    next_cleaning: usize,
 }
 
 impl Connections {
@@ -218,11 +225,12 @@ impl Connections {
 }
 
 impl Evictable {
-    /// Adds a connection. The list has at most twice as many as there are slots.
-    fn add(&self, peer: &Peer, slots: usize) {
+    /// Adds a connection. The list has at most about twice as many as are open.
+    fn add(&self, peer: &Peer) {
         let mut connections = self.0.locked();
-        if connections.all.len() >= slots.saturating_mul(2) {
+        if connections.all.len() >= connections.next_cleaning {
             connections.all.retain(|one| one.strong_count() > 0);
+            connections.next_cleaning = CLEANED_FROM.max(2 * connections.all.len());
         }
         connections.all.push(Arc::downgrade(&peer.state));
     }
@@ -230,13 +238,10 @@ impl Evictable {
     /// Closes the connection that has been unused for longest; returns `false` if none has been for [`UNUSED`].
     fn evict(&self) -> bool {
         let mut connections = self.0.locked();
-        if connections.unused.is_empty() {
-            connections.look();
-        }
+        connections.look();
         while let Some(one) = connections.unused.pop() {
             // It may have been used since.
-            if let Some(one) = one.upgrade().filter(|one| one.unused().is_some_and(|time| time >= UNUSED)) {
-                one.close();
+            if one.upgrade().is_some_and(|one| one.close_unused()) {
                 return true;
             }
         }
@@ -275,7 +280,7 @@ fn accepted(acceptor: Acceptor) -> impl Stream<Item = io::Result<LimitedConnecti
 }
 
 async fn next(acceptor: &Acceptor) -> LimitedConnection {
-    let Acceptor { listener, transport, slots, owner, acknowledged, evictable } = acceptor;
+    let Acceptor { listener, transport, owner, acknowledged, evictable, .. } = acceptor;
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -290,7 +295,7 @@ async fn next(acceptor: &Acceptor) -> LimitedConnection {
         let _ = stream.set_nodelay(true);
         limit_acknowledgement(&stream, *acknowledged);
         let peer = Peer::new(stream.peer_addr().ok());
-        evictable.add(&peer, slots.max());
+        evictable.add(&peer);
         let owner = OwnerGone::of(owner, &peer);
         return LimitedConnection::new(transport.over(stream), peer, owner, slot);
     }
@@ -309,7 +314,7 @@ fn limit_acknowledgement(_: &TcpStream, _: Duration) {}
 impl LimitedConnection {
     fn new(stream: Box<dyn ByteStream>, peer: Peer, owner: OwnerGone, slot: OwnedSemaphorePermit) -> Self {
         let (opening, writing, flushing) = (Some(Opening::new()), Stall::default(), Stall::default());
-        Self { stream, peer, opening, writing, flushing, owner, _slot: slot }
+        Self { stream, peer, opening, writing, flushing, is_writing: false, owner, _slot: slot }
     }
 
     /// Returns the client at the other end.
@@ -326,6 +331,16 @@ impl LimitedConnection {
         let peer = Peer::new(None);
         let gone = OwnerGone::of(&owner.0.subscribe(), &peer);
         (Self::new(Box::new(server), peer, gone, slot), client, owner)
+    }
+
+    /// Records whether bytes wait for the client. Before the connection has begun, there are none: a flush waits for
+    /// the handshake of TLS.
+    fn note_writing<T>(&mut self, written: &Poll<io::Result<T>>) {
+        let is_writing = written.is_pending() && self.opening.is_none();
+        if is_writing != self.is_writing {
+            self.is_writing = is_writing;
+            self.peer.state.set_writing(is_writing);
+        }
     }
 
     /// Returns the result of an operation; an error if it waits although the owner is gone or the connection has not
@@ -368,6 +383,7 @@ impl AsyncWrite for LimitedConnection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.owner.check()?;
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.note_writing(&written);
         let written = self.writing.or_late(cx, written);
         self.or_late(cx, written)
     }
@@ -376,12 +392,17 @@ impl AsyncWrite for LimitedConnection {
         self.owner.check()?;
         // Over TLS, bytes wait in the stream itself, and before that the handshake, also after a failed read.
         let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        self.note_writing(&flushed);
         let flushed = self.flushing.or_late(cx, flushed);
         self.or_late(cx, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        self.owner.check()?;
+        // Over TLS, the end is a message.
+        let ended = Pin::new(&mut self.stream).poll_shutdown(cx);
+        let ended = self.flushing.or_late(cx, ended);
+        self.or_late(cx, ended)
     }
 
     fn poll_write_vectored(
@@ -391,6 +412,7 @@ impl AsyncWrite for LimitedConnection {
     ) -> Poll<io::Result<usize>> {
         self.owner.check()?;
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bytes);
+        self.note_writing(&written);
         let written = self.writing.or_late(cx, written);
         self.or_late(cx, written)
     }
@@ -450,24 +472,72 @@ mod tests {
         written.unwrap();
     }
 
-    #[test]
-    fn the_connection_unused_for_longest_gives_way() {
+    #[tokio::test(start_paused = true)]
+    async fn the_connection_unused_for_longest_gives_way() {
         let evictable = Evictable::default();
-        let peers = [300, 100, 200, 0].map(|seconds| {
+        let peers = [300, 100, 200, 0, 150].map(|seconds| {
             let peer = Peer::new(None);
             peer.state.usage.locked().since = Moment::ago(Duration::from_secs(seconds));
-            evictable.add(&peer, 4);
+            evictable.add(&peer);
             peer
         });
+        let closed = || peers.each_ref().map(Peer::is_closing);
         let used = peers[0].in_use();
-        let closed = || peers.each_ref().map(|peer| *peer.state.closing.borrow());
         assert!(evictable.evict());
-        assert_eq!(closed(), [false, false, true, false]);
+        assert_eq!(closed(), [false, false, true, false, false]);
+        // It is the next one of those that were found, and is used in between.
+        drop(peers[4].in_use());
         assert!(evictable.evict());
-        assert_eq!(closed(), [false, true, true, false]);
-        assert!(!evictable.evict(), "the others are in use, or new");
+        assert_eq!(closed(), [false, true, true, false, false]);
+        tokio::time::advance(LOOK_INTERVAL).await;
+        assert!(!evictable.evict(), "the others are in use, or were a short time ago");
         drop(used);
+        tokio::time::advance(UNUSED / 2).await;
         assert!(!evictable.evict(), "it was in use a short time ago");
+        tokio::time::advance(UNUSED / 2).await;
+        assert!(evictable.evict() && evictable.evict() && evictable.evict());
+        assert_eq!(closed(), [true; 5]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_causes_few_looks() {
+        let (evictable, peer) = (Evictable::default(), Peer::new(None));
+        evictable.add(&peer);
+        assert!(!evictable.evict(), "it is new");
+        peer.state.usage.locked().since = Moment::ago(UNUSED);
+        assert!(!evictable.evict(), "there was a look just before");
+        tokio::time::advance(LOOK_INTERVAL).await;
+        assert!(evictable.evict());
+    }
+
+    /// The request is over, but the client reads slowly.
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_with_bytes_for_its_client_is_in_use() {
+        let (mut connection, mut client, _owner) = LimitedConnection::over_pipe(1024);
+        let evictable = Evictable::default();
+        evictable.add(connection.peer());
+        client.write_all(&[b'x'; PREFACE_BYTES]).await.unwrap();
+        connection.read_exact(&mut [0; PREFACE_BYTES]).await.unwrap();
+        let evict = async {
+            tokio::time::sleep(10 * UNUSED).await;
+            let is_evicted = evictable.evict();
+            client.read_exact(&mut [0; 4096]).await.unwrap();
+            is_evicted
+        };
+        let (written, is_evicted) = tokio::join!(connection.write_all(&[0; 4096]), evict);
+        written.unwrap();
+        assert!(!is_evicted);
+        tokio::time::sleep(UNUSED).await;
+        assert!(evictable.evict());
+    }
+
+    #[test]
+    fn connections_that_have_ended_are_forgotten() {
+        let evictable = Evictable::default();
+        for _ in 0..10 * CLEANED_FROM {
+            evictable.add(&Peer::new(None));
+        }
+        assert!(evictable.0.locked().all.len() <= CLEANED_FROM);
     }
 
     #[tokio::test]

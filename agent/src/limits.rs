@@ -120,11 +120,6 @@ impl Permits {
         slot
     }
 
-    /// The number of slots.
-    pub(crate) fn max(&self) -> usize {
-        self.limit.max()
-    }
-
     /// Returns the use of the limit.
     pub(crate) fn usage(&self) -> LimitUse {
         self.limit.usage(Some(self.limit.max() - self.free.available_permits()))

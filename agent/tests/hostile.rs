@@ -323,7 +323,7 @@ async fn idle_connections_cost_little() {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
     let files = limit.maximum.unwrap_or(u64::MAX);
-    let connections = usize::try_from((files - OTHER_FILES) / 2).unwrap().min(DEFAULT_XDS_STREAMS);
+    let connections = usize::try_from(files.saturating_sub(OTHER_FILES) / 2).unwrap().min(DEFAULT_XDS_STREAMS);
     assert!(connections >= 9_000, "19,000 open files are permitted: {files}");
     let store = Store::new();
     let agent = TestAgent::start(&store.agents, local().max_streams(connections)).await;
@@ -427,25 +427,28 @@ async fn clients_that_do_not_read_share_responses() {
     serves(&store, agent.address).await;
 }
 
-/// Each requests as many names as a stream may, and reads nothing.
+/// Each requests as many names as a stream may, then others, then none, and reads nothing. The responses remain.
 #[tokio::test]
 async fn names_of_all_streams_share_memory() {
     const CONNECTIONS: usize = 2;
     const STREAMS_EACH: usize = 100;
-    /// Without a limit it would be twice as much.
-    const BYTES: usize = 160 << 20;
+    /// Those of the agent are 84 KiB for each permitted stream. Without a limit they were 300 MB.
+    const BYTES: usize = 64 << 20;
     let _alone = ALONE.lock().await;
     let store = Store::new();
-    let agent = TestAgent::start(&store.agents, local()).await;
+    let agent = TestAgent::start(&store.agents, local().max_streams(2 * CONNECTIONS * STREAMS_EACH)).await;
     let mut connected = Connected::new(&store, agent.address).await;
-    let names: Vec<_> = (0..DEFAULT_XDS_NAMES).map(|number| format!("service-{number}")).collect();
-    let names: Vec<_> = names.iter().map(String::as_str).collect();
+    let names = |text: &str| (0..DEFAULT_XDS_NAMES).map(|number| format!("{text}-{number}")).collect::<Vec<_>>();
+    let (one, other) = (names("service"), names("another"));
     let (before, mut clients) = (memory(), Vec::new());
     for _ in 0..CONNECTIONS {
         let channel = Channel::from_shared(format!("http://{}", agent.address)).unwrap().connect().await.unwrap();
         for _ in 0..STREAMS_EACH {
             let client = AdsClient::over(channel.clone()).await.unwrap();
-            client.request(CLUSTER, &names).await;
+            for names in [&one, &other] {
+                client.request(CLUSTER, &names.iter().map(String::as_str).collect::<Vec<_>>()).await;
+            }
+            client.request(CLUSTER, &[]).await;
             clients.push(client);
         }
     }
@@ -457,6 +460,32 @@ async fn names_of_all_streams_share_memory() {
     assert_growth(before, BYTES, "names");
     connected.learns().await;
     serves(&store, agent.address).await;
+}
+
+/// There is no memory for its names, until another one ends.
+#[tokio::test(start_paused = true)]
+async fn names_without_memory_come_in_later() {
+    let _alone = ALONE.lock().await;
+    let store = Store::new();
+    let agent = TestAgent::start(&store.agents, local().max_streams(2)).await;
+    let names: Vec<_> = (0..200).map(|number| format!("service-{number}")).collect();
+    let names: Vec<_> = names.iter().map(String::as_str).collect();
+    let mut first = AdsClient::connect(agent.address).await;
+    first.request(CLUSTER, &names).await;
+    let has_all = first.next(CLUSTER).await.resources.len();
+    assert!((1..names.len()).contains(&has_all), "{has_all}");
+    let mut second = AdsClient::connect(agent.address).await;
+    second.request(CLUSTER, &names).await;
+    let has_few = second.next(CLUSTER).await.resources.len();
+    assert!((1..has_all).contains(&has_few), "{has_few}");
+    drop(first);
+    // The maximum, after which the client is to request its names again.
+    tokio::time::sleep(Duration::from_secs(40)).await;
+    let end = second.ended().await;
+    assert_eq!(end.code(), Code::Unavailable, "{end:?}");
+    let mut second = AdsClient::connect(agent.address).await;
+    second.request(CLUSTER, &names).await;
+    assert_eq!(second.next(CLUSTER).await.resources.len(), has_all);
 }
 
 /// Returns the time until a client that does not read `responses` of this size is disconnected. Its connection answers

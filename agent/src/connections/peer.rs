@@ -32,21 +32,42 @@ pub(super) struct PeerState {
 /// Use of a connection by streams of xDS, or requests over HTTP.
 #[derive(Debug)]
 pub(super) struct Usage {
-    streams: usize,
-    /// Time at which the last one ended, or at which the connection was accepted.
+    users: usize,
+    /// Bytes wait for the client, which may be those of a response that is complete for its request.
+    pub(super) is_writing: bool,
+    /// Time at which the last use ended, or at which the connection was accepted.
     pub(super) since: Moment,
 }
 
 impl PeerState {
     /// Returns the time for which nothing has used the connection; `None` if something does, or it is closed already.
     pub(super) fn unused(&self) -> Option<Duration> {
-        let usage = self.usage.locked();
+        self.unused_in(&self.usage.locked())
+    }
+
+    fn unused_in(&self, usage: &Usage) -> Option<Duration> {
         let is_open = !*self.closing.borrow();
-        (is_open && usage.streams == 0).then(|| usage.since.elapsed())
+        (is_open && usage.users == 0 && !usage.is_writing).then(|| usage.since.elapsed())
     }
 
     pub(super) fn close(&self) {
         self.closing.send_replace(true);
+    }
+
+    /// Closes the connection if nothing has used it for [`UNUSED`]; returns `false` otherwise.
+    pub(super) fn close_unused(&self) -> bool {
+        let usage = self.usage.locked();
+        let is_unused = self.unused_in(&usage).is_some_and(|time| time >= UNUSED);
+        if is_unused {
+            self.close();
+        }
+        is_unused
+    }
+
+    /// Records whether bytes wait for the client.
+    pub(super) fn set_writing(&self, is_writing: bool) {
+        let mut usage = self.usage.locked();
+        (usage.is_writing, usage.since) = (is_writing, Moment::now());
     }
 }
 
@@ -57,7 +78,7 @@ pub(crate) struct InUse(Arc<PeerState>);
 impl Drop for InUse {
     fn drop(&mut self) {
         let mut usage = self.0.usage.locked();
-        *usage = Usage { streams: usage.streams.saturating_sub(1), since: Moment::now() };
+        (usage.users, usage.since) = (usage.users.saturating_sub(1), Moment::now());
     }
 }
 
@@ -65,7 +86,7 @@ impl Peer {
     /// Creates the client of a new connection.
     pub(crate) fn new(address: Option<SocketAddr>) -> Self {
         let (now, closing) = (Moment::now(), watch::Sender::new(false));
-        let usage = Mutex::new(Usage { streams: 0, since: now });
+        let usage = Mutex::new(Usage { users: 0, is_writing: false, since: now });
         Self { address, state: Arc::new(PeerState { heard: Mutex::new(now), usage, closing }) }
     }
 
@@ -81,13 +102,18 @@ impl Peer {
 
     /// Records that a stream or a request uses the connection.
     pub(crate) fn in_use(&self) -> InUse {
-        self.state.usage.locked().streams += 1;
+        self.state.usage.locked().users += 1;
         InUse(Arc::clone(&self.state))
     }
 
-    /// Returns `true` if the connection is to give way to another one.
-    pub(crate) fn is_unused(&self) -> bool {
-        self.state.unused().is_some_and(|time| time >= UNUSED)
+    /// Records that a stream has begun, which will use the connection: it has the time of a new connection for that.
+    pub(crate) fn begin(&self) {
+        self.state.usage.locked().since = Moment::now();
+    }
+
+    /// Closes the connection if it is to give way to another one; returns `false` otherwise.
+    pub(crate) fn close_unused(&self) -> bool {
+        self.state.close_unused()
     }
 
     /// Returns `true` once the connection is to be closed.
@@ -96,10 +122,10 @@ impl Peer {
         *self.state.closing.borrow()
     }
 
-    /// Number of streams that use the connection.
+    /// Number of streams and requests that use the connection.
     #[cfg(test)]
-    pub(crate) fn streams(&self) -> usize {
-        self.state.usage.locked().streams
+    pub(crate) fn users(&self) -> usize {
+        self.state.usage.locked().users
     }
 
     /// Closes the connection.

@@ -175,7 +175,7 @@ impl HttpOptions {
         if self.hosts.iter().all(|name| Hosts::can_have(name)) {
             return Ok(());
         }
-        Err(AgentError::InvalidOption { option: "host", reason: "a name has no port" })
+        Err(AgentError::InvalidOption { option: "host", reason: "a host is a name without a port" })
     }
 }
 

@@ -33,6 +33,10 @@ use crate::limits::Limit;
 /// Interval of the attempts to follow names for which there was no room.
 const RETRY: Duration = Duration::from_secs(5);
 
+/// Time after which a stream without memory for some of its names ends, so that its client requests them again: this
+/// many seconds, and up to as many more at random.
+const RENEWAL_SECONDS: u64 = 20;
+
 /// Maximum number of refusals in an attempt, so that it costs little.
 const MAX_REFUSED: usize = 16;
 
@@ -50,6 +54,8 @@ pub(super) struct ClientStream {
     waiting: BTreeSet<String>,
     /// Next attempt to follow them.
     retry: Instant,
+    /// Time at which the stream ends if there still is no memory for some names.
+    renewal: Option<Instant>,
 }
 
 /// Resources that a stream can send.
@@ -103,6 +109,8 @@ impl StreamResources {
 enum StreamEnd {
     /// The client ended its requests, or one cannot be read.
     Client(Option<Status>),
+    /// The client is to request names again for which there was no memory.
+    Renewal,
     /// The responses have ended, or the client does not take them.
     Delivery(DeliveryEnd),
     /// The agent stops.
@@ -121,7 +129,7 @@ impl ClientStream {
         let resources = StreamResources { zone: None, subscriptions: BTreeMap::new(), envoy };
         let state = StreamState::new(names.max(), NameAccount::new(Arc::clone(&status.name_budget)));
         let (inbox, waiting, retry) = (Arc::default(), BTreeSet::new(), Instant::now());
-        Self { state, resources, assignments, inbox, client, names, zones, waiting, retry }
+        Self { state, resources, assignments, inbox, client, names, zones, waiting, retry, renewal: None }
     }
 
     /// Serves the client until it ends the stream or `stop` completes. `progress`: that of the client with the
@@ -148,7 +156,11 @@ impl ClientStream {
                 let _ = responses.try_send(Box::new(Err(Status::unavailable("the agent stops"))));
                 return;
             }
-            StreamEnd::Client(status) => {
+            StreamEnd::Client(_) | StreamEnd::Renewal => {
+                let status = match end {
+                    StreamEnd::Client(status) => status,
+                    _ => Some(Status::unavailable("there was no memory for some names: request them again")),
+                };
                 if let Some(status) = status {
                     let _ = responses.try_send(Box::new(Err(status)));
                 }
@@ -183,6 +195,12 @@ impl ClientStream {
                         return end;
                     }
                 }
+                () = at(self.renewal) => {
+                    self.renewal = None;
+                    if self.state.lacks_memory() {
+                        return StreamEnd::Renewal;
+                    }
+                }
                 slot = responses.reserve(), if self.state.is_due() => match slot {
                     Ok(slot) => self.respond(slot),
                     Err(_) => return StreamEnd::Delivery(DeliveryEnd::Complete),
@@ -200,6 +218,10 @@ impl ClientStream {
         let received = self.state.receive(request);
         if self.state.above_limit() > above_limit {
             self.names.refuse();
+        }
+        if self.state.lacks_memory() {
+            let seconds = RENEWAL_SECONDS + fastrand::u64(..=RENEWAL_SECONDS);
+            self.renewal.get_or_insert_with(|| Instant::now() + Duration::from_secs(seconds));
         }
         tracing::trace!(kind = request.type_url, nonce = request.response_nonce, ?received, "request received");
         match received {
@@ -277,5 +299,13 @@ impl ClientStream {
             self.client.count(response.kind);
             slot.send(Box::new(Ok(response)));
         }
+    }
+}
+
+/// Waits until this time; for ever without one.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }

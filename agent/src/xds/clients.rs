@@ -165,12 +165,13 @@ impl Clients {
         if connected.len() >= self.limit.max() {
             // The client that is refused finds a slot at its next attempt.
             let mut peers = connected.values().filter_map(|entry| entry.peer.as_ref());
-            if let Some(unused) = peers.find(|peer| peer.is_unused()) {
-                unused.disconnect();
-            }
+            let _ = peers.any(Peer::close_unused);
             drop(connected);
             self.limit.refuse();
             return None;
+        }
+        if let Some(peer) = &peer {
+            peer.begin();
         }
         self.opened.fetch_add(1, Ordering::Relaxed);
         let number = self.last.fetch_add(1, Ordering::Relaxed);
@@ -303,13 +304,13 @@ mod tests {
     fn a_subscription_uses_the_connection() {
         let (clients, peer) = (Arc::new(Clients::new(1)), Peer::new(None));
         let one = clients.enter(Some(peer.clone())).unwrap();
-        assert_eq!(peer.streams(), 0);
+        assert_eq!(peer.users(), 0);
         for _ in 0..2 {
             one.record(&Received::Subscribed, std::iter::empty());
         }
-        assert_eq!(peer.streams(), 1);
+        assert_eq!(peer.users(), 1);
         drop(one);
-        assert_eq!(peer.streams(), 0);
+        assert_eq!(peer.users(), 0);
     }
 
     #[tokio::test(start_paused = true)]

@@ -120,7 +120,7 @@ impl http_body::Body for ResponseBody {
     type Error = Status;
 
     /// The connection asks for the next frame once the client can receive the first byte of the last one. The last byte
-    /// of a response is a part of its own, so that the client can receive everything before it.
+    /// of a frame is a part of its own, so that the client can receive everything before it.
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         loop {
             if !self.rest.is_empty() {

@@ -1,5 +1,6 @@
-//! Memory for the names that clients subscribe to. Each stream has some of its own; what it needs beyond that, it takes
-//! from what all streams share.
+//! Memory for the names that clients subscribe to. Each stream has some of its own; beyond that, all streams have a
+//! common budget. A stream is charged for the largest number of names that it has had, until it ends: responses that it
+//! does not read contain names that it no longer wants.
 
 use std::sync::{
     Arc,
@@ -9,25 +10,26 @@ use std::sync::{
 use super::resource::ResourceType;
 use crate::limits::{Limit, LimitUse};
 
-/// Bytes that all streams share.
-const SHARED_BYTES: usize = 256 << 20;
+/// Bytes of the common budget for each permitted stream.
+const COMMON_BYTES: usize = 52 << 10;
 
 /// Bytes that each stream has: enough for seven services of a client of gRPC.
 const OWN_BYTES: usize = 32 << 10;
 
-/// Bytes of a name besides its text: its places in the sets of its stream.
-const NAME_BYTES: usize = 512;
+/// Bytes of a name in the sets of its stream, without its text, and number of the texts.
+const NAME: (usize, usize) = (512, 4);
 
-/// Bytes of the resource of a listener or cluster in the two responses that a stream can have. Assignments are shared,
-/// and a response has one route.
-const RESOURCE_BYTES: usize = 1024;
+/// The same of a listener or cluster, with its resource in the two responses that a stream can have. Assignments are
+/// shared by all streams, and a response has one route.
+const RESOURCE: (usize, usize) = (1536, 8);
 
-/// Returns the bytes that a name takes, rounded up.
+/// Returns the bytes that a name takes at most.
 pub(super) fn cost(kind: ResourceType, name: &str) -> usize {
-    NAME_BYTES + name.len() + if kind.is_complete() { RESOURCE_BYTES } else { 0 }
+    let (bytes, texts) = if kind.is_complete() { RESOURCE } else { NAME };
+    bytes + texts * name.len()
 }
 
-/// Bytes that all streams share.
+/// Bytes that all streams have in common.
 #[derive(Debug)]
 pub(super) struct NameBudget {
     limit: Arc<Limit>,
@@ -35,9 +37,9 @@ pub(super) struct NameBudget {
 }
 
 impl NameBudget {
-    /// Creates the budget of a server.
-    pub(super) fn new() -> Arc<Self> {
-        Self::of(SHARED_BYTES)
+    /// Creates the budget of a server with this number of streams.
+    pub(super) fn new(max_streams: usize) -> Arc<Self> {
+        Self::of(max_streams.saturating_mul(COMMON_BYTES))
     }
 
     fn of(bytes: usize) -> Arc<Self> {
@@ -47,15 +49,6 @@ impl NameBudget {
     /// Returns the use of the budget. Refused are names that have to wait.
     pub(super) fn usage(&self) -> LimitUse {
         self.limit.usage(Some(self.used.load(Ordering::Relaxed)))
-    }
-
-    fn take(&self, bytes: usize) -> bool {
-        let taken = |used: usize| used.checked_add(bytes).filter(|used| *used <= self.limit.max());
-        self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken).is_ok()
-    }
-
-    fn give_back(&self, bytes: usize) {
-        self.used.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 
@@ -72,40 +65,40 @@ impl NameAccount {
         Self { budget, used: 0 }
     }
 
-    /// Takes the place of a name; returns `false`, which is a refusal, if there is none.
+    /// Takes further bytes; returns `false`, which is a refusal, if there are none.
     pub(super) fn take(&mut self, bytes: usize) -> bool {
-        let used = self.used + bytes;
-        let has_room = self.budget.take(shared(used) - shared(self.used));
-        if has_room {
+        let used = self.used.saturating_add(bytes);
+        let (more, max) = (common(used) - common(self.used), self.budget.limit.max());
+        let taken = |used: usize| used.checked_add(more).filter(|used| *used <= max);
+        let is_taken = self.budget.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken).is_ok();
+        if is_taken {
             self.used = used;
         } else {
             self.budget.limit.refuse();
         }
-        has_room
-    }
-
-    /// Frees the place of names that were taken before.
-    pub(super) fn give_back(&mut self, bytes: usize) {
-        let used = self.used.saturating_sub(bytes);
-        self.budget.give_back(shared(self.used) - shared(used));
-        self.used = used;
+        is_taken
     }
 }
 
 impl Drop for NameAccount {
     fn drop(&mut self) {
-        self.budget.give_back(shared(self.used));
+        self.budget.used.fetch_sub(common(self.used), Ordering::Relaxed);
     }
 }
 
 /// Returns the part of these bytes that does not fit into a stream's own ones.
-fn shared(used: usize) -> usize {
+fn common(used: usize) -> usize {
     used.saturating_sub(OWN_BYTES)
 }
 
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::xds::{
+        options::DEFAULT_XDS_CONNECT_TIMEOUT,
+        resource::Resource,
+        resources::{api_listener, cluster},
+    };
 
     /// Returns the account of a stream that has its own bytes, and this number of others.
     pub(in crate::xds) fn account(bytes: usize) -> NameAccount {
@@ -121,12 +114,27 @@ pub(super) mod tests {
         assert!(one.take(60) && one.take(40) && used() == 100);
         assert!(!one.take(1) && budget.usage().refused == 1, "all are taken");
         assert!(other.take(OWN_BYTES) && !other.take(1), "but its own ones");
-        one.give_back(70);
-        assert_eq!(used(), 30);
-        assert!(other.take(70) && !other.take(1));
         drop(one);
-        assert_eq!(used(), 70);
-        other.give_back(OWN_BYTES + 70);
         assert_eq!(used(), 0);
+        assert!(other.take(70) && used() == 70);
+        drop(other);
+        assert_eq!(used(), 0);
+    }
+
+    /// The resources of two responses, and the name in the sets of the stream.
+    #[test]
+    fn the_cost_of_a_name_is_not_below_its_bytes() {
+        for length in [1, 16, 128, 1_533] {
+            let name = "x".repeat(length);
+            for (kind, resource) in [
+                (ResourceType::Listener, api_listener(&name)),
+                (ResourceType::Cluster, cluster(&name, DEFAULT_XDS_CONNECT_TIMEOUT)),
+            ] {
+                let in_response = resource.any().len() + size_of::<Resource>() + name.len();
+                let bytes = 2 * in_response + name.len();
+                let cost = cost(kind, &name);
+                assert!(bytes < cost, "{kind:?} {length}: {bytes} of {cost}");
+            }
+        }
     }
 }

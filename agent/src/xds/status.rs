@@ -43,7 +43,7 @@ impl XdsStatus {
             connections: Arc::new(connections),
             clients: Arc::new(Clients::new(options.max_streams)),
             names: Limit::new("xds_names", options.max_names),
-            name_budget: NameBudget::new(),
+            name_budget: NameBudget::new(options.max_streams),
             requests: RequestBudget::new(max_request_bytes(options.max_names)),
             assignments: Arc::new(assignments),
         }

@@ -7,8 +7,9 @@
 //!   again until its content changes.
 //! - Listeners and clusters are sent as complete sets, because what is missing is deleted. Of routes and assignments
 //!   each response has one: a client may discard a whole response for one resource.
-//! - Nothing is sent for what is not known yet, or for names for which there is no room, in the stream or in the memory
-//!   of all streams. A client repeats its names in each request, so those come in once there is room.
+//! - Nothing is sent for what is not known yet, or for names above the limit. A client repeats its names in each
+//!   request, so those come in once there is room. Nor is it for names for which there is no memory; their stream is to
+//!   be ended after a time, so that the client requests them again.
 //! - After a change of a cluster its assignment is sent again: Envoy waits for it, and does not always ask.
 
 use std::{
@@ -122,8 +123,7 @@ impl Subscription {
         let Self::Names(names) = self else { return 0 };
         let all = names.len();
         let (kept, new): (Vec<_>, Vec<_>) = mem::take(names).into_iter().partition(|name| before.contains(name));
-        names.extend(kept.into_iter().filter(|name| room.keep(name)));
-        names.extend(new.into_iter().filter(|name| room.take(name) && room.pay(name)));
+        names.extend(kept.into_iter().chain(new).filter(|name| room.take(name)));
         all - names.len()
     }
 
@@ -150,35 +150,40 @@ struct Room<'a> {
     kind: ResourceType,
     names: usize,
     bytes: usize,
-    /// Number of names for which there was no room.
-    lacking: usize,
+    /// Memory of the names so far.
+    used: usize,
+    /// Memory that the type has taken.
+    taken: &'a mut usize,
     account: &'a mut NameAccount,
+    omitted: Omitted,
 }
 
 impl Room<'_> {
-    /// Takes the place of a name in the stream; returns `false` if there is none.
+    /// Takes the place of a name; returns `false` if there is none.
     fn take(&mut self, name: &str) -> bool {
         let (Some(names), Some(bytes)) = (self.names.checked_sub(1), self.bytes.checked_sub(name.len())) else {
-            self.lacking += 1;
+            self.omitted.above_limit += 1;
             return false;
         };
-        (self.names, self.bytes) = (names, bytes);
+        let used = self.used + cost(self.kind, name);
+        let more = used.saturating_sub(*self.taken);
+        if more > 0 && !self.account.take(more) {
+            self.omitted.without_memory += 1;
+            return false;
+        }
+        *self.taken += more;
+        (self.names, self.bytes, self.used) = (names, bytes, used);
         true
     }
+}
 
-    /// Takes the place of a name that the stream has; frees its memory, and returns `false`, if there is none.
-    fn keep(&mut self, name: &str) -> bool {
-        let has_room = self.take(name);
-        if !has_room {
-            self.account.give_back(cost(self.kind, name));
-        }
-        has_room
-    }
-
-    /// Takes the memory of a new name; returns `false` if all streams together have none.
-    fn pay(&mut self, name: &str) -> bool {
-        self.account.take(cost(self.kind, name))
-    }
+/// Numbers of the names of the latest request that the subscription lacks.
+#[derive(Clone, Copy, Debug, Default)]
+struct Omitted {
+    /// They are above the limit of the stream.
+    above_limit: usize,
+    /// There is no memory for them.
+    without_memory: usize,
 }
 
 /// Responses that a client is to receive.
@@ -203,8 +208,9 @@ enum Answer {
 #[derive(Debug)]
 struct TypeState {
     subscription: Subscription,
-    /// Number of names of the latest request that are above the limit of the stream.
-    above_limit: usize,
+    omitted: Omitted,
+    /// Memory that was taken for names, which is that of the most names so far.
+    taken: usize,
     /// Names that the client has from an earlier stream: those of the first request, and those that came in while some
     /// of them may have been omitted.
     resumed: Names,
@@ -246,11 +252,10 @@ impl StreamState {
         }
         let is_resumed = state.subscription == Subscription::None && !request.version_info.is_empty();
         let mut subscription = state.subscription.after(kind, &request.resource_names);
-        let left = state.subscription.names().into_iter().flatten().filter(|name| !subscription.contains(name));
-        self.account.give_back(left.map(|name| cost(kind, name)).sum());
-        let mut room = Room { kind, names, bytes, lacking: 0, account: &mut self.account };
+        let (taken, account) = (&mut state.taken, &mut self.account);
+        let mut room = Room { kind, names, bytes, used: 0, taken, account, omitted: Omitted::default() };
         let omitted = subscription.limit(&state.subscription, &mut room);
-        state.above_limit = room.lacking;
+        state.omitted = room.omitted;
         if is_resumed || state.omits_resumed {
             let new = subscription.names().into_iter().flatten().filter(|name| !state.subscription.contains(name));
             state.resumed.extend(new.cloned());
@@ -272,7 +277,12 @@ impl StreamState {
 
     /// Returns the number of requested names that are above the limit of the stream.
     pub(super) fn above_limit(&self) -> usize {
-        self.types.iter().map(|state| state.above_limit).sum()
+        self.types.iter().map(|state| state.omitted.above_limit).sum()
+    }
+
+    /// Returns `true` if there is no memory for some of the requested names.
+    pub(super) fn lacks_memory(&self) -> bool {
+        self.types.iter().any(|state| state.omitted.without_memory > 0)
     }
 
     /// Returns the names of the assignments that the client subscribes to.
@@ -373,7 +383,16 @@ impl TypeState {
     fn new(kind: ResourceType) -> Self {
         let due = if kind.is_complete() { Due::Set(Answer::Given) } else { Due::Names(Names::new()) };
         let (resumed, sent) = (Names::new(), BTreeMap::new());
-        Self { subscription: Subscription::None, above_limit: 0, resumed, omits_resumed: false, due, nonce: 0, sent }
+        Self {
+            subscription: Subscription::None,
+            omitted: Omitted::default(),
+            taken: 0,
+            resumed,
+            omits_resumed: false,
+            due,
+            nonce: 0,
+            sent,
+        }
     }
 
     /// Replaces the subscription. What the client no longer wants counts as not sent.
@@ -803,8 +822,9 @@ mod tests {
         let other = DiscoveryRequest { type_url: "x".to_owned(), ..DiscoveryRequest::default() };
         assert_eq!(stream.receive(&other), Received::UnknownType);
     }
+
     #[test]
-    fn names_of_all_streams_share_memory() {
+    fn names_without_memory_are_omitted() {
         const NAMES: usize = 100;
         let names: Vec<_> = (0..NAMES).map(|number| format!("name-{number:02}")).collect();
         let names: Vec<_> = names.iter().map(String::as_str).collect();
@@ -813,22 +833,16 @@ mod tests {
         stream.receive(&request(Assignment, &names, ""));
         let own = subscribed(&stream);
         assert!((1..NAMES).contains(&own), "{own}");
-        assert_eq!(stream.above_limit(), 0, "the stream has room");
-        stream.receive(&request(Cluster, &names, ""));
-        assert_eq!(subscribed(&stream), own, "those before stay");
+        assert!(stream.lacks_memory() && stream.above_limit() == 0, "the stream has room");
         stream.receive(&request(Assignment, &names[NAMES - own..], ""));
-        assert_eq!(subscribed(&stream), own, "others take the place of former ones");
+        assert_eq!((subscribed(&stream), stream.lacks_memory()), (own, false), "others take the place of former ones");
         stream.receive(&request(Assignment, &[], ""));
         stream.receive(&request(Cluster, &names, ""));
-        let registry = Registry::with(&[]);
-        let clusters = respond(&mut stream, &registry);
-        let [(Cluster, count)] = kinds(&clusters)[..] else { panic!("{clusters:?}") };
-        assert!((1..own).contains(&count), "{count} clusters, which take more than assignments");
-        stream.receive(&request(Assignment, &names, ""));
-        assert_eq!(subscribed(&stream), 0, "no room is left");
+        assert_eq!(kinds(&respond(&mut stream, &Registry::with(&[]))), [], "former ones are charged for");
+        assert!(stream.lacks_memory());
         let all = cost(Assignment, names[0]) * NAMES;
         let mut stream = StreamState::new(NAMES, account(all));
         stream.receive(&request(Assignment, &names, ""));
-        assert_eq!(subscribed(&stream), NAMES);
+        assert_eq!((subscribed(&stream), stream.lacks_memory()), (NAMES, false));
     }
 }

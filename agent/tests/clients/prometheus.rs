@@ -21,11 +21,16 @@ use crate::{
     support::{Store, instance},
 };
 
-/// Returns the names of the active targets of the job `enlist`.
-async fn targets(prometheus: SocketAddr) -> Vec<String> {
+/// Returns the active targets.
+async fn active_targets(prometheus: SocketAddr) -> Vec<Value> {
     let Ok(body) = exchange(prometheus, "GET", "/api/v1/targets?state=active", "").await else { return vec![] };
     let Ok(body) = serde_json::from_str::<Value>(&body) else { return vec![] };
-    let targets = body["data"]["activeTargets"].as_array().cloned().unwrap_or_default();
+    body["data"]["activeTargets"].as_array().cloned().unwrap_or_default()
+}
+
+/// Returns the names of the active targets of the job `enlist`.
+async fn targets(prometheus: SocketAddr) -> Vec<String> {
+    let targets = active_targets(prometheus).await;
     let targets = targets.iter().filter(|target| target["labels"]["job"] == "enlist");
     let name = |target: &Value| target["labels"]["id"].as_str().unwrap_or_default().to_owned();
     let mut names: Vec<_> = targets.map(name).collect();
@@ -94,4 +99,10 @@ async fn it_uses_a_certificate_and_a_token() {
     let heading = "## With a certificate and a token";
     let (_process, listen) = start_prometheus(folder.path(), heading, "localhost:18001", &address).await;
     targets_are(listen, &["a"]).await;
+    eventually("the agent itself is scraped", || async {
+        let found = active_targets(listen).await;
+        let agent = found.iter().find(|target| target["labels"]["job"] == "enlist-agent");
+        if agent.is_some_and(|agent| agent["health"] == "up") { Ok(()) } else { Err(found) }
+    })
+    .await;
 }

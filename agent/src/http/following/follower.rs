@@ -196,16 +196,20 @@ impl Follower {
         if self.state.services.contains_key(name) || !self.refused.insert(name.clone()) {
             return;
         }
-        let service = ServiceRef::new(self.shared.scope.namespace().clone(), name.clone());
-        let (service, cause) = (escaped(&service), enlist::with_causes(error).to_string());
-        tracing::warn!(%service, %cause, "service omitted");
+        // The first one stands for all.
+        if self.refused.len() == 1 {
+            let service = ServiceRef::new(self.shared.scope.namespace().clone(), name.clone());
+            let (service, cause) = (escaped(&service), enlist::with_causes(error).to_string());
+            tracing::warn!(%service, %cause, "services refused");
+        }
         self.count_omitted();
         self.changed();
     }
 
     fn count_omitted(&mut self) {
+        let refused = self.refused.intersection(&self.listed).count();
         if let Some(list) = &mut self.state.list {
-            list.omitted = self.above_limit + self.refused.len();
+            list.omitted = self.above_limit + refused;
         }
     }
 
@@ -255,6 +259,7 @@ impl Follower {
                 self.unknown.remove(&name);
                 match self.shared.scope {
                     Scope::Service(_) => self.refuse(error),
+                    Scope::Namespace(_) if is_end => {}
                     Scope::Namespace(_) => self.note_refused(&name, &error),
                 }
                 if is_end {

@@ -85,7 +85,7 @@ fn of_registry(text: &mut Exposition, published: &[(Scope, Arc<Published>)]) {
     };
     let count = |value: usize| number(value as u64);
     gauge("enlist_agent_services", "Services of a followed namespace.", &|state| count(state.present().count()));
-    gauge("enlist_agent_services_omitted", "Services of a followed namespace above the limit.", &|state| {
+    gauge("enlist_agent_services_omitted", "Services above the limit, or refused by the store.", &|state| {
         count(state.omitted())
     });
     gauge("enlist_agent_instances", "Instances of a followed namespace.", &|state| count(state.instances()));
