@@ -16,12 +16,11 @@ use enlist_agent::{DEFAULT_XDS_NAMES, DEFAULT_XDS_STREAMS, ResourceType};
 use enlist_testkit::{eventually, soon};
 use http_body::Frame;
 use http_body_util::StreamBody;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 #[cfg(feature = "tls")]
 use support::authority::{Authority, HOST, channel, health};
 use support::{
     ASSIGNMENT, AdsClient, CLUSTER, LISTENER, ROUTE, Store, TestAgent,
-    hostile::{CHECKED, Random, assert_growth, memory, send},
+    hostile::{CHECKED, Random, assert_growth, memory, permit_files, send},
     instance, local, ports,
 };
 use tokio::{
@@ -320,11 +319,8 @@ async fn idle_connections_cost_little() {
     /// Open files of the test besides the connections.
     const OTHER_FILES: u64 = 500;
     let _alone = ALONE.lock().await;
-    let limit = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
-    let files = limit.maximum.unwrap_or(u64::MAX);
-    let connections = usize::try_from(files.saturating_sub(OTHER_FILES) / 2).unwrap().min(DEFAULT_XDS_STREAMS);
-    assert!(connections >= 9_000, "19,000 open files are permitted: {files}");
+    let files = permit_files(12_500);
+    let connections = usize::try_from((files - OTHER_FILES) / 2).unwrap().min(DEFAULT_XDS_STREAMS);
     let store = Store::new();
     let agent = TestAgent::start(&store.agents, local().max_streams(connections)).await;
     let mut connected = Connected::new(&store, agent.address).await;
@@ -349,6 +345,7 @@ async fn unfinished_handshakes_give_way() {
     const SLOTS: usize = 1_000;
     const HANDSHAKE: &[u8] = &[22, 3, 1];
     let _alone = ALONE.lock().await;
+    permit_files(5_000);
     let store = Store::new();
     let authority = Authority::new();
     let (agent, http) = with_tls(&store, &authority, SLOTS).await;

@@ -9,10 +9,9 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use enlist::{Registry as _, ServiceRef};
 use enlist_agent::{Agent, HttpOptions};
 use enlist_testkit::{eventually, soon};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use support::{
     Store, TestAgent,
-    hostile::{CHECKED, Random, assert_growth, memory, send},
+    hostile::{CHECKED, Random, assert_growth, memory, permit_files, send},
     instance, local,
 };
 use tokio::{
@@ -166,6 +165,7 @@ async fn unfinished_requests_cost_little() {
     const CONNECTIONS: usize = 2_000;
     const BYTES_EACH: usize = 48 << 10;
     let _alone = ALONE.lock().await;
+    permit_files(5_000);
     let (_agent, address) = start(&Store::new(), HttpOptions::new().max_connections(CONNECTIONS + 1)).await;
     serves(address).await;
     let before = memory();
@@ -187,9 +187,7 @@ async fn ten_thousand_connections_at_once_cost_little() {
     /// Both ends of the connections that the agent takes, and those of the test that it has closed.
     const FILES: u64 = 12_500;
     let _alone = ALONE.lock().await;
-    let limit = getrlimit(Resource::Nofile);
-    let needed = limit.current.map(|files| files.max(FILES));
-    setrlimit(Resource::Nofile, Rlimit { current: needed, ..limit }).expect("12,500 open files are permitted");
+    permit_files(FILES);
     let store = Store::new();
     let (_agent, address) = start(&store, HttpOptions::new()).await;
     let mut connected = Connected::new(&store, address).await;

@@ -3,6 +3,7 @@
 use std::{fs, net::SocketAddr};
 
 use enlist_testkit::soon;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -29,6 +30,15 @@ impl Random {
     pub(crate) fn bytes(&mut self, count: usize) -> Vec<u8> {
         (0..count).map(|_| self.next().to_le_bytes()[0]).collect()
     }
+}
+
+/// Permits this process as many open files as the system does. Fails if that is fewer than `needed`.
+pub(crate) fn permit_files(needed: u64) -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
+    let files = limit.maximum.unwrap_or(u64::MAX);
+    assert!(files >= needed, "{needed} open files are needed, {files} are permitted");
+    files
 }
 
 /// Returns the memory of this process, the agent included, in bytes.
