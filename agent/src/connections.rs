@@ -1,17 +1,16 @@
 //! Incoming connections of a server, limited in number. A connection above the limit is closed at once, so that its
-//! client can try another agent, unless one that has served nothing for [`UNUSED`] gives way. One on which nothing
+//! client can try another agent, unless one that has served nothing for [`UNUSED`](peer::UNUSED) gives way. One on which nothing
 //! arrives is closed after [`OPENING`], and one whose client takes nothing, or is gone without a word, after [`STALL`].
 //! Both free their slots, and what is kept for the client.
 
 use std::{
     io,
     pin::Pin,
-    sync::{Arc, Mutex, Weak},
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
-use enlist::backend::MutexExt as _;
 use futures::{Stream, stream};
 #[cfg(target_os = "linux")]
 use socket2::SockRef;
@@ -19,12 +18,12 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, watch},
-    time::{Instant, Sleep},
+    time::Sleep,
 };
 use tonic::transport::server::Connected;
 
+use self::eviction::Evictable;
 pub(crate) use self::peer::{InUse, Peer};
-use self::peer::{PeerState, UNUSED};
 use crate::limits::Permits;
 #[cfg(feature = "tls")]
 use crate::{
@@ -33,6 +32,7 @@ use crate::{
     tls::{Protocol, TlsServer},
 };
 
+mod eviction;
 mod peer;
 
 /// Delay after a failure to accept, such as the lack of a file descriptor.
@@ -46,12 +46,6 @@ pub(crate) const OPENING: Duration = Duration::from_secs(10);
 /// read stays in memory. On Linux it is also the maximum time until the host of the client acknowledges bytes: small
 /// events fit into the buffers of the system, which otherwise repeats them for a quarter of an hour.
 pub(crate) const STALL: Duration = Duration::from_secs(60);
-
-/// Number of connections below which those that have ended stay in the list.
-const CLEANED_FROM: usize = 64;
-
-/// Minimum time between two looks for connections that can give way.
-const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Maximum time until a connection that gives way has done so.
 const EVICTION: Duration = Duration::from_secs(1);
@@ -189,64 +183,6 @@ struct Acceptor {
     /// Maximum time until bytes are acknowledged.
     acknowledged: Duration,
     evictable: Evictable,
-}
-
-/// Connections of which an unused one gives way to a new one.
-#[derive(Debug, Default)]
-struct Evictable(Mutex<Connections>);
-
-/// Connections of a server.
-#[derive(Debug, Default)]
-struct Connections {
-    all: Vec<Weak<PeerState>>,
-    /// Those that were unused for long enough at the last look, the one to give way first at the end.
-    unused: Vec<Weak<PeerState>>,
-    /// Earliest time of the next look; `None` before the first one.
-    next_look: Option<Instant>,
-    /// Number of connections from which those that have ended are removed from the list.
-    next_cleaning: usize,
-}
-
-impl Connections {
-    /// Looks for unused connections, unless there was a look a short time ago: in a flood, each connection would cause
-    /// one.
-    fn look(&mut self) {
-        let now = Instant::now();
-        if self.next_look.is_some_and(|next| now < next) {
-            return;
-        }
-        self.next_look = Some(now + LOOK_INTERVAL);
-        let unused = |one: &Weak<PeerState>| one.upgrade().and_then(|one| one.unused());
-        let found = self.all.iter().filter_map(|one| Some((unused(one)?, one)));
-        let mut found: Vec<_> = found.filter(|(time, _)| *time >= UNUSED).collect();
-        found.sort_by_key(|(time, _)| *time);
-        self.unused = found.into_iter().map(|(_, one)| Weak::clone(one)).collect();
-    }
-}
-
-impl Evictable {
-    /// Adds a connection. The list has at most about twice as many as are open.
-    fn add(&self, peer: &Peer) {
-        let mut connections = self.0.locked();
-        if connections.all.len() >= connections.next_cleaning {
-            connections.all.retain(|one| one.strong_count() > 0);
-            connections.next_cleaning = CLEANED_FROM.max(2 * connections.all.len());
-        }
-        connections.all.push(Arc::downgrade(&peer.state));
-    }
-
-    /// Closes the connection that has been unused for longest; returns `false` if none has been for [`UNUSED`].
-    fn evict(&self) -> bool {
-        let mut connections = self.0.locked();
-        connections.look();
-        while let Some(one) = connections.unused.pop() {
-            // It may have been used since.
-            if one.upgrade().is_some_and(|one| one.close_unused()) {
-                return true;
-            }
-        }
-        false
-    }
 }
 
 impl Acceptor {
@@ -432,9 +368,7 @@ impl Connected for LimitedConnection {
 
 #[cfg(test)]
 mod tests {
-    use enlist::Moment;
-
-    use super::*;
+    use super::{peer::UNUSED, *};
     use enlist_testkit::soon;
     use futures::StreamExt as _;
     #[cfg(target_os = "linux")]
@@ -472,44 +406,6 @@ mod tests {
         written.unwrap();
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn the_connection_unused_for_longest_gives_way() {
-        let evictable = Evictable::default();
-        let peers = [300, 100, 200, 0, 150].map(|seconds| {
-            let peer = Peer::new(None);
-            peer.state.usage.locked().since = Moment::ago(Duration::from_secs(seconds));
-            evictable.add(&peer);
-            peer
-        });
-        let closed = || peers.each_ref().map(Peer::is_closing);
-        let used = peers[0].in_use();
-        assert!(evictable.evict());
-        assert_eq!(closed(), [false, false, true, false, false]);
-        // It is the next one of those that were found, and is used in between.
-        drop(peers[4].in_use());
-        assert!(evictable.evict());
-        assert_eq!(closed(), [false, true, true, false, false]);
-        tokio::time::advance(LOOK_INTERVAL).await;
-        assert!(!evictable.evict(), "the others are in use, or were a short time ago");
-        drop(used);
-        tokio::time::advance(UNUSED / 2).await;
-        assert!(!evictable.evict(), "it was in use a short time ago");
-        tokio::time::advance(UNUSED / 2).await;
-        assert!(evictable.evict() && evictable.evict() && evictable.evict());
-        assert_eq!(closed(), [true; 5]);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_flood_causes_few_looks() {
-        let (evictable, peer) = (Evictable::default(), Peer::new(None));
-        evictable.add(&peer);
-        assert!(!evictable.evict(), "it is new");
-        peer.state.usage.locked().since = Moment::ago(UNUSED);
-        assert!(!evictable.evict(), "there was a look just before");
-        tokio::time::advance(LOOK_INTERVAL).await;
-        assert!(evictable.evict());
-    }
-
     /// The request is over, but the client reads slowly.
     #[tokio::test(start_paused = true)]
     async fn a_connection_with_bytes_for_its_client_is_in_use() {
@@ -529,15 +425,6 @@ mod tests {
         assert!(!is_evicted);
         tokio::time::sleep(UNUSED).await;
         assert!(evictable.evict());
-    }
-
-    #[test]
-    fn connections_that_have_ended_are_forgotten() {
-        let evictable = Evictable::default();
-        for _ in 0..10 * CLEANED_FROM {
-            evictable.add(&Peer::new(None));
-        }
-        assert!(evictable.0.locked().all.len() <= CLEANED_FROM);
     }
 
     #[tokio::test]

@@ -2,7 +2,7 @@
 //! and then at most every [`INTERVAL`].
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashMap, HashSet},
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -19,12 +19,10 @@ use futures::{
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{
+    departures::with_departures,
     position::Position,
     scope::ScopeShared,
-    state::{
-        DEPARTURE_BYTES, DEPARTURES, Departure, EntryEnd, ListState, Progress, Published, RegistryState, Scope,
-        ServiceState, entry_bytes,
-    },
+    state::{Departure, EntryEnd, ListState, Progress, Published, RegistryState, Scope, ServiceState},
 };
 
 /// Minimum time between two publications.
@@ -371,50 +369,4 @@ fn lists(resolver: Arc<dyn Resolver>, namespace: Namespace) -> Lists {
         Some((change, (resolver, namespace, watch)))
     });
     changes.boxed()
-}
-
-/// Adds ends of instances, and forgets the oldest above the limits.
-pub(super) fn with_departures(
-    known: Arc<VecDeque<Departure>>,
-    ended: impl Iterator<Item = Departure>,
-) -> Arc<VecDeque<Departure>> {
-    let mut ended = ended.peekable();
-    if ended.peek().is_none() {
-        return known;
-    }
-    let mut all = Arc::unwrap_or_clone(known);
-    all.extend(ended);
-    let mut bytes: usize = all.iter().map(|departure| entry_bytes(&departure.entry)).sum();
-    while all.len() > DEPARTURES || (bytes > DEPARTURE_BYTES && all.len() > 1) {
-        let Some(oldest) = all.pop_front() else { break };
-        bytes -= entry_bytes(&oldest.entry);
-    }
-    Arc::new(all)
-}
-
-#[cfg(test)]
-mod tests {
-    use enlist::{Endpoint, Entry, Instance, InstanceId, Revision};
-
-    use super::*;
-
-    fn departure(number: usize, bytes: usize) -> Departure {
-        let endpoint = Endpoint::parse("10.0.0.1:80").unwrap();
-        let instance = Instance::new(InstanceId::parse(number.to_string()).unwrap(), [endpoint]).unwrap();
-        let instance = instance.with_metadata("k", "x".repeat(bytes));
-        let entry = Arc::new(Entry::new(instance, Revision::new(1), Revision::new(1)));
-        Departure { entry, end: EntryEnd::Lost, at: SystemTime::now() }
-    }
-
-    #[test]
-    fn departures_are_bounded_in_number_and_bytes() {
-        for (bytes, kept) in [(1, DEPARTURES), (DEPARTURE_BYTES / 4, 3), (2 * DEPARTURE_BYTES, 1)] {
-            let mut known = Arc::default();
-            for number in 0..2 * DEPARTURES {
-                known = with_departures(known, [departure(number, bytes)].into_iter());
-            }
-            assert_eq!(known.len(), kept, "{bytes}");
-            assert_eq!(known.back().unwrap().entry.instance().id().as_str(), (2 * DEPARTURES - 1).to_string());
-        }
-    }
 }

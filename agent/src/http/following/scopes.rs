@@ -10,14 +10,15 @@ use std::{
     time::Duration,
 };
 
-use enlist::{Directory, Entry, Moment, Resolver, ServiceRef, TaskOwner, backend::MutexExt as _};
+use enlist::{Directory, Moment, Resolver, ServiceRef, TaskOwner, backend::MutexExt as _};
 use tokio::{
     sync::Semaphore,
     time::{Instant, timeout},
 };
 
 use super::{
-    follower::{Follower, with_departures},
+    departures::merged_departures,
+    follower::Follower,
     scope::{ScopeShared, ScopeUser},
     state::{Departure, Progress, Published, Scope, ServiceState},
 };
@@ -160,7 +161,7 @@ impl Scopes {
         let published = namespace.map(|namespace| namespace.published());
         let earlier = published.as_ref().and_then(|published| published.state.services.get(service.name()));
         match earlier {
-            Some(earlier) => merged_departures(state, &earlier.departures),
+            Some(earlier) => merged_departures(&state.snapshot, &state.departures, &earlier.departures),
             None => Arc::clone(&state.departures),
         }
     }
@@ -245,19 +246,6 @@ impl Scopes {
             tracing::warn!(%error, "followers of services did not end");
         }
     }
-}
-
-/// Returns the departures of a state, and those that another follower has seen, each once and in their order. The other
-/// one may have seen the end of an instance that the state contains: that follows.
-fn merged_departures(state: &ServiceState, others: &VecDeque<Departure>) -> Arc<VecDeque<Departure>> {
-    let is_present = |entry: &Entry| {
-        let present = state.snapshot.get(entry.instance().id());
-        present.is_some_and(|present| present.created() == entry.created())
-    };
-    let is_new = |one: &&Departure| !state.departures.iter().any(|known| known.is_same(one)) && !is_present(&one.entry);
-    let mut all: Vec<_> = others.iter().filter(is_new).chain(state.departures.iter()).cloned().collect();
-    all.sort_by_key(|departure| departure.at);
-    with_departures(Arc::default(), all.into_iter())
 }
 
 impl fmt::Debug for Scopes {

@@ -13,13 +13,6 @@ use imbl::OrdMap;
 use super::position::Position;
 use crate::http::messages::freshness::{FreshnessJson, millis};
 
-/// Number of the latest ends of instances that are kept for each service.
-pub(crate) const DEPARTURES: usize = 50;
-
-/// Bytes of ended instances that are kept for each service, which are also in each response for it; the latest is kept
-/// in any case.
-pub(crate) const DEPARTURE_BYTES: usize = 256 << 10;
-
 /// Part of the registry that is followed as one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Scope {
