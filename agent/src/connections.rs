@@ -1,7 +1,7 @@
 //! Incoming connections of a server, limited in number. A connection above the limit is closed at once, so that its
-//! client can try another agent, unless one that has served nothing for [`UNUSED`](peer::UNUSED) gives way. One on which nothing
-//! arrives is closed after [`OPENING`], and one whose client takes nothing, or is gone without a word, after [`STALL`].
-//! Both free their slots, and what is kept for the client.
+//! client can try another agent, unless one that has served nothing for [`UNUSED`](peer::UNUSED) gives way. One on
+//! which nothing arrives is closed after [`OPENING`], and one whose client takes nothing, or is gone without a word,
+//! after [`STALL`]. Both free their slots, and what is kept for the client.
 
 use std::{
     io,
@@ -103,8 +103,6 @@ pub(crate) struct LimitedConnection {
     opening: Option<Opening>,
     writing: Stall,
     flushing: Stall,
-    /// Bytes wait for the client, as recorded in its state.
-    is_writing: bool,
     owner: OwnerGone,
     _slot: OwnedSemaphorePermit,
 }
@@ -250,7 +248,7 @@ fn limit_acknowledgement(_: &TcpStream, _: Duration) {}
 impl LimitedConnection {
     fn new(stream: Box<dyn ByteStream>, peer: Peer, owner: OwnerGone, slot: OwnedSemaphorePermit) -> Self {
         let (opening, writing, flushing) = (Some(Opening::new()), Stall::default(), Stall::default());
-        Self { stream, peer, opening, writing, flushing, is_writing: false, owner, _slot: slot }
+        Self { stream, peer, opening, writing, flushing, owner, _slot: slot }
     }
 
     /// Returns the client at the other end.
@@ -271,12 +269,8 @@ impl LimitedConnection {
 
     /// Records whether bytes wait for the client. Before the connection has begun, there are none: a flush waits for
     /// the handshake of TLS.
-    fn note_writing<T>(&mut self, written: &Poll<io::Result<T>>) {
-        let is_writing = written.is_pending() && self.opening.is_none();
-        if is_writing != self.is_writing {
-            self.is_writing = is_writing;
-            self.peer.state.set_writing(is_writing);
-        }
+    fn note_writing<T>(&self, written: &Poll<io::Result<T>>) {
+        self.peer.state.set_writing(written.is_pending() && self.opening.is_none());
     }
 
     /// Returns the result of an operation; an error if it waits although the owner is gone or the connection has not
@@ -417,12 +411,15 @@ mod tests {
         let evict = async {
             tokio::time::sleep(10 * UNUSED).await;
             let is_evicted = evictable.evict();
-            client.read_exact(&mut [0; 4096]).await.unwrap();
+            if !is_evicted {
+                client.read_exact(&mut [0; 4096]).await.unwrap();
+            }
             is_evicted
         };
-        let (written, is_evicted) = tokio::join!(connection.write_all(&[0; 4096]), evict);
-        written.unwrap();
+        let ended = soon("everything is written", async { tokio::join!(connection.write_all(&[0; 4096]), evict) });
+        let (written, is_evicted) = ended.await;
         assert!(!is_evicted);
+        written.unwrap();
         tokio::time::sleep(UNUSED).await;
         assert!(evictable.evict());
     }

@@ -11,10 +11,10 @@ use tokio::time::Instant;
 use super::peer::{Peer, PeerState, UNUSED};
 
 /// Number of connections below which those that have ended stay in the list.
-const CLEANED_FROM: usize = 64;
+const PRUNED_FROM: usize = 64;
 
-/// Minimum time between two looks for connections that can give way.
-const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// Minimum time between two scans for connections that can give way.
+const SCAN_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Connections of which an unused one gives way to a new one.
 #[derive(Debug, Default)]
@@ -24,23 +24,23 @@ pub(super) struct Evictable(Mutex<Connections>);
 #[derive(Debug, Default)]
 struct Connections {
     all: Vec<Weak<PeerState>>,
-    /// Those that were unused for long enough at the last look, the one to give way first at the end.
+    /// Those that were unused for long enough at the last scan, the one to give way first at the end.
     unused: Vec<Weak<PeerState>>,
-    /// Earliest time of the next look; `None` before the first one.
-    next_look: Option<Instant>,
+    /// Earliest time of the next scan; `None` before the first one.
+    next_scan: Option<Instant>,
     /// Number of connections from which those that have ended are removed from the list.
-    next_cleaning: usize,
+    next_pruning: usize,
 }
 
 impl Connections {
-    /// Looks for unused connections, unless there was a look a short time ago: in a flood, each connection would cause
+    /// Scans for unused connections, unless there was a scan a short time ago: in a flood, each connection would cause
     /// one.
-    fn look(&mut self) {
+    fn scan(&mut self) {
         let now = Instant::now();
-        if self.next_look.is_some_and(|next| now < next) {
+        if self.next_scan.is_some_and(|next| now < next) {
             return;
         }
-        self.next_look = Some(now + LOOK_INTERVAL);
+        self.next_scan = Some(now + SCAN_INTERVAL);
         let unused = |one: &Weak<PeerState>| one.upgrade().and_then(|one| one.unused());
         let found = self.all.iter().filter_map(|one| Some((unused(one)?, one)));
         let mut found: Vec<_> = found.filter(|(time, _)| *time >= UNUSED).collect();
@@ -53,9 +53,9 @@ impl Evictable {
     /// Adds a connection. The list has at most about twice as many as are open.
     pub(super) fn add(&self, peer: &Peer) {
         let mut connections = self.0.locked();
-        if connections.all.len() >= connections.next_cleaning {
+        if connections.all.len() >= connections.next_pruning {
             connections.all.retain(|one| one.strong_count() > 0);
-            connections.next_cleaning = CLEANED_FROM.max(2 * connections.all.len());
+            connections.next_pruning = PRUNED_FROM.max(2 * connections.all.len());
         }
         connections.all.push(Arc::downgrade(&peer.state));
     }
@@ -63,7 +63,7 @@ impl Evictable {
     /// Closes the connection that has been unused for longest; returns `false` if none has been for [`UNUSED`].
     pub(super) fn evict(&self) -> bool {
         let mut connections = self.0.locked();
-        connections.look();
+        connections.scan();
         while let Some(one) = connections.unused.pop() {
             // It may have been used since.
             if one.upgrade().is_some_and(|one| one.close_unused()) {
@@ -97,7 +97,7 @@ mod tests {
         drop(peers[4].in_use());
         assert!(evictable.evict());
         assert_eq!(closed(), [false, true, true, false, false]);
-        tokio::time::advance(LOOK_INTERVAL).await;
+        tokio::time::advance(SCAN_INTERVAL).await;
         assert!(!evictable.evict(), "the others are in use, or were a short time ago");
         drop(used);
         tokio::time::advance(UNUSED / 2).await;
@@ -108,22 +108,22 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_flood_causes_few_looks() {
+    async fn a_flood_causes_few_scans() {
         let (evictable, peer) = (Evictable::default(), Peer::new(None));
         evictable.add(&peer);
         assert!(!evictable.evict(), "it is new");
         peer.state.usage.locked().since = Moment::ago(UNUSED);
-        assert!(!evictable.evict(), "there was a look just before");
-        tokio::time::advance(LOOK_INTERVAL).await;
+        assert!(!evictable.evict(), "there was a scan just before");
+        tokio::time::advance(SCAN_INTERVAL).await;
         assert!(evictable.evict());
     }
 
     #[test]
     fn connections_that_have_ended_are_forgotten() {
         let evictable = Evictable::default();
-        for _ in 0..10 * CLEANED_FROM {
+        for _ in 0..10 * PRUNED_FROM {
             evictable.add(&Peer::new(None));
         }
-        assert!(evictable.0.locked().all.len() <= CLEANED_FROM);
+        assert!(evictable.0.locked().all.len() <= PRUNED_FROM);
     }
 }

@@ -67,7 +67,9 @@ impl PeerState {
     /// Records whether bytes wait for the client.
     pub(super) fn set_writing(&self, is_writing: bool) {
         let mut usage = self.usage.locked();
-        (usage.is_writing, usage.since) = (is_writing, Moment::now());
+        if usage.is_writing != is_writing {
+            (usage.is_writing, usage.since) = (is_writing, Moment::now());
+        }
     }
 }
 
