@@ -10,7 +10,10 @@ use std::{
 };
 
 use envoy_types::pb::envoy::service::discovery::v3::DiscoveryRequest;
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep_until},
+};
 use tonic::{Status, Streaming};
 
 use super::{
@@ -107,10 +110,8 @@ impl StreamResources {
 /// Reason for the end of a stream.
 #[derive(Debug)]
 enum StreamEnd {
-    /// The client ended its requests, or one cannot be read.
-    Client(Option<Status>),
-    /// The client is to request names again for which there was no memory.
-    Renewal,
+    /// The client ended its requests; with a status, one cannot be read, or its names are to be requested again.
+    Requests(Option<Status>),
     /// The responses have ended, or the client does not take them.
     Delivery(DeliveryEnd),
     /// The agent stops.
@@ -156,11 +157,7 @@ impl ClientStream {
                 let _ = responses.try_send(Box::new(Err(Status::unavailable("the agent stops"))));
                 return;
             }
-            StreamEnd::Client(_) | StreamEnd::Renewal => {
-                let status = match end {
-                    StreamEnd::Client(status) => status,
-                    _ => Some(Status::unavailable("there was no memory for some names: request them again")),
-                };
+            StreamEnd::Requests(status) => {
                 if let Some(status) = status {
                     let _ = responses.try_send(Box::new(Err(status)));
                 }
@@ -186,19 +183,20 @@ impl ClientStream {
                             return end;
                         }
                     }
-                    Ok(None) => return StreamEnd::Client(None),
-                    Err(status) => return StreamEnd::Client(Some(status)),
+                    Ok(None) => return StreamEnd::Requests(None),
+                    Err(status) => return StreamEnd::Requests(Some(status)),
                 },
                 changed = self.inbox.take() => self.mark(&changed),
-                () = tokio::time::sleep_until(self.retry), if !self.waiting.is_empty() => {
+                () = sleep_until(self.retry), if !self.waiting.is_empty() => {
                     if let Err(end) = self.follow_waiting() {
                         return end;
                     }
                 }
-                () = at(self.renewal) => {
+                () = sleep_until(self.renewal.unwrap_or_else(Instant::now)), if self.renewal.is_some() => {
                     self.renewal = None;
                     if self.state.lacks_memory() {
-                        return StreamEnd::Renewal;
+                        let status = Status::unavailable("there was no memory for some names: request them again");
+                        return StreamEnd::Requests(Some(status));
                     }
                 }
                 slot = responses.reserve(), if self.state.is_due() => match slot {
@@ -299,13 +297,5 @@ impl ClientStream {
             self.client.count(response.kind);
             slot.send(Box::new(Ok(response)));
         }
-    }
-}
-
-/// Waits until this time; for ever without one.
-async fn at(time: Option<Instant>) {
-    match time {
-        Some(time) => tokio::time::sleep_until(time).await,
-        None => std::future::pending().await,
     }
 }

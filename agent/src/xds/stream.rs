@@ -8,8 +8,8 @@
 //! - Listeners and clusters are sent as complete sets, because what is missing is deleted. Of routes and assignments
 //!   each response has one: a client may discard a whole response for one resource.
 //! - Nothing is sent for what is not known yet, or for names above the limit. A client repeats its names in each
-//!   request, so those come in once there is room. Nor is it for names for which there is no memory; their stream is to
-//!   be ended after a time, so that the client requests them again.
+//!   request, so those come in once there is room. Names without memory are not answered either. Their stream is ended
+//!   after a time, so that the client requests them again.
 //! - After a change of a cluster its assignment is sent again: Envoy waits for it, and does not always ask.
 
 use std::{
