@@ -47,7 +47,7 @@ struct Fixture {
     stop: watch::Sender<Stop>,
 }
 
-/// A registry that refuses the service `secret` while the switch is on.
+/// A registry that refuses services whose names begin with `secret` while the switch is on.
 #[derive(Debug)]
 struct Refusing(MemoryClient, Arc<AtomicBool>);
 
@@ -58,7 +58,7 @@ impl Resolver for Refusing {
     }
 
     async fn watch(&self, service: &ServiceRef) -> Result<Box<dyn Watcher>, Error> {
-        if service.name().as_str() == "secret" && self.1.load(Ordering::SeqCst) {
+        if service.name().as_str().starts_with("secret") && self.1.load(Ordering::SeqCst) {
             return Err(Error::PermissionDenied { what: "secret".to_owned() });
         }
         self.0.watch(service).await
@@ -724,13 +724,15 @@ async fn refused_services_of_a_namespace_are_counted() {
     let refuses = Arc::new(AtomicBool::new(true));
     let switch = Arc::clone(&refuses);
     let fixture = Fixture::reading(&HttpOptions::new(), |reader| Arc::new(Refusing(reader, switch)));
-    let _open = fixture.register("open", instance("a")).await;
-    let _secret = fixture.register("secret", instance("a")).await;
+    let mut registered = Vec::new();
+    for service in ["open", "secret-1", "secret-2"] {
+        registered.push(fixture.register(service, instance("a")).await);
+    }
     let body = fixture.json("/v1/services").await;
-    assert_eq!((body["omitted"].as_u64(), body["services"].as_array().unwrap().len()), (Some(1), 1), "{body}");
-    assert_eq!(logged.messages("cause").len(), 1, "one log");
+    assert_eq!((body["omitted"].as_u64(), body["services"].as_array().unwrap().len()), (Some(2), 1), "{body}");
+    assert_eq!(logged.messages("cause").len(), 1, "one log for all");
     refuses.store(false, Ordering::SeqCst);
-    let complete = |body: &Value| body["omitted"] == 0 && body["services"].as_array().unwrap().len() == 2;
+    let complete = |body: &Value| body["omitted"] == 0 && body["services"].as_array().unwrap().len() == 3;
     fixture.json_once("/v1/services", complete).await;
 }
 

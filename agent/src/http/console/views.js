@@ -376,7 +376,9 @@ function endOf({ reason }) {
 // Returns the reason for which a service is not shown.
 function absence() {
   if (!state.synced) return "The service is not known yet.";
-  if (state.omitted) return "Not known: the agent omits services above its limit or refused by the store, and this can be one of them.";
+  if (state.omitted) {
+    return "Not known: the agent omits services above its limit or refused by the store, and this can be one of them.";
+  }
   return "The service has no instance.";
 }
 
