@@ -25,7 +25,7 @@ use crate::{
     world::{Offer, World},
 };
 
-/// Maximum time until calls avoid a server that has deregistered. The servers of frameworks stop some seconds after it.
+/// Maximum time until calls avoid a server that has deregistered.
 const AVOIDED: Duration = Duration::from_secs(5);
 
 /// A greeter on a free port.
