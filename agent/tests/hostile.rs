@@ -4,9 +4,9 @@
 
 mod support;
 
-#[cfg(feature = "tls")]
-use std::sync::Arc;
 use std::{cell::Cell, future::poll_fn, net::SocketAddr, time::Duration};
+#[cfg(feature = "tls")]
+use std::{iter::repeat_n, sync::Arc};
 
 use bytes::Bytes;
 use enlist::DirectoryOptions;
@@ -322,7 +322,7 @@ async fn idle_connections_cost_little() {
     let files = permit_files(12_500);
     let connections = usize::try_from((files - OTHER_FILES) / 2).unwrap().min(DEFAULT_XDS_STREAMS);
     let store = Store::new();
-    let agent = TestAgent::start(&store.agents, local().max_streams(connections)).await;
+    let agent = TestAgent::start(&store.agents, local().max_streams(connections + 1)).await;
     let mut connected = Connected::new(&store, agent.address).await;
     let before = memory();
     let mut idle = Vec::new();
@@ -351,12 +351,10 @@ async fn unfinished_handshakes_give_way() {
     let (agent, http) = with_tls(&store, &authority, SLOTS).await;
     let mut connected = over_tls(&store, &agent, &authority).await;
     let (before, mut begun) = (memory(), Vec::new());
-    for _ in 0..SLOTS {
-        for address in [agent.address, http] {
-            let mut stream = TcpStream::connect(address).await.unwrap();
-            stream.write_all(HANDSHAKE).await.unwrap();
-            begun.push(stream);
-        }
+    for address in repeat_n(agent.address, SLOTS - 1).chain(repeat_n(http, SLOTS)) {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(HANDSHAKE).await.unwrap();
+        begun.push(stream);
     }
     connected.learns().await;
     let other = async { over_tls(&store, &agent, &authority).await.learns().await };
