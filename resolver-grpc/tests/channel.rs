@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use enlist::{Endpoint, Error, Filter, Health, Instance, Moment, RegisterOptions, Registry, with_causes};
 use enlist_grpc::{BalancePolicy, CallHead, Channel, HashKey, InstanceState, Intercept, WaitForReady};
 use enlist_testkit::{LIMIT, eventually, soon};
-use support::{Server, World, begun, id, say, say_within, shares, stream, until};
+use support::{Server, World, begun, id, say, say_within, shares, stream, until, until_called};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Status};
@@ -130,6 +130,7 @@ async fn a_changed_weight_keeps_connections() {
     let servers = [Server::start("a").await, Server::start("b").await];
     let world = World::of(&servers).await;
     let channel = world.channel(Channel::builder(), 2).await;
+    until_called(&channel, &["a", "b"]).await;
     let before = shares(&channel, 400).await;
     assert!(before.values().all(|share| (100..300).contains(share)), "{before:?}");
 
@@ -161,10 +162,12 @@ async fn a_zone_keeps_calls_while_instances_remain() {
         world.register(server, server.instance().with_zone(zone)).await;
     }
     let channel = world.channel(Channel::builder().prefer_zone("eu"), 3).await;
+    until_called(&channel, &["near-1", "near-2"]).await;
     assert_eq!(shares(&channel, 300).await.get("far"), None);
     servers[0].kill();
     until(&channel, "near-1", InstanceState::Failing).await;
     // Half of the zone is ready: it receives 1.4 times its share, the rest goes to the other zone.
+    until_called(&channel, &["far", "near-2"]).await;
     let half = shares(&channel, 600).await;
     assert!((100..260).contains(&half["far"]), "{half:?}");
     servers[1].kill();
@@ -328,6 +331,7 @@ async fn a_hash_key_stays_on_its_instance() {
     let world = World::of(&servers).await;
     let by_header = BalancePolicy::ConsistentHash(Some("x-user".parse().unwrap()));
     let channel = world.channel(Channel::builder().balance(by_header), 3).await;
+    until_called(&channel, &["a", "b", "c"]).await;
     let by_header = |user: usize| {
         let mut request = Request::new(String::new());
         request.metadata_mut().insert("x-user", user.to_string().parse().unwrap());

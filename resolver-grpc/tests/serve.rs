@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 use enlist::{Deregistered, Endpoint, Graceful, Instance, RegisterOptions, RegistrationState, Resolver};
 use enlist_grpc::{Channel, serve};
 use enlist_testkit::{eventually, soon};
-use support::{Server, World, begun, id, say, until_ready};
+use support::{Server, World, begun, id, say, until_called, until_ready};
 use tokio::{net::TcpListener, sync::oneshot};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
@@ -33,6 +33,7 @@ async fn a_server_leaves_without_a_call_failing() {
     }
     // A watched health service keeps a stream open, which must not delay the server's end.
     let channel = world.channel(Channel::builder().health_check("test.Echo"), 2).await;
+    until_called(&channel, &["a", "b"]).await;
     let calls = support::calls_side_by_side(10, 1000, || say(&channel, "sleep 5".to_owned()));
     let (stop, run) = servers.remove(0);
     let leave = async {

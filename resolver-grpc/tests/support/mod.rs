@@ -376,6 +376,16 @@ pub(crate) async fn shares(channel: &Channel, calls: usize) -> BTreeMap<String, 
     shares
 }
 
+/// Waits until these instances take calls, and no others. An instance that has become ready is chosen, and counts for
+/// its zone, from the next picker state on.
+pub(crate) async fn until_called(channel: &Channel, names: &[&str]) {
+    enlist_testkit::eventually("these take calls", || async {
+        let shares = shares(channel, 50).await;
+        if shares.keys().eq(names) { Ok(()) } else { Err(shares) }
+    })
+    .await;
+}
+
 /// Makes calls from several concurrent callers. Returns the errors.
 pub(crate) async fn calls_side_by_side<F>(callers: usize, calls: usize, call: impl Fn() -> F) -> Vec<Status>
 where
