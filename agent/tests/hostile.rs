@@ -20,13 +20,13 @@ use http_body_util::StreamBody;
 use support::authority::{Authority, HOST, channel, health};
 use support::{
     ASSIGNMENT, AdsClient, CLUSTER, LISTENER, ROUTE, Store, TestAgent,
-    hostile::{CHECKED, Random, assert_growth, memory, permit_files, send},
+    hostile::{ALONE, CHECKED, Random, alone, assert_growth, memory, permit_files, send},
     instance, local, ports,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
-    sync::{Mutex, mpsc},
+    sync::mpsc,
     time::Instant,
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -46,9 +46,6 @@ const GROWTH: usize = 16 << 20;
 
 /// Bytes of the header of a frame.
 const FRAME_HEADER: usize = 9;
-
-/// Held by each test: the memory is that of the whole process.
-static ALONE: Mutex<()> = Mutex::const_new(());
 
 /// `HEALTHY` of xDS.
 const HEALTHY: i32 = 1;
@@ -109,7 +106,7 @@ async fn serves(store: &Store, agent: SocketAddr) {
 #[tokio::test]
 async fn random_bytes_are_survived() {
     const CONNECTIONS: usize = 1_000;
-    let _alone = ALONE.lock().await;
+    let _alone = alone().await;
     let store = Store::new();
     // Slots of connections that are over are free again.
     let agent = TestAgent::start(&store.agents, local().max_streams(8)).await;
@@ -131,7 +128,7 @@ async fn random_bytes_are_survived() {
 #[tokio::test]
 async fn random_frames_are_survived() {
     const CONNECTIONS: usize = 1_000;
-    let _alone = ALONE.lock().await;
+    let _alone = alone().await;
     let store = Store::new();
     let agent = TestAgent::start(&store.agents, local().max_streams(8)).await;
     let mut connected = Connected::new(&store, agent.address).await;
@@ -155,7 +152,7 @@ async fn random_frames_are_survived() {
 #[tokio::test]
 async fn a_corrupted_conversation_is_survived() {
     const CONNECTIONS: usize = 1_000;
-    let _alone = ALONE.lock().await;
+    let _alone = alone().await;
     let store = Store::new();
     let agent = TestAgent::start(&store.agents, local().max_streams(8)).await;
     let recorded = conversation().await;
@@ -207,7 +204,7 @@ async fn over_tls<'a>(store: &'a Store, agent: &TestAgent, authority: &Authority
 async fn random_bytes_for_tls_are_survived() {
     const CONNECTIONS: usize = 1_000;
     const HANDSHAKE: &[u8] = &[22, 3, 1];
-    let _alone = ALONE.lock().await;
+    let _alone = alone().await;
     let store = Store::new();
     let authority = Authority::new();
     let (agent, http) = with_tls(&store, &authority, 8).await;
@@ -284,7 +281,7 @@ async fn requests_that_never_end_cost_little() {
     const STREAMS_EACH: usize = 50;
     /// That of all together, and the buffers of their streams.
     const MOST: usize = 96 << 20;
-    let _alone = ALONE.lock().await;
+    let _alone = alone().await;
     let store = Store::new();
     let agent = TestAgent::start(&store.agents, local()).await;
     serves(&store, agent.address).await;
@@ -318,7 +315,7 @@ async fn idle_connections_cost_little() {
     const BYTES_EACH: usize = 64 << 10;
     /// Open files of the test besides the connections.
     const OTHER_FILES: u64 = 500;
-    let _alone = ALONE.lock().await;
+    let _alone = alone().await;
     let files = permit_files(12_500);
     let connections = usize::try_from((files - OTHER_FILES) / 2).unwrap().min(DEFAULT_XDS_STREAMS);
     let store = Store::new();
@@ -344,7 +341,7 @@ async fn idle_connections_cost_little() {
 async fn unfinished_handshakes_give_way() {
     const SLOTS: usize = 1_000;
     const HANDSHAKE: &[u8] = &[22, 3, 1];
-    let _alone = ALONE.lock().await;
+    let _alone = alone().await;
     permit_files(5_000);
     let store = Store::new();
     let authority = Authority::new();
@@ -401,7 +398,7 @@ async fn clients_that_do_not_read_share_responses() {
     /// Responses that exist at a time, and bytes of a client besides: what its connection has taken.
     const RESPONSES: usize = 8;
     const BYTES_EACH: usize = 256 << 10;
-    let _alone = ALONE.lock().await;
+    let _alone = alone().await;
     let store = Store::new();
     let one = store.register("large", instance("one", 1001).with_zone("z".repeat(RESPONSE))).await;
     let directory = DirectoryOptions::new().debounce(Duration::ZERO);
@@ -429,7 +426,7 @@ async fn names_of_all_streams_share_memory() {
     const STREAMS_EACH: usize = 100;
     /// Those of the agent are 84 KiB for each permitted stream. Without a limit they were 300 MB.
     const BYTES: usize = 64 << 20;
-    let _alone = ALONE.lock().await;
+    let _alone = alone().await;
     let store = Store::new();
     let agent = TestAgent::start(&store.agents, local().max_streams(2 * CONNECTIONS * STREAMS_EACH)).await;
     let mut connected = Connected::new(&store, agent.address).await;
@@ -539,7 +536,7 @@ async fn a_client_that_leaves_unread_is_disconnected() {
 #[tokio::test]
 async fn a_client_without_acknowledgements_gets_the_latest_state() {
     const CHANGES: u32 = 200;
-    let _alone = ALONE.lock().await;
+    let _alone = alone().await;
     let store = Store::new();
     let one = store.register("greeter", instance("one", 1001)).await;
     let directory = DirectoryOptions::new().debounce(Duration::ZERO);

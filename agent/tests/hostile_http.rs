@@ -11,18 +11,14 @@ use enlist_agent::{Agent, HttpOptions};
 use enlist_testkit::{eventually, soon};
 use support::{
     Store, TestAgent,
-    hostile::{CHECKED, Random, assert_growth, memory, permit_files, send},
+    hostile::{CHECKED, Random, alone, assert_growth, memory, permit_files, send},
     instance, local,
 };
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::TcpStream,
-    sync::Mutex,
     time::Instant,
 };
-
-/// Held by each test: the memory is that of the whole process.
-static ALONE: Mutex<()> = Mutex::const_new(());
 
 /// A request of each kind.
 const REQUESTS: [&str; 4] = [
@@ -92,7 +88,7 @@ impl<'a> Connected<'a> {
 #[tokio::test]
 async fn random_bytes_are_survived() {
     const CONNECTIONS: usize = 300;
-    let _alone = ALONE.lock().await;
+    let _alone = alone().await;
     // Slots of connections that are over are free again.
     let store = Store::new();
     let (_agent, address) = start(&store, HttpOptions::new().max_connections(8)).await;
@@ -112,7 +108,7 @@ async fn random_bytes_are_survived() {
 #[tokio::test]
 async fn corrupted_requests_are_survived() {
     const CONNECTIONS: usize = 500;
-    let _alone = ALONE.lock().await;
+    let _alone = alone().await;
     let store = Store::new();
     let (_agent, address) = start(&store, HttpOptions::new().max_connections(8)).await;
     let mut connected = Connected::new(&store, address).await;
@@ -139,7 +135,7 @@ async fn corrupted_requests_are_survived() {
 async fn huge_heads_are_not_kept() {
     const CONNECTIONS: usize = 20;
     const BYTES: usize = 16 << 20;
-    let _alone = ALONE.lock().await;
+    let _alone = alone().await;
     let store = Store::new();
     let (_agent, address) = start(&store, HttpOptions::new()).await;
     let mut connected = Connected::new(&store, address).await;
@@ -164,7 +160,7 @@ async fn huge_heads_are_not_kept() {
 async fn unfinished_requests_cost_little() {
     const CONNECTIONS: usize = 2_000;
     const BYTES_EACH: usize = 48 << 10;
-    let _alone = ALONE.lock().await;
+    let _alone = alone().await;
     permit_files(5_000);
     let (_agent, address) = start(&Store::new(), HttpOptions::new().max_connections(CONNECTIONS + 1)).await;
     serves(address).await;
@@ -186,7 +182,7 @@ async fn ten_thousand_connections_at_once_cost_little() {
     const BYTES: usize = 128 << 20;
     /// Both ends of the connections that the agent takes, and those of the test that it has closed.
     const FILES: u64 = 12_500;
-    let _alone = ALONE.lock().await;
+    let _alone = alone().await;
     permit_files(FILES);
     let store = Store::new();
     let (_agent, address) = start(&store, HttpOptions::new()).await;
@@ -211,7 +207,7 @@ async fn ten_thousand_connections_at_once_cost_little() {
 #[tokio::test]
 async fn unfinished_requests_give_way() {
     const SLOTS: usize = 100;
-    let _alone = ALONE.lock().await;
+    let _alone = alone().await;
     let (_agent, address) = start(&Store::new(), HttpOptions::new().max_connections(SLOTS)).await;
     let mut begun = Vec::new();
     for _ in 0..SLOTS {
@@ -228,7 +224,7 @@ async fn unfinished_requests_give_way() {
 #[tokio::test]
 async fn connections_above_the_limit_end_at_once() {
     const CONNECTIONS: usize = 10_000;
-    let _alone = ALONE.lock().await;
+    let _alone = alone().await;
     let store = Store::new();
     let (_agent, address) = start(&store, HttpOptions::new().max_connections(2)).await;
     let used = [Connected::new(&store, address).await, Connected::new(&store, address).await];
@@ -257,7 +253,7 @@ async fn slow_readers_of_large_responses_cost_little() {
     const INSTANCES: u32 = 5_000;
     const CLIENTS: usize = 10;
     const BYTES_EACH: usize = 512 << 10;
-    let _alone = ALONE.lock().await;
+    let _alone = alone().await;
     let store = Store::new();
     let service = ServiceRef::parse("large").unwrap();
     for number in 0..INSTANCES {

@@ -1,12 +1,14 @@
 //! Numbers, memory and connections of tests with hostile input.
 
-use std::{fs, net::SocketAddr};
+use std::{alloc::System, net::SocketAddr};
 
-use enlist_testkit::soon;
+use enlist_testkit::{eventually, soon};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
+    sync::{Mutex, MutexGuard},
 };
 
 /// Number of hostile connections after which a client is checked that is connected meanwhile.
@@ -41,16 +43,38 @@ pub(crate) fn permit_files(needed: u64) -> u64 {
     files
 }
 
-/// Returns the memory of this process, the agent included, in bytes.
+#[global_allocator]
+static COUNTED: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+/// Returns the bytes that this process uses, the agent included. Its resident memory would not show growth that takes
+/// the place of what earlier tests have returned.
 pub(crate) fn memory() -> usize {
-    let text = fs::read_to_string("/proc/self/statm").unwrap();
-    let pages: usize = text.split(' ').nth(1).unwrap().parse().unwrap();
-    pages * 4096
+    let stats = COUNTED.stats();
+    stats.bytes_allocated - stats.bytes_deallocated
+}
+
+/// Held by each test: the memory is that of the whole process.
+pub(crate) static ALONE: Mutex<()> = Mutex::const_new(());
+
+/// Maximum bytes that this process uses before a test.
+const USED_BEFORE: usize = 2 << 20;
+
+/// Waits until no other test runs, and what others used is free: their runtimes end after them. Not for a test with a
+/// paused clock.
+pub(crate) async fn alone() -> MutexGuard<'static, ()> {
+    let alone = ALONE.lock().await;
+    eventually("the memory of other tests is free", || async {
+        let used = memory();
+        if used <= USED_BEFORE { Ok(()) } else { Err(used) }
+    })
+    .await;
+    alone
 }
 
 /// Asserts that the memory has grown by at most this number of bytes.
 pub(crate) fn assert_growth(before: usize, limit: usize, what: &str) {
     let growth = memory().saturating_sub(before);
+    println!("{growth} of {limit} bytes for {what}");
     assert!(growth <= limit, "{growth} bytes for {what}");
 }
 
