@@ -32,7 +32,7 @@ pub struct AgentBuilder {
 /// let xds = XdsOptions::new().address("127.0.0.1:0".parse()?);
 /// let agent = Agent::builder(std::sync::Arc::new(client)).xds(xds).bind().await?;
 /// println!("xDS on {}", agent.xds_address());
-/// agent.serve(stop).await?;
+/// agent.serve(stop).await;
 /// # Ok(())
 /// # }
 /// ```
@@ -127,22 +127,18 @@ impl Agent {
     /// Serves until `stop` completes. Then streams are ended, so that clients connect to another agent, and at most 4 s
     /// later (with HTTP 6 s) it returns. Clients keep the instances that they know.
     ///
-    /// # Errors
-    ///
-    /// [`AgentError::Server`] if the server ended by itself.
-    ///
     /// # Cancel safety
     ///
     /// Dropping the future ends all connections.
-    pub async fn serve(self, stop: impl Future<Output = ()>) -> Result<(), AgentError> {
+    pub async fn serve(self, stop: impl Future<Output = ()>) {
         let Self { xds, http } = self;
-        let Some(http) = http else { return xds.serve(stop).await };
         let stop = stop.shared();
         let http = async {
-            http.serve(stop.clone()).await;
-            Ok(())
+            if let Some(http) = http {
+                http.serve(stop.clone()).await;
+            }
         };
-        tokio::try_join!(xds.serve(stop.clone()), http).map(|_| ())
+        tokio::join!(xds.serve(stop.clone()), http);
     }
 }
 

@@ -20,7 +20,6 @@ use tokio::{
     sync::{OwnedSemaphorePermit, watch},
     time::Sleep,
 };
-use tonic::transport::server::Connected;
 
 use self::eviction::Evictable;
 pub(crate) use self::peer::{InUse, Peer};
@@ -260,11 +259,18 @@ impl LimitedConnection {
     #[cfg(test)]
     pub(crate) fn over_pipe(bytes: usize) -> (Self, tokio::io::DuplexStream, ConnectionOwner) {
         let (client, server) = tokio::io::duplex(bytes);
+        let (connection, owner) = Self::over(server);
+        (connection, client, owner)
+    }
+
+    /// Returns a connection over this stream, and its owner.
+    #[cfg(test)]
+    fn over(stream: impl ByteStream + 'static) -> (Self, ConnectionOwner) {
         let owner = ConnectionOwner::default();
         let slot = Permits::new("connections", 1).take().expect("it is the only one");
         let peer = Peer::new(None);
         let gone = OwnerGone::of(&owner.0.subscribe(), &peer);
-        (Self::new(Box::new(server), peer, gone, slot), client, owner)
+        (Self::new(Box::new(stream), peer, gone, slot), owner)
     }
 
     /// Records whether bytes wait for the client. Before the connection has begun, there are none: a flush waits for
@@ -286,6 +292,12 @@ impl LimitedConnection {
             Some(opening) => opening.deadline.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into())),
             None => Poll::Pending,
         }
+    }
+}
+
+impl Drop for LimitedConnection {
+    fn drop(&mut self) {
+        self.peer.state.set_writing(false);
     }
 }
 
@@ -352,14 +364,6 @@ impl AsyncWrite for LimitedConnection {
     }
 }
 
-impl Connected for LimitedConnection {
-    type ConnectInfo = Peer;
-
-    fn connect_info(&self) -> Self::ConnectInfo {
-        self.peer().clone()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::{peer::UNUSED, *};
@@ -406,6 +410,7 @@ mod tests {
         let (mut connection, mut client, _owner) = LimitedConnection::over_pipe(1024);
         let evictable = Evictable::default();
         evictable.add(connection.peer());
+        drop(connection.peer().in_use());
         client.write_all(&[b'x'; PREFACE_BYTES]).await.unwrap();
         connection.read_exact(&mut [0; PREFACE_BYTES]).await.unwrap();
         let evict = async {
@@ -422,6 +427,32 @@ mod tests {
         written.unwrap();
         tokio::time::sleep(UNUSED).await;
         assert!(evictable.evict());
+    }
+
+    /// Its client has sent what is refused, and does not read that.
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_nothing_has_used_gives_way() {
+        let (mut connection, mut client, _owner) = LimitedConnection::over_pipe(1024);
+        let evictable = Evictable::default();
+        evictable.add(connection.peer());
+        client.write_all(&[b'x'; PREFACE_BYTES]).await.unwrap();
+        connection.read_exact(&mut [0; PREFACE_BYTES]).await.unwrap();
+        tokio::time::sleep(UNUSED).await;
+        let evict = async { assert!(evictable.evict()) };
+        let (written, ()) = tokio::join!(connection.write_all(&[0; 4096]), evict);
+        assert_eq!(written.unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
+    }
+
+    /// Over TLS, the end is a message.
+    #[tokio::test(start_paused = true)]
+    async fn an_end_that_is_not_taken_is_given_up() {
+        let (mut client, server) = tokio::io::duplex(1024);
+        let (mut connection, _owner) = LimitedConnection::over(tokio::io::BufWriter::new(server));
+        client.write_all(&[b'x'; PREFACE_BYTES]).await.unwrap();
+        connection.read_exact(&mut [0; PREFACE_BYTES]).await.unwrap();
+        connection.write_all(&[0; 4096]).await.unwrap();
+        let end = tokio::time::timeout(2 * STALL, connection.shutdown()).await.expect("it ends").unwrap_err();
+        assert_eq!(end.kind(), io::ErrorKind::TimedOut);
     }
 
     #[tokio::test]

@@ -52,7 +52,4 @@ pub enum AgentError {
         /// The fault.
         reason: &'static str,
     },
-    /// A server ended before it was stopped.
-    #[error("the server ended")]
-    Server(#[source] Box<dyn std::error::Error + Send + Sync>),
 }

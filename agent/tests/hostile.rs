@@ -14,18 +14,21 @@ use enlist::DirectoryOptions;
 use enlist_agent::{Agent, HttpOptions, TlsIdentity};
 use enlist_agent::{DEFAULT_XDS_NAMES, DEFAULT_XDS_STREAMS, ResourceType};
 use enlist_testkit::{eventually, soon};
+use envoy_types::pb::envoy::service::discovery::v3::DiscoveryRequest;
+use futures::future::join_all;
 use http_body::Frame;
-use http_body_util::StreamBody;
+use http_body_util::{BodyExt as _, StreamBody};
+use prost::Message as _;
 #[cfg(feature = "tls")]
 use support::authority::{Authority, HOST, channel, health};
 use support::{
     ASSIGNMENT, AdsClient, CLUSTER, LISTENER, ROUTE, Store, TestAgent,
     hostile::{ALONE, CHECKED, Random, alone, assert_growth, memory, permit_files, send},
-    instance, local, ports,
+    instance, local, ports, request_in_zone,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::mpsc,
     time::Instant,
 };
@@ -34,7 +37,7 @@ use tonic::{
     Code, Status,
     body::Body,
     codegen::{Service as _, http},
-    transport::Channel,
+    transport::{Channel, Endpoint},
 };
 
 /// Beginning of a connection of HTTP/2 (RFC 9113, section 3.4), with empty settings.
@@ -229,6 +232,16 @@ async fn random_bytes_for_tls_are_survived() {
 
 /// Records the bytes that a client sends which requests each type.
 async fn conversation() -> Vec<u8> {
+    recorded(|endpoint| endpoint, 1, &[LISTENER, CLUSTER, ASSIGNMENT, ROUTE], &["greeter"]).await
+}
+
+/// Records the bytes that a client sends which requests these types on each of its streams. The last one is `ROUTE`.
+async fn recorded(
+    options: impl FnOnce(Endpoint) -> Endpoint,
+    streams: usize,
+    kinds: &[&str],
+    names: &[&str],
+) -> Vec<u8> {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let record = async {
@@ -237,16 +250,16 @@ async fn conversation() -> Vec<u8> {
         stream.write_all(b"\0\0\0\x04\0\0\0\0\0\0\0\0\x04\x01\0\0\0\0").await.unwrap();
         let mut bytes = Vec::new();
         // The messages are not compressed.
-        while !bytes.windows(ROUTE.len()).any(|window| window == ROUTE.as_bytes()) {
+        while bytes.windows(ROUTE.len()).filter(|window| *window == ROUTE.as_bytes()).count() < streams {
             assert_ne!(stream.read_buf(&mut bytes).await.unwrap(), 0);
         }
         bytes
     };
     let talk = async {
-        let endpoint = Channel::from_shared(format!("http://{address}")).unwrap();
+        let endpoint = options(Channel::from_shared(format!("http://{address}")).unwrap());
         let channel = endpoint.connect().await.unwrap();
-        // It waits for headers, which never come.
-        AdsClient::sending(channel, &[LISTENER, CLUSTER, ASSIGNMENT, ROUTE], &["greeter"]).await;
+        // They wait for headers, which never come.
+        join_all((0..streams).map(|_| AdsClient::sending(channel.clone(), kinds, names))).await;
     };
     tokio::select! {
         bytes = record => bytes,
@@ -257,8 +270,8 @@ async fn conversation() -> Vec<u8> {
 /// Sender of the parts of a request.
 type Frames = mpsc::Sender<Result<Frame<Bytes>, Status>>;
 
-/// Begins a request on a stream of its own: all of it but the last byte.
-async fn begin_request(channel: &Channel, content: &Bytes) -> (Frames, http::Response<Body>) {
+/// Sends a request on a stream of its own, without this number of bytes at its end.
+async fn send_request(channel: &Channel, content: &Bytes, missing: usize) -> (Frames, http::Response<Body>) {
     let (frames, receiver) = mpsc::channel(2);
     let path = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources";
     let request = http::Request::post(format!("http://agent{path}"));
@@ -268,8 +281,8 @@ async fn begin_request(channel: &Channel, content: &Bytes) -> (Frames, http::Res
     soon("the channel is ready", poll_fn(|cx| channel.poll_ready(cx))).await.unwrap();
     let response = soon("a stream", channel.call(request)).await.unwrap();
     let mut header = vec![0];
-    header.extend(u32::try_from(content.len() + 1).unwrap().to_be_bytes());
-    for bytes in [header.into(), content.clone()] {
+    header.extend(u32::try_from(content.len()).unwrap().to_be_bytes());
+    for bytes in [header.into(), content.slice(..content.len() - missing)] {
         frames.send(Ok(Frame::data(bytes))).await.unwrap();
     }
     (frames, response)
@@ -290,7 +303,7 @@ async fn requests_that_never_end_cost_little() {
     for _ in 0..CONNECTIONS {
         let channel = Channel::from_shared(format!("http://{}", agent.address)).unwrap().connect().await.unwrap();
         for _ in 0..STREAMS_EACH {
-            begun.push(begin_request(&channel, &content).await);
+            begun.push(send_request(&channel, &content, 1).await);
         }
     }
     let most = Cell::new(0);
@@ -305,6 +318,94 @@ async fn requests_that_never_end_cost_little() {
     }
     let growth = most.get().saturating_sub(before);
     assert!(growth <= MOST, "{growth} bytes for requests that never end");
+    serves(&store, agent.address).await;
+}
+
+/// Each client stays after a request of nearly the maximum size.
+#[tokio::test]
+async fn large_requests_are_not_kept() {
+    const CONNECTIONS: usize = 4;
+    const STREAMS_EACH: usize = 50;
+    const BYTES: usize = 500_000;
+    /// Requests that are decoded at a time, and bytes of a stream besides.
+    const REQUESTS: usize = 16;
+    const BYTES_EACH: usize = 32 << 10;
+    let _alone = alone().await;
+    let store = Store::new();
+    let agent = TestAgent::start(&store.agents, local()).await;
+    serves(&store, agent.address).await;
+    let content = Bytes::from(request_in_zone(CLUSTER, &["greeter"], BYTES, 0).encode_to_vec());
+    let (before, mut clients) = (memory(), Vec::new());
+    for _ in 0..CONNECTIONS {
+        let channel = Channel::from_shared(format!("http://{}", agent.address)).unwrap().connect().await.unwrap();
+        for _ in 0..STREAMS_EACH {
+            let (frames, mut response) = send_request(&channel, &content, 0).await;
+            soon("a response", response.body_mut().frame()).await.unwrap().unwrap();
+            clients.push((frames, response));
+        }
+    }
+    assert_growth(before, REQUESTS * BYTES + clients.len() * BYTES_EACH, "large requests");
+    serves(&store, agent.address).await;
+}
+
+/// Returns a frame of data with a request.
+fn data_frame(stream: u32, request: &DiscoveryRequest) -> Vec<u8> {
+    let content = request.encode_to_vec();
+    let message = [&[0][..], &u32::try_from(content.len()).unwrap().to_be_bytes(), &content].concat();
+    let mut frame = u32::try_from(message.len()).unwrap().to_be_bytes()[1..].to_vec();
+    frame.extend([0, 0]);
+    frame.extend(stream.to_be_bytes());
+    assert_eq!(frame.len(), FRAME_HEADER);
+    frame.extend(message);
+    frame
+}
+
+/// Each permits as many bytes as it can, requests other names again and again, and does not even read from its socket.
+#[tokio::test]
+async fn clients_that_leave_sockets_unread_cost_little() {
+    const CONNECTIONS: usize = 25;
+    const STREAMS_EACH: u32 = 8;
+    const NAMES: usize = 18;
+    /// The responses of all rounds have 840 KB. The system takes 4 MB of each connection.
+    const BYTES_EACH: usize = 64 << 10;
+    const WINDOW: u32 = (1 << 31) - 1;
+    let _alone = alone().await;
+    let store = Store::new();
+    let agent = TestAgent::start(&store.agents, local()).await;
+    let windows =
+        |endpoint: Endpoint| endpoint.initial_stream_window_size(WINDOW).initial_connection_window_size(WINDOW);
+    let begin = recorded(windows, usize::try_from(STREAMS_EACH).unwrap(), &[ROUTE], &[]).await;
+    let (before, mut clients) = (memory(), Vec::new());
+    for _ in 0..CONNECTIONS {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(1024).unwrap();
+        let mut client = socket.connect(agent.address).await.unwrap();
+        client.write_all(&begin).await.unwrap();
+        clients.push(client);
+    }
+    // Once the system has taken its bytes, the agent permits 64 KB more of requests: those of all rounds have 130.
+    for round in 0..70 {
+        let names: Vec<_> = (0..NAMES).map(|number| format!("{}{number}", ["a", "b"][round % 2])).collect();
+        let names: Vec<_> = names.iter().map(String::as_str).collect();
+        let service = format!("round-{round}");
+        let requests = [request_in_zone(CLUSTER, &names, 0, 0), request_in_zone(ASSIGNMENT, &[&service], 0, 0)];
+        // A client numbers its streams by odd numbers.
+        let streams = (0..STREAMS_EACH).map(|number| 2 * number + 1);
+        let frames = streams.flat_map(|stream| requests.iter().flat_map(move |one| data_frame(stream, one)));
+        let frames: Vec<_> = frames.collect();
+        for client in &mut clients {
+            client.write_all(&frames).await.unwrap();
+        }
+        eventually("the requests are processed", || async {
+            let clients = agent.status.xds_clients();
+            let missing = clients.iter().filter(|client| client.services != [&*service]).count();
+            if missing == 0 { Ok(()) } else { Err(missing) }
+        })
+        .await;
+    }
+    let streams = CONNECTIONS * usize::try_from(STREAMS_EACH).unwrap();
+    assert_eq!(agent.status.xds_clients().len(), streams);
+    assert_growth(before, streams * BYTES_EACH, "unread sockets");
     serves(&store, agent.address).await;
 }
 
@@ -353,6 +454,7 @@ async fn unfinished_handshakes_give_way() {
         stream.write_all(HANDSHAKE).await.unwrap();
         begun.push(stream);
     }
+    let start = Instant::now();
     connected.learns().await;
     let other = async { over_tls(&store, &agent, &authority).await.learns().await };
     soon("another client is served", other).await;
@@ -361,6 +463,7 @@ async fn unfinished_handshakes_give_way() {
         if response.starts_with("HTTP/1.0 200") { Ok(()) } else { Err(response) }
     };
     eventually("another client of HTTP is served", served).await;
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
     assert_growth(before, 2 * SLOTS * (64 << 10), "unfinished handshakes");
 }
 

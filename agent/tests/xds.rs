@@ -277,7 +277,12 @@ async fn streams_are_limited_like_names() {
     one.acknowledge(&some, &["c"]).await;
     assert_eq!(one.next(CLUSTER).await.resources.len(), 1, "there is room again");
     drop(one);
-    let mut three = eventually("a stream is free again", || async { AdsClient::over(channel.clone()).await }).await;
+    eventually("a stream is free again", || async {
+        let clients = agent.status.xds_clients();
+        if clients.len() == 1 { Ok(()) } else { Err(clients) }
+    })
+    .await;
+    let mut three = AdsClient::over(channel.clone()).await.unwrap();
     assert_eq!(two.assignment("a").await, []);
     three.request(ASSIGNMENT, &["a", "b"]).await;
     assert_eq!(ports(&three.next(ASSIGNMENT).await), ("a".to_owned(), vec![]));
@@ -388,7 +393,7 @@ async fn dropping_the_agent_ends_all_connections() {
     let (store, tasks) = (Store::new(), TaskOwner::new());
     let agent = Agent::builder(Arc::new(store.agents.clone())).xds(local()).bind().await.unwrap();
     let address = agent.xds_address();
-    tasks.spawn_until_stopped("agent", async move { _ = agent.serve(std::future::pending()).await }).unwrap();
+    tasks.spawn_until_stopped("agent", agent.serve(std::future::pending())).unwrap();
     let mut client = AdsClient::connect(address).await;
     assert_eq!(client.assignment("greeter").await, []);
     let mut silent = tokio::net::TcpStream::connect(address).await.unwrap();

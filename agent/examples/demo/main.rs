@@ -75,7 +75,7 @@ async fn main() -> Result<(), Failure> {
     let registry = Arc::new(registry);
     let agent = Agent::builder(registry.clone()).queues(registry).xds(xds).http(http).bind().await?;
     print_commands(agent.xds_address(), agent.http_address().unwrap_or(agent.xds_address()));
-    agent.serve(async { _ = tokio::signal::ctrl_c().await }).await?;
+    agent.serve(async { _ = tokio::signal::ctrl_c().await }).await;
     Ok(())
 }
 

@@ -2,12 +2,13 @@
 
 use std::{
     net::SocketAddr,
+    pin::pin,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use enlist::{Moment, backend::MutexExt as _};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 /// Time for which a connection is kept although nothing uses it and another client needs its slot: clients send their
 /// first request at once.
@@ -25,6 +26,8 @@ pub(crate) struct Peer {
 pub(super) struct PeerState {
     heard: Mutex<Moment>,
     pub(super) usage: Mutex<Usage>,
+    /// Notified once no bytes wait for the client any more.
+    written: Notify,
     /// `true` once it is to be closed.
     pub(super) closing: watch::Sender<bool>,
 }
@@ -33,8 +36,10 @@ pub(super) struct PeerState {
 #[derive(Debug)]
 pub(super) struct Usage {
     users: usize,
+    /// Something has used it.
+    was_used: bool,
     /// Bytes wait for the client, which may be those of a response that is complete for its request.
-    pub(super) is_writing: bool,
+    is_writing: bool,
     /// Time at which the last use ended, or at which the connection was accepted.
     pub(super) since: Moment,
 }
@@ -47,7 +52,9 @@ impl PeerState {
 
     fn unused_in(&self, usage: &Usage) -> Option<Duration> {
         let is_open = !*self.closing.borrow();
-        (is_open && usage.users == 0 && !usage.is_writing).then(|| usage.since.elapsed())
+        // A client that may use nothing could let the refusals wait.
+        let is_used = usage.users > 0 || usage.was_used && usage.is_writing;
+        (is_open && !is_used).then(|| usage.since.elapsed())
     }
 
     pub(super) fn close(&self) {
@@ -67,8 +74,15 @@ impl PeerState {
     /// Records whether bytes wait for the client.
     pub(super) fn set_writing(&self, is_writing: bool) {
         let mut usage = self.usage.locked();
-        if usage.is_writing != is_writing {
-            (usage.is_writing, usage.since) = (is_writing, Moment::now());
+        if usage.is_writing == is_writing {
+            return;
+        }
+        usage.is_writing = is_writing;
+        if usage.was_used {
+            usage.since = Moment::now();
+        }
+        if !is_writing {
+            self.written.notify_waiters();
         }
     }
 }
@@ -88,8 +102,9 @@ impl Peer {
     /// Creates the client of a new connection.
     pub(crate) fn new(address: Option<SocketAddr>) -> Self {
         let (now, closing) = (Moment::now(), watch::Sender::new(false));
-        let usage = Mutex::new(Usage { users: 0, is_writing: false, since: now });
-        Self { address, state: Arc::new(PeerState { heard: Mutex::new(now), usage, closing }) }
+        let usage = Mutex::new(Usage { users: 0, was_used: false, is_writing: false, since: now });
+        let (heard, written) = (Mutex::new(now), Notify::new());
+        Self { address, state: Arc::new(PeerState { heard, usage, written, closing }) }
     }
 
     /// Address of the client.
@@ -104,13 +119,28 @@ impl Peer {
 
     /// Records that a stream or a request uses the connection.
     pub(crate) fn in_use(&self) -> InUse {
-        self.state.usage.locked().users += 1;
+        let mut usage = self.state.usage.locked();
+        (usage.users, usage.was_used) = (usage.users + 1, true);
+        drop(usage);
         InUse(Arc::clone(&self.state))
     }
 
     /// Records that a stream has begun, which will use the connection: it has the time of a new connection for that.
     pub(crate) fn begin(&self) {
         self.state.usage.locked().since = Moment::now();
+    }
+
+    /// Waits until no bytes wait for the client, or the connection has ended. Dropping the future has no effect.
+    pub(crate) async fn written(&self) {
+        loop {
+            let mut written = pin!(self.state.written.notified());
+            // Before the look, so that no notification is missed between the two.
+            written.as_mut().enable();
+            if !self.state.usage.locked().is_writing {
+                return;
+            }
+            written.await;
+        }
     }
 
     /// Closes the connection if it is to give way to another one; returns `false` otherwise.

@@ -14,10 +14,11 @@ use tokio::{
     sync::mpsc,
     time::{Instant, sleep_until},
 };
-use tonic::{Status, Streaming};
+use tonic::Status;
 
 use super::{
     clients::Connected,
+    decoder::Requests,
     delivery::{DeliveryEnd, Progress},
     envoy::EnvoyResources,
     inbox::Inbox,
@@ -137,7 +138,7 @@ impl ClientStream {
     /// responses. Boxed: a future may hold its arguments twice, and each client has one.
     pub(super) async fn run(
         mut self: Box<Self>,
-        requests: Box<Streaming<DiscoveryRequest>>,
+        requests: Box<Requests>,
         responses: ResponseSender,
         mut progress: Progress,
         stop: impl Future<Output = ()>,
@@ -162,9 +163,17 @@ impl ClientStream {
                     let _ = responses.try_send(Box::new(Err(status)));
                 }
                 drop(responses);
+                let end = async {
+                    let end = progress.end().await;
+                    if end == DeliveryEnd::Complete {
+                        // The last bytes take memory until the system has them.
+                        self.client.written().await;
+                    }
+                    end
+                };
                 tokio::select! {
                     () = stop => return,
-                    end = progress.end() => end,
+                    end = end => end,
                 }
             }
         };
@@ -174,10 +183,10 @@ impl ClientStream {
         }
     }
 
-    async fn serve(&mut self, mut requests: Box<Streaming<DiscoveryRequest>>, responses: &ResponseSender) -> StreamEnd {
+    async fn serve(&mut self, mut requests: Box<Requests>, responses: &ResponseSender) -> StreamEnd {
         loop {
             tokio::select! {
-                request = requests.message() => match request {
+                request = requests.next() => match request {
                     Ok(Some(request)) => {
                         if let Err(end) = self.receive(&request) {
                             return end;

@@ -249,6 +249,13 @@ impl Connected {
         }
     }
 
+    /// Waits until no bytes wait in the connection of the client, or it has ended.
+    pub(super) async fn written(&self) {
+        if let Some(peer) = &self.peer {
+            peer.written().await;
+        }
+    }
+
     /// Ends the connection of the client.
     pub(super) fn disconnect(&self) {
         if let Some(peer) = &self.peer {
@@ -316,10 +323,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_connection_without_a_subscription_gives_way() {
         let (clients, [used, unused]) = (Arc::new(Clients::new(2)), [Peer::new(None), Peer::new(None)]);
-        let (one, _other) = (clients.enter(Some(used.clone())).unwrap(), clients.enter(Some(unused.clone())).unwrap());
+        let (one, other) = (clients.enter(Some(used.clone())).unwrap(), clients.enter(Some(unused.clone())).unwrap());
         one.record(&Received::Subscribed, std::iter::empty());
         assert!(clients.enter(None).is_none() && !unused.is_closing(), "it is new");
+        drop(other);
         tokio::time::advance(Duration::from_secs(11)).await;
+        let _other = clients.enter(Some(unused.clone())).unwrap();
+        assert!(clients.enter(None).is_none() && !unused.is_closing(), "its stream is new");
+        tokio::time::advance(Duration::from_secs(1)).await;
         assert!(clients.enter(None).is_none());
         assert!(unused.is_closing() && !used.is_closing());
     }

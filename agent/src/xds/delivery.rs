@@ -7,58 +7,18 @@ use std::{
 };
 
 use bytes::Bytes;
-use http_body::{Frame, SizeHint};
+use http_body::{Body, Frame, SizeHint};
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until},
 };
-use tonic::{
-    Status,
-    body::Body,
-    codegen::{Service, http},
-    server::NamedService,
-};
+use tonic::Status;
 
 use crate::connections::STALL;
 
 /// Maximum bytes that are passed to the connection at a time. With whole responses, a slow client could not be told
 /// from one that reads nothing.
 const PART_BYTES: usize = 64 << 10;
-
-/// Service whose responses are sent in parts. Each request has the [`Progress`] of its response as an extension.
-#[derive(Clone, Debug)]
-pub(super) struct TrackedResponses<S>(S);
-
-impl<S> TrackedResponses<S> {
-    pub(super) fn new(inner: S) -> Self {
-        Self(inner)
-    }
-}
-
-impl<S> Service<http::Request<Body>> for TrackedResponses<S>
-where
-    S: Service<http::Request<Body>, Response = http::Response<Body>>,
-    S::Future: Send + 'static,
-{
-    type Response = http::Response<Body>;
-    type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.0.poll_ready(cx)
-    }
-
-    fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
-        let (deadline, progress) = watch::channel(None);
-        request.extensions_mut().insert(Progress(progress));
-        let response = self.0.call(request);
-        Box::pin(async move { Ok(response.await?.map(|body| Body::new(ResponseBody::new(body, deadline)))) })
-    }
-}
-
-impl<S: NamedService> NamedService for TrackedResponses<S> {
-    const NAME: &'static str = S::NAME;
-}
 
 /// Progress of a client with a stream of responses: the deadline at which it must have taken the last part; `None` if
 /// there is none that it has not taken.
@@ -92,17 +52,19 @@ impl Progress {
     }
 }
 
-/// Body of a stream of responses.
-struct ResponseBody {
-    body: Body,
+/// Body of a stream of responses, which is sent in parts.
+pub(super) struct ResponseBody<B> {
+    body: B,
     /// Bytes that have not been passed on.
     rest: Bytes,
     deadline: watch::Sender<Option<Instant>>,
 }
 
-impl ResponseBody {
-    fn new(body: Body, deadline: watch::Sender<Option<Instant>>) -> Self {
-        Self { body, rest: Bytes::new(), deadline }
+impl<B> ResponseBody<B> {
+    /// Returns the body with these responses, and the progress of its client.
+    pub(super) fn tracked(body: B) -> (Self, Progress) {
+        let (deadline, progress) = watch::channel(None);
+        (Self { body, rest: Bytes::new(), deadline }, Progress(progress))
     }
 
     /// Sets the deadline. Only its beginning wakes what waits for the end: at a former deadline that looks again.
@@ -115,7 +77,7 @@ impl ResponseBody {
     }
 }
 
-impl http_body::Body for ResponseBody {
+impl<B: Body<Data = Bytes, Error = Status> + Unpin> Body for ResponseBody<B> {
     type Data = Bytes;
     type Error = Status;
 
@@ -129,7 +91,7 @@ impl http_body::Body for ResponseBody {
                 self.set_deadline(Some(Instant::now() + STALL));
                 return Poll::Ready(Some(Ok(Frame::data(part))));
             }
-            let next = http_body::Body::poll_frame(Pin::new(&mut self.body), cx);
+            let next = Pin::new(&mut self.body).poll_frame(cx);
             match next {
                 Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
                     Ok(data) => self.rest = data,
@@ -144,7 +106,7 @@ impl http_body::Body for ResponseBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.rest.is_empty() && http_body::Body::is_end_stream(&self.body)
+        self.rest.is_empty() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -163,10 +125,10 @@ mod tests {
 
     type Frames = mpsc::Sender<Result<Frame<Bytes>, Status>>;
 
-    fn body() -> (Frames, ResponseBody, Progress) {
-        let ((sender, frames), (deadline, progress)) = (mpsc::channel(8), watch::channel(None));
-        let body = Body::new(StreamBody::new(ReceiverStream::new(frames)));
-        (sender, ResponseBody::new(body, deadline), Progress(progress))
+    fn body() -> (Frames, ResponseBody<impl Body<Data = Bytes, Error = Status> + Unpin>, Progress) {
+        let (sender, frames) = mpsc::channel(8);
+        let (body, progress) = ResponseBody::tracked(StreamBody::new(ReceiverStream::new(frames)));
+        (sender, body, progress)
     }
 
     async fn send(sender: &Frames, bytes: usize) {

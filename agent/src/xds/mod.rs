@@ -6,6 +6,7 @@
 mod assignment;
 mod client_stream;
 mod clients;
+mod decoder;
 mod delivery;
 mod envoy;
 mod inbox;

@@ -133,8 +133,8 @@ impl XdsOptions {
     }
 
     /// Sets the maximum number of open streams, and of connections. Further ones are refused, unless a connection
-    /// without a stream gives way. Each adds 52 KiB to the memory for names that all streams have in common. Default:
-    /// 10,000. A program has a stream per service (gRPC in Python and C++) or one in all (Envoy, Rust).
+    /// without a subscription gives way. Each adds 52 KiB to the memory for names that all streams have in common.
+    /// Default: 10,000. A program has a stream per service (gRPC in Python and C++) or one in all (Envoy, Rust).
     #[must_use]
     pub fn max_streams(mut self, max_streams: usize) -> Self {
         self.max_streams = max_streams;

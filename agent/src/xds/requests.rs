@@ -16,12 +16,7 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::Sleep,
 };
-use tonic::{
-    Status,
-    body::Body,
-    codegen::{Service, http},
-    server::NamedService,
-};
+use tonic::{Status, body::Body};
 
 use crate::limits::{Limit, LimitUse};
 
@@ -78,43 +73,11 @@ impl RequestBudget {
     }
 }
 
-/// Service whose requests are accounted for.
-#[derive(Clone, Debug)]
-pub(super) struct AccountedRequests<S> {
-    inner: S,
-    budget: RequestBudget,
-}
-
-impl<S> AccountedRequests<S> {
-    pub(super) fn new(inner: S, budget: RequestBudget) -> Self {
-        Self { inner, budget }
-    }
-}
-
-impl<S: Service<http::Request<Body>>> Service<http::Request<Body>> for AccountedRequests<S> {
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = S::Future;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let budget = self.budget.clone();
-        self.inner.call(request.map(|body| Body::new(RequestBody::new(body, budget))))
-    }
-}
-
-impl<S: NamedService> NamedService for AccountedRequests<S> {
-    const NAME: &'static str = S::NAME;
-}
-
 /// Future of room in the budget; `None` once the budget is closed, which does not occur.
 type WaitForRoom = Pin<Box<dyn Future<Output = Option<OwnedSemaphorePermit>> + Send>>;
 
 /// Body of a stream of requests.
-struct RequestBody {
+pub(super) struct RequestBody {
     body: Body,
     budget: RequestBudget,
     position: Position,
@@ -127,7 +90,7 @@ struct RequestBody {
 }
 
 impl RequestBody {
-    fn new(body: Body, budget: RequestBudget) -> Self {
+    pub(super) fn new(body: Body, budget: RequestBudget) -> Self {
         let position = Position::default();
         Self { body, budget, position, held: None, waiting: None, room: None, deadline: None }
     }

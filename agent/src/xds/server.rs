@@ -1,16 +1,19 @@
 //! The server for xDS: aggregated discovery, state of the world.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, future, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use enlist::{Directory, TaskOwner};
+use futures::StreamExt as _;
+use hyper::{Request, body::Incoming, server::conn::http2, service::service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::TcpListener;
-use tonic::transport::Server;
+use tonic::body::Body;
 
 use super::{envoy::EnvoyResources, options::XdsOptions, service::Service, status::XdsStatus};
 #[cfg(feature = "tls")]
 use crate::tls::Protocol;
 use crate::{
-    connections::{ConnectionOwner, Transport, incoming},
+    connections::{ConnectionOwner, LimitedConnection, Transport, incoming},
     error::AgentError,
     security::check_exposure,
 };
@@ -21,6 +24,10 @@ const STREAMS_PER_CONNECTION: u32 = 100;
 /// Bytes that a client can send before the agent takes them, on a stream and on its connection. A request that waits
 /// for room holds back the former; several of them on one connection hold back the latter, too.
 const WINDOWS: (u32, u32) = (16_384, 65_535);
+
+/// Bytes of a stream from which its further responses wait until the connection has sent some. One part of a response
+/// may be more.
+const SEND_BUFFER: usize = 4 << 10;
 
 /// Interval of the pings that find connections without a client, and the time for an answer. A client that is gone is
 /// listed for no longer than both together, and its silence is shown meanwhile.
@@ -83,100 +90,155 @@ impl XdsServer {
 
     /// Serves until `stop` completes; then ends the streams, and waits a short time for connections to end. At its end,
     /// or once the future is dropped, no stream and no connection remains.
-    pub(crate) async fn serve(self, stop: impl Future<Output = ()>) -> Result<(), AgentError> {
+    pub(crate) async fn serve(self, stop: impl Future<Output = ()>) {
         let Self { transport, listener, service, streams, .. } = self;
-        let slots = Arc::clone(&service.status.connections);
-        let (stopped, connections) = (streams.stop_signal(), ConnectionOwner::default());
-        let incoming = incoming(listener, transport, slots, &connections);
-        let serving =
-            server().add_service(service.limited()).serve_with_incoming_shutdown(incoming, stopped.cancelled());
-        let mut serving = std::pin::pin!(serving);
-        let ended = tokio::select! {
-            () = stop => None,
-            ended = &mut serving => Some(ended),
+        let (connections, owner) = (TaskOwner::new(), ConnectionOwner::default());
+        let accept = async {
+            let slots = Arc::clone(&service.status.connections);
+            let mut incoming = pin!(incoming(listener, transport, slots, &owner));
+            while let Some(Ok(connection)) = incoming.next().await {
+                let serving = serve_connection(connection, service.clone(), streams.stop_signal().cancelled_owned());
+                // It fails after a stop only.
+                let _ = connections.spawn_until_stopped("connection", serving);
+            }
         };
-        if let Some(ended) = ended {
-            return ended.map_err(|error| AgentError::Server(error.into()));
+        tokio::select! {
+            () = stop => {}
+            () = accept => {}
         }
         if let Err(error) = streams.stop(DRAIN).await {
             tracing::warn!(%error, "streams of clients did not end");
         }
-        match tokio::time::timeout(DRAIN, serving).await {
-            Ok(ended) => ended.map_err(|error| AgentError::Server(error.into())),
-            // Clients that do not end their connections lose them.
-            Err(_) => Ok(()),
+        if !connections.drain(DRAIN).await {
+            tracing::debug!("connections did not end in time");
         }
     }
 }
 
-/// Returns the server, without services.
-fn server() -> Server {
-    Server::builder()
-        .http2_keepalive_interval(Some(KEEP_ALIVE.0))
-        .http2_keepalive_timeout(Some(KEEP_ALIVE.1))
-        .max_concurrent_streams(Some(STREAMS_PER_CONNECTION))
-        .initial_stream_window_size(Some(WINDOWS.0))
-        .initial_connection_window_size(Some(WINDOWS.1))
+/// Serves one connection until its end. After `stop` it ends once its streams have.
+async fn serve_connection(connection: LimitedConnection, service: Service, stop: impl Future<Output = ()>) {
+    let peer = connection.peer().clone();
+    let respond = move |request: Request<Incoming>| {
+        let response = service.respond(request.map(Body::new), peer.clone());
+        future::ready(Ok::<_, Infallible>(response))
+    };
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .keep_alive_interval(KEEP_ALIVE.0)
+        .keep_alive_timeout(KEEP_ALIVE.1)
+        .max_concurrent_streams(STREAMS_PER_CONNECTION)
+        .initial_stream_window_size(WINDOWS.0)
+        .initial_connection_window_size(WINDOWS.1)
+        .max_send_buf_size(SEND_BUFFER);
+    let mut serving = pin!(builder.serve_connection(TokioIo::new(connection), service_fn(respond)));
+    let ended = tokio::select! {
+        ended = &mut serving => ended,
+        () = stop => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "connection ended");
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{io, iter};
+    use std::io;
 
     use super::{
-        super::options::{DEFAULT_XDS_CONNECT_TIMEOUT, ZonePreference},
+        super::{
+            options::{DEFAULT_XDS_CONNECT_TIMEOUT, ZonePreference},
+            resource::ResourceType,
+        },
         *,
     };
-    use crate::connections::LimitedConnection;
     use enlist_memory::MemoryStore;
-    use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client;
-    use futures::StreamExt as _;
-    use hyper_util::rt::TokioIo;
-    use tokio::{
-        io::{copy_bidirectional, duplex},
-        sync::oneshot,
+    use enlist_testkit::soon;
+    use envoy_types::pb::envoy::service::discovery::v3::{
+        DiscoveryRequest, aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
     };
-    use tonic::transport::Endpoint;
+    use tokio::{
+        io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, duplex, split},
+        sync::{mpsc, watch},
+    };
+    use tokio_stream::wrappers::ReceiverStream;
+    use tonic::transport::{Channel, Endpoint};
 
-    /// The network between it and the agent fails without a word, as after a loss of power.
+    /// Directions in which the network passes bytes on.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Passes {
+        Both,
+        ToAgent,
+        /// As after a loss of power.
+        None,
+    }
+
+    /// An agent with one connection, and its client.
+    struct Network {
+        status: XdsStatus,
+        client: AggregatedDiscoveryServiceClient<Channel>,
+        passes: watch::Sender<Passes>,
+        _owners: (Arc<TaskOwner>, TaskOwner, ConnectionOwner),
+    }
+
+    impl Network {
+        async fn new() -> Self {
+            let directory = Directory::new(Arc::new(MemoryStore::new().client()));
+            let status = XdsStatus::new(directory, Duration::ZERO, &XdsOptions::new());
+            let (streams, tasks) = (Arc::new(TaskOwner::new()), TaskOwner::new());
+            let service = Service {
+                status: status.clone(),
+                envoy: Arc::new(EnvoyResources::new(&[], DEFAULT_XDS_CONNECT_TIMEOUT).unwrap()),
+                token: None,
+                zones: ZonePreference::None,
+                streams: Arc::downgrade(&streams),
+            };
+            let (connection, far, owner) = LimitedConnection::over_pipe(4096);
+            let (client, near) = duplex(4096);
+            let serving = serve_connection(connection, service, streams.stop_signal().cancelled_owned());
+            tasks.spawn_until_stopped("server", serving).unwrap();
+            let passes = watch::Sender::new(Passes::Both);
+            let ((from_agent, to_agent), (from_client, to_client)) = (split(far), split(near));
+            let requests = pass(from_client, to_agent, passes.subscribe(), &[Passes::Both, Passes::ToAgent]);
+            let responses = pass(from_agent, to_client, passes.subscribe(), &[Passes::Both]);
+            tasks.spawn_until_stopped("network", async { drop(tokio::join!(requests, responses)) }).unwrap();
+            let mut client = Some(TokioIo::new(client));
+            let connector = tower::service_fn(move |_| {
+                let client = client.take().ok_or_else(|| io::Error::other("there is one connection"));
+                async { client }
+            });
+            let channel = Endpoint::from_static("http://localhost").connect_with_connector(connector).await.unwrap();
+            let client = AggregatedDiscoveryServiceClient::new(channel);
+            Self { status, client, passes, _owners: (streams, tasks, owner) }
+        }
+    }
+
+    /// Passes bytes on while the network does.
+    async fn pass(
+        mut from: impl AsyncRead + Unpin,
+        mut to: impl AsyncWrite + Unpin,
+        mut passes: watch::Receiver<Passes>,
+        when: &[Passes],
+    ) -> io::Result<()> {
+        let mut bytes = [0; 1024];
+        loop {
+            let count = from.read(&mut bytes).await?;
+            passes.wait_for(|passes| when.contains(passes)).await.map_err(io::Error::other)?;
+            to.write_all(&bytes[..count]).await?;
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_client_that_is_gone_leaves_the_list() {
-        let directory = Directory::new(Arc::new(MemoryStore::new().client()));
-        let status = XdsStatus::new(directory, Duration::ZERO, &XdsOptions::new());
-        let (streams, tasks) = (Arc::new(TaskOwner::new()), TaskOwner::new());
-        let service = Service {
-            status: status.clone(),
-            envoy: Arc::new(EnvoyResources::new(&[], DEFAULT_XDS_CONNECT_TIMEOUT).unwrap()),
-            token: None,
-            zones: ZonePreference::None,
-            streams: Arc::downgrade(&streams),
-        };
-        let (connection, mut far, _owner) = LimitedConnection::over_pipe(4096);
-        let (client, mut near) = duplex(4096);
-        let connections = futures::stream::iter(iter::once(Ok::<_, io::Error>(connection)));
-        let serving = server().add_service(service.limited());
-        let serving = serving.serve_with_incoming(connections.chain(futures::stream::pending()));
-        tasks.spawn_until_stopped("server", async { drop(serving.await) }).unwrap();
-        let (fail, failed) = oneshot::channel::<()>();
-        let network = async move {
-            tokio::select! {
-                _ = copy_bidirectional(&mut near, &mut far) => {}
-                _ = failed => std::future::pending().await,
-            }
-        };
-        tasks.spawn_until_stopped("network", network).unwrap();
-        let mut client = Some(TokioIo::new(client));
-        let connector = tower::service_fn(move |_| {
-            let client = client.take().ok_or_else(|| io::Error::other("there is one connection"));
-            async { client }
-        });
-        let channel = Endpoint::from_static("http://localhost").connect_with_connector(connector).await.unwrap();
-        let mut client = aggregated_discovery_service_client::AggregatedDiscoveryServiceClient::new(channel);
+        let Network { status, mut client, passes, _owners } = Network::new().await;
         let _stream = client.stream_aggregated_resources(futures::stream::pending()).await.unwrap();
         // A client that answers pings is not silent for longer than their interval.
         tokio::time::sleep(10 * KEEP_ALIVE.0).await;
         assert!(status.clients()[0].description().heard.elapsed() <= KEEP_ALIVE.0);
-        fail.send(()).unwrap();
+        passes.send_replace(Passes::None);
         let mut silence = Duration::ZERO;
         while let Some(client) = status.clients().first() {
             silence = client.description().heard.elapsed();
@@ -184,5 +246,30 @@ mod tests {
         }
         assert!(silence > KEEP_ALIVE.0 + KEEP_ALIVE.1 / 2, "it was shown as silent: {silence:?}");
         assert!(silence <= Duration::from_secs(15), "it was listed for too long: {silence:?}");
+    }
+
+    /// Its client has ended its requests, and reads nothing.
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_counts_until_its_bytes_are_sent() {
+        let Network { status, mut client, passes, _owners } = Network::new().await;
+        let (requests, receiver) = mpsc::channel(1);
+        let responses = client.stream_aggregated_resources(ReceiverStream::new(receiver)).await.unwrap();
+        passes.send_replace(Passes::ToAgent);
+        let type_url = ResourceType::Cluster.url().to_owned();
+        let resource_names = (0..40).map(|number| format!("name-{number}")).collect();
+        requests.send(DiscoveryRequest { type_url, resource_names, ..DiscoveryRequest::default() }).await.unwrap();
+        // Here and below: until nothing can go on.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(status.totals().responses[&ResourceType::Cluster], 1);
+        drop(requests);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(status.clients().len(), 1, "bytes of its response wait");
+        passes.send_replace(Passes::Both);
+        let mut responses = responses.into_inner();
+        let response = soon("a response", responses.message()).await.unwrap().unwrap();
+        assert_eq!(response.resources.len(), 40);
+        assert!(soon("the end", responses.message()).await.unwrap().is_none());
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(status.clients().is_empty());
     }
 }

@@ -11,7 +11,7 @@ use enlist::{
     DirectoryOptions, Endpoint, Instance, InstanceId, Namespace, RegisterOptions, Registration, Registry as _,
     ServiceName, ServiceRef, TaskOwner,
 };
-use enlist_agent::{Agent, AgentBuilder, AgentError, AgentStatus, XdsOptions};
+use enlist_agent::{Agent, AgentBuilder, AgentStatus, XdsOptions};
 use enlist_memory::{MemoryClient, MemoryStore};
 use enlist_testkit::soon;
 use envoy_types::pb::{
@@ -28,7 +28,7 @@ use envoy_types::pb::{
 };
 use prost::Message as _;
 use tokio::sync::{mpsc, oneshot};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tonic::{Request, Status, Streaming, metadata::MetadataMap, transport::Channel};
 
 pub(crate) const LISTENER: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
@@ -46,7 +46,7 @@ pub(crate) struct TestAgent {
     pub(crate) http: Option<SocketAddr>,
     pub(crate) status: AgentStatus,
     stop: Option<oneshot::Sender<()>>,
-    ended: Option<oneshot::Receiver<Result<(), AgentError>>>,
+    ended: Option<oneshot::Receiver<()>>,
     tasks: TaskOwner,
 }
 
@@ -76,8 +76,8 @@ impl TestAgent {
         let (status, tasks) = (agent.status(), TaskOwner::new());
         let ((stop, stopped), (end, ended)) = (oneshot::channel(), oneshot::channel());
         let serve = async move {
-            let served = agent.serve(async { _ = stopped.await }).await;
-            let _ = end.send(served);
+            agent.serve(async { _ = stopped.await }).await;
+            let _ = end.send(());
         };
         tasks.spawn_until_stopped("agent", serve).unwrap();
         Self { address, http, status, stop: Some(stop), ended: Some(ended), tasks }
@@ -94,7 +94,7 @@ impl TestAgent {
     pub(crate) async fn stop(&mut self) {
         drop(self.stop.take());
         let ended = self.ended.take().expect("it is stopped once");
-        soon("the agent ends", ended).await.unwrap().unwrap();
+        soon("the agent ends", ended).await.unwrap();
     }
 }
 
@@ -172,11 +172,12 @@ impl AdsClient {
         self
     }
 
-    /// Sends a request of each of these types, and waits for the answer to the stream.
+    /// Sends a request of each of these types, and waits for the answer to the stream, which goes on.
     pub(crate) async fn sending(channel: Channel, kinds: &[&str], names: &[&str]) {
         let requests: Vec<_> = kinds.iter().map(|kind| request(kind, names, "", "")).collect();
         let mut client = AggregatedDiscoveryServiceClient::new(channel);
-        let _ = client.stream_aggregated_resources(tokio_stream::iter(requests)).await;
+        let requests = tokio_stream::iter(requests).chain(tokio_stream::pending());
+        let _ = client.stream_aggregated_resources(requests).await;
     }
 
     /// Requests names, as a client does that has nothing.
@@ -242,6 +243,13 @@ impl AdsClient {
         };
         soon("the stream ends", end).await
     }
+}
+
+/// Returns a request of a client whose id and zone have these lengths.
+pub(crate) fn request_in_zone(kind: &str, names: &[&str], id: usize, zone: usize) -> DiscoveryRequest {
+    let locality = Some(Locality { zone: "z".repeat(zone), ..Locality::default() });
+    let node = Some(Node { id: "n".repeat(id), locality, ..Node::default() });
+    DiscoveryRequest { node, ..request(kind, names, "", "") }
 }
 
 fn request(kind: &str, names: &[&str], version: &str, nonce: &str) -> DiscoveryRequest {

@@ -29,7 +29,7 @@ async fn serve() -> Result {
     let http = agent.http_address().ok_or("HTTP is not served")?;
     println!("serves {} {}", agent.xds_address().port(), http.port());
     tokio::select! {
-        served = agent.serve(std::future::pending()) => Ok(served?),
+        () = agent.serve(std::future::pending()) => Ok(()),
         answered = input.answer() => answered,
     }
 }

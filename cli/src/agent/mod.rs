@@ -48,7 +48,7 @@ pub(crate) async fn run(global: &Global, options: &AgentOptions, output: Output)
         }
         None => output.line(To::Stdout, format!("xDS is served on {xds}"), &json!({ "xds": xds }))?,
     }
-    agent.serve(async { _ = signals.next().await }).await?;
+    agent.serve(async { _ = signals.next().await }).await;
     Ok(0)
 }
 
