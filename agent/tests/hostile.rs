@@ -321,7 +321,7 @@ async fn requests_that_never_end_cost_little() {
     serves(&store, agent.address).await;
 }
 
-/// Each client stays after a request of nearly the maximum size.
+/// Each client stays after a request of nearly the maximum size, of which its zone is one half.
 #[tokio::test]
 async fn large_requests_are_not_kept() {
     const CONNECTIONS: usize = 4;
@@ -332,9 +332,9 @@ async fn large_requests_are_not_kept() {
     const BYTES_EACH: usize = 32 << 10;
     let _alone = alone().await;
     let store = Store::new();
-    let agent = TestAgent::start(&store.agents, local()).await;
+    let agent = TestAgent::start(&store.agents, local().prefer_own_zone()).await;
     serves(&store, agent.address).await;
-    let content = Bytes::from(request_in_zone(CLUSTER, &["greeter"], BYTES, 0).encode_to_vec());
+    let content = Bytes::from(request_in_zone(CLUSTER, &["greeter"], BYTES / 2, BYTES / 2).encode_to_vec());
     let (before, mut clients) = (memory(), Vec::new());
     for _ in 0..CONNECTIONS {
         let channel = Channel::from_shared(format!("http://{}", agent.address)).unwrap().connect().await.unwrap();

@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Maximum bytes of a text of a client that are kept.
-const MAX_TEXT_BYTES: usize = 256;
+pub(super) const MAX_TEXT_BYTES: usize = 256;
 
 /// A client that has an open stream.
 #[derive(Clone, Debug)]

@@ -8,7 +8,7 @@ use std::{
 
 use envoy_types::pb::envoy::config::core::v3::Node;
 
-use super::envoy::EnvoyListener;
+use super::{clients::MAX_TEXT_BYTES, envoy::EnvoyListener};
 #[cfg(feature = "tls")]
 use crate::security::TlsIdentity;
 use crate::{
@@ -49,12 +49,13 @@ pub(super) enum ZonePreference {
 }
 
 impl ZonePreference {
-    /// Returns the zone that a client prefers, if it prefers one.
+    /// Returns the zone that a client prefers, if it prefers one. One with a long name, which its stream would have to
+    /// keep, counts as none.
     pub(super) fn of(self, node: &Node) -> Option<String> {
-        let zone = node.locality.as_ref().map(|locality| locality.zone.clone()).filter(|zone| !zone.is_empty());
+        let zone = node.locality.as_ref().map(|locality| &locality.zone);
         match self {
             Self::None => None,
-            Self::Own => zone,
+            Self::Own => zone.filter(|zone| (1..=MAX_TEXT_BYTES).contains(&zone.len())).cloned(),
         }
     }
 }
@@ -228,8 +229,11 @@ mod tests {
             let locality = Some(Locality { zone: zone.to_owned(), ..Locality::default() });
             Node { locality, ..Node::default() }
         };
+        let long = "z".repeat(MAX_TEXT_BYTES + 1);
         for (preference, node, zone) in [
             (ZonePreference::Own, node("a"), Some("a")),
+            (ZonePreference::Own, node(&long[1..]), Some(&long[1..])),
+            (ZonePreference::Own, node(&long), None),
             (ZonePreference::Own, node(""), None),
             (ZonePreference::Own, Node::default(), None),
             (ZonePreference::None, node("a"), None),
