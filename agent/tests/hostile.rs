@@ -573,6 +573,8 @@ async fn names_without_memory_come_in_later() {
     second.request(CLUSTER, &names).await;
     let has_few = second.next(CLUSTER).await.resources.len();
     assert!((1..has_all).contains(&has_few), "{has_few}");
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert_eq!(agent.status.xds_clients().len(), 2, "its end would not help");
     drop(first);
     // The maximum, after which the client is to request its names again.
     tokio::time::sleep(Duration::from_secs(40)).await;

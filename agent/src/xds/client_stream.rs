@@ -37,9 +37,8 @@ use crate::limits::Limit;
 /// Interval of the attempts to follow names for which there was no room.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// Time after which a stream without memory for some of its names ends, so that its client requests them again: this
-/// many seconds, and up to as many more at random.
-const RENEWAL_SECONDS: u64 = 20;
+/// Interval of checks whether there is memory for the names that lack it: from this time to twice as long, at random.
+const RENEWAL: Duration = Duration::from_secs(20);
 
 /// Maximum number of refusals in an attempt, so that it costs little.
 const MAX_REFUSED: usize = 16;
@@ -58,7 +57,7 @@ pub(super) struct ClientStream {
     waiting: BTreeSet<String>,
     /// Next attempt to follow them.
     retry: Instant,
-    /// Time at which the stream ends if there still is no memory for some names.
+    /// Time at which the stream ends if there is memory for the names that lacked it.
     renewal: Option<Instant>,
 }
 
@@ -203,10 +202,11 @@ impl ClientStream {
                 }
                 () = sleep_until(self.renewal.unwrap_or_else(Instant::now)), if self.renewal.is_some() => {
                     self.renewal = None;
-                    if self.state.lacks_memory() {
+                    if self.state.has_memory_again() {
                         let status = Status::unavailable("there was no memory for some names: request them again");
                         return StreamEnd::Requests(Some(status));
                     }
+                    self.await_memory();
                 }
                 slot = responses.reserve(), if self.state.is_due() => match slot {
                     Ok(slot) => self.respond(slot),
@@ -226,10 +226,7 @@ impl ClientStream {
         if self.state.above_limit() > above_limit {
             self.names.refuse();
         }
-        if self.state.lacks_memory() {
-            let seconds = RENEWAL_SECONDS + fastrand::u64(..=RENEWAL_SECONDS);
-            self.renewal.get_or_insert_with(|| Instant::now() + Duration::from_secs(seconds));
-        }
+        self.await_memory();
         tracing::trace!(kind = request.type_url, nonce = request.response_nonce, ?received, "request received");
         match received {
             Received::UnknownType => tracing::debug!(kind = request.type_url, "type not served"),
@@ -238,6 +235,13 @@ impl ClientStream {
         }
         self.client.record(&received, self.state.assignments());
         Ok(())
+    }
+
+    /// Sets the time of the next check for memory, if some names lack it.
+    fn await_memory(&mut self) {
+        if self.state.lacks_memory() {
+            self.renewal.get_or_insert_with(|| Instant::now() + RENEWAL.mul_f64(1.0 + fastrand::f64()));
+        }
     }
 
     /// Subscribes to the assignments of the names that the client wants, and to no others. Those for which the agent

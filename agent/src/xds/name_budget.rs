@@ -16,17 +16,25 @@ const COMMON_BYTES: usize = 52 << 10;
 /// Bytes that each stream has: enough for seven services of a client of gRPC.
 const OWN_BYTES: usize = 32 << 10;
 
-/// Bytes of a name in the sets of its stream, without its text, and number of the texts.
-const NAME: (usize, usize) = (512, 4);
+/// Memory of a name.
+struct Cost {
+    /// Bytes without its text.
+    fixed: usize,
+    /// Number of its texts.
+    texts: usize,
+}
 
-/// The same of a listener or cluster, with its resource in the two responses that a stream can have. Assignments are
+/// Memory of a name in the sets of its stream.
+const NAME: Cost = Cost { fixed: 512, texts: 4 };
+
+/// Memory of a listener or cluster, with its resource in the two responses that a stream can have. Assignments are
 /// shared by all streams, and a response has one route.
-const RESOURCE: (usize, usize) = (1536, 8);
+const RESOURCE: Cost = Cost { fixed: 1536, texts: 8 };
 
 /// Returns the bytes that a name takes at most.
 pub(super) fn cost(kind: ResourceType, name: &str) -> usize {
-    let (bytes, texts) = if kind.is_complete() { RESOURCE } else { NAME };
-    bytes + texts * name.len()
+    let Cost { fixed, texts } = if kind.is_complete() { RESOURCE } else { NAME };
+    fixed + texts * name.len()
 }
 
 /// Bytes that all streams have in common.
@@ -65,18 +73,36 @@ impl NameAccount {
         Self { budget, used: 0 }
     }
 
-    /// Takes further bytes; returns `false`, which is a refusal, if there are none.
+    /// Bytes that the stream has taken.
+    pub(super) fn used(&self) -> usize {
+        self.used
+    }
+
+    /// Takes further bytes; returns `false` if there are none.
     pub(super) fn take(&mut self, bytes: usize) -> bool {
-        let used = self.used.saturating_add(bytes);
-        let (more, max) = (common(used) - common(self.used), self.budget.limit.max());
-        let taken = |used: usize| used.checked_add(more).filter(|used| *used <= max);
+        let taken = |all| self.after(all, bytes);
         let is_taken = self.budget.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken).is_ok();
         if is_taken {
-            self.used = used;
-        } else {
-            self.budget.limit.refuse();
+            self.used = self.used.saturating_add(bytes);
         }
         is_taken
+    }
+
+    /// Returns `true` if there are further bytes, also for another stream that replaces this one.
+    pub(super) fn has_room(&self, bytes: usize) -> bool {
+        self.after(self.budget.used.load(Ordering::Relaxed), bytes).is_some()
+    }
+
+    /// Counts a refusal.
+    pub(super) fn refuse(&self) {
+        self.budget.limit.refuse();
+    }
+
+    /// Returns the use of the budget after this stream has taken further bytes; `None` if there are none. `all`: use
+    /// before.
+    fn after(&self, all: usize, bytes: usize) -> Option<usize> {
+        let more = common(self.used.saturating_add(bytes)) - common(self.used);
+        all.checked_add(more).filter(|after| *after <= self.budget.limit.max())
     }
 }
 
@@ -111,8 +137,8 @@ pub(super) mod tests {
         let used = || budget.usage().used.unwrap();
         let (mut one, mut other) = (NameAccount::new(Arc::clone(&budget)), NameAccount::new(Arc::clone(&budget)));
         assert!(one.take(OWN_BYTES) && used() == 0);
-        assert!(one.take(60) && one.take(40) && used() == 100);
-        assert!(!one.take(1) && budget.usage().refused == 1, "all are taken");
+        assert!(one.take(60) && one.has_room(40) && one.take(40) && used() == 100);
+        assert!(!one.has_room(1) && !one.take(1), "all are taken");
         assert!(other.take(OWN_BYTES) && !other.take(1), "but its own ones");
         drop(one);
         assert_eq!(used(), 0);

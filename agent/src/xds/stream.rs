@@ -8,8 +8,8 @@
 //! - Listeners and clusters are sent as complete sets, because what is missing is deleted. Of routes and assignments
 //!   each response has one: a client may discard a whole response for one resource.
 //! - Nothing is sent for what is not known yet, or for names above the limit. A client repeats its names in each
-//!   request, so those come in once there is room. Names without memory are not answered either. Their stream is ended
-//!   after a time, so that the client requests them again.
+//!   request, so those come in once there is room. Names without memory are not answered either. Once there is memory
+//!   for them, their stream is ended, so that the client requests them again.
 //! - After a change of a cluster its assignment is sent again: Envoy waits for it, and does not always ask.
 
 use std::{
@@ -168,7 +168,7 @@ impl Room<'_> {
         let used = self.used + cost(self.kind, name);
         let more = used.saturating_sub(*self.taken);
         if more > 0 && !self.account.take(more) {
-            self.omitted.without_memory += 1;
+            self.omitted.missing_bytes += cost(self.kind, name);
             return false;
         }
         *self.taken += more;
@@ -177,13 +177,13 @@ impl Room<'_> {
     }
 }
 
-/// Numbers of the names of the latest request that the subscription lacks.
+/// Names of the latest request that the subscription lacks.
 #[derive(Clone, Copy, Debug, Default)]
 struct Omitted {
-    /// They are above the limit of the stream.
+    /// Number of those above the limit of the stream.
     above_limit: usize,
-    /// There is no memory for them.
-    without_memory: usize,
+    /// Memory of those for which there is none.
+    missing_bytes: usize,
 }
 
 /// Responses that a client is to receive.
@@ -255,7 +255,10 @@ impl StreamState {
         let (taken, account) = (&mut state.taken, &mut self.account);
         let mut room = Room { kind, names, bytes, used: 0, taken, account, omitted: Omitted::default() };
         let omitted = subscription.limit(&state.subscription, &mut room);
-        state.omitted = room.omitted;
+        let missing_before = mem::replace(&mut state.omitted, room.omitted).missing_bytes;
+        if state.omitted.missing_bytes > missing_before {
+            self.account.refuse();
+        }
         if is_resumed || state.omits_resumed {
             let new = subscription.names().into_iter().flatten().filter(|name| !state.subscription.contains(name));
             state.resumed.extend(new.cloned());
@@ -282,7 +285,22 @@ impl StreamState {
 
     /// Returns `true` if there is no memory for some of the requested names.
     pub(super) fn lacks_memory(&self) -> bool {
-        self.types.iter().any(|state| state.omitted.without_memory > 0)
+        self.missing_bytes() > 0
+    }
+
+    /// Returns `true` if there was no memory for some of the requested names, and now there is for all of them, or for
+    /// as many as the stream has.
+    pub(super) fn has_memory_again(&self) -> bool {
+        let missing = self.missing_bytes();
+        let enough = match self.account.used() {
+            0 => missing,
+            used => missing.min(used),
+        };
+        missing > 0 && self.account.has_room(enough)
+    }
+
+    fn missing_bytes(&self) -> usize {
+        self.types.iter().map(|state| state.omitted.missing_bytes).sum()
     }
 
     /// Returns the names of the assignments that the client subscribes to.
@@ -834,6 +852,10 @@ mod tests {
         let own = subscribed(&stream);
         assert!((1..NAMES).contains(&own), "{own}");
         assert!(stream.lacks_memory() && stream.above_limit() == 0, "the stream has room");
+        assert!(!stream.has_memory_again());
+        let mut long = StreamState::new(NAMES, account(0));
+        long.receive(&request(Assignment, &[&"x".repeat(NAMES * MEAN_NAME_BYTES)], ""));
+        assert!(long.lacks_memory() && !long.has_memory_again(), "none is enough");
         stream.receive(&request(Assignment, &names[NAMES - own..], ""));
         assert_eq!((subscribed(&stream), stream.lacks_memory()), (own, false), "others take the place of former ones");
         stream.receive(&request(Assignment, &[], ""));
