@@ -21,6 +21,7 @@ mod service;
 mod shared;
 mod status;
 mod stream;
+mod subscription;
 mod target;
 
 pub use self::{

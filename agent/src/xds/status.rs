@@ -10,7 +10,7 @@ use super::{
     options::XdsOptions,
     requests::RequestBudget,
     shared::SharedAssignments,
-    stream::MEAN_NAME_BYTES,
+    subscription::MEAN_NAME_BYTES,
 };
 use crate::{
     limits::{Limit, LimitUse, Permits},

@@ -12,32 +12,20 @@
 //!   for them, their stream is ended, so that the client requests them again.
 //! - After a change of a cluster its assignment is sent again: Envoy waits for it, and does not always ask.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    mem,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, mem, sync::Arc};
 
 use envoy_types::pb::envoy::service::discovery::v3::DiscoveryRequest;
 
 use super::{
-    name_budget::{NameAccount, cost},
+    name_budget::NameAccount,
     resource::{Resource, ResourceType, Version},
     responses::Response,
+    subscription::{Names, Omitted, Room, Subscription},
 };
-
-/// Name that stands for all listeners or clusters.
-const WILDCARD: &str = "*";
 
 /// Maximum bytes of the text of an error that are kept. C-core's texts are short; in Envoy's, which contain the
 /// resource, the reason comes last.
 const MAX_ERROR_BYTES: usize = 1024;
-
-/// Bytes that a subscribed name has on average at most. The limit of names also limits their bytes together.
-pub(super) const MEAN_NAME_BYTES: usize = 128;
-
-/// Names, which a type shares between its sets: each client has them.
-type Names = BTreeSet<Arc<str>>;
 
 /// Resources from which responses are made.
 pub(super) trait Resources {
@@ -90,100 +78,6 @@ pub(super) struct Rejection {
     pub(super) kind: ResourceType,
     /// The client's text, at most its last kilobyte. It is foreign: show it [escaped](enlist::escape).
     pub(super) message: String,
-}
-
-/// Names that a client subscribes to.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-enum Subscription {
-    /// There was no request for the type.
-    #[default]
-    None,
-    /// These; none after the client has lost its interest.
-    Names(Names),
-    /// All.
-    Wildcard,
-}
-
-impl Subscription {
-    /// Returns the subscription after a request. An empty list of names stands for all listeners and clusters, unless
-    /// names were given before. Routes and assignments have no wildcard: it counts as no name.
-    fn after(&self, kind: ResourceType, names: &[String]) -> Self {
-        let is_wildcard = |name: &String| name == WILDCARD;
-        let keeps_all = names.is_empty() && !matches!(self, Self::Names(_));
-        if kind.is_complete() && (keeps_all || names.iter().any(is_wildcard)) {
-            return Self::Wildcard;
-        }
-        let present = |name: &str| self.names().and_then(|names| names.get(name)).cloned();
-        let names = names.iter().filter(|name| !is_wildcard(name));
-        Self::Names(names.map(|name| present(name).unwrap_or_else(|| Arc::from(&**name))).collect())
-    }
-
-    /// Omits the names for which there is no room, and returns their number. Those of the subscription before stay.
-    fn limit(&mut self, before: &Self, room: &mut Room<'_>) -> usize {
-        let Self::Names(names) = self else { return 0 };
-        let all = names.len();
-        let (kept, new): (Vec<_>, Vec<_>) = mem::take(names).into_iter().partition(|name| before.contains(name));
-        names.extend(kept.into_iter().chain(new).filter(|name| room.take(name)));
-        all - names.len()
-    }
-
-    fn names(&self) -> Option<&Names> {
-        match self {
-            Self::Names(names) => Some(names),
-            Self::None | Self::Wildcard => None,
-        }
-    }
-
-    /// Returns the name, if it is one of these.
-    fn name(&self, name: &str) -> Option<&Arc<str>> {
-        self.names()?.get(name)
-    }
-
-    fn contains(&self, name: &str) -> bool {
-        self.name(name).is_some()
-    }
-}
-
-/// Names of a type that a stream can still subscribe to.
-#[derive(Debug)]
-struct Room<'a> {
-    kind: ResourceType,
-    names: usize,
-    bytes: usize,
-    /// Memory of the names so far.
-    used: usize,
-    /// Memory that the type has taken.
-    taken: &'a mut usize,
-    account: &'a mut NameAccount,
-    omitted: Omitted,
-}
-
-impl Room<'_> {
-    /// Takes the place of a name; returns `false` if there is none.
-    fn take(&mut self, name: &str) -> bool {
-        let (Some(names), Some(bytes)) = (self.names.checked_sub(1), self.bytes.checked_sub(name.len())) else {
-            self.omitted.above_limit += 1;
-            return false;
-        };
-        let used = self.used + cost(self.kind, name);
-        let more = used.saturating_sub(*self.taken);
-        if more > 0 && !self.account.take(more) {
-            self.omitted.missing_bytes += cost(self.kind, name);
-            return false;
-        }
-        *self.taken += more;
-        (self.names, self.bytes, self.used) = (names, bytes, used);
-        true
-    }
-}
-
-/// Names of the latest request that the subscription lacks.
-#[derive(Clone, Copy, Debug, Default)]
-struct Omitted {
-    /// Number of those above the limit of the stream.
-    above_limit: usize,
-    /// Memory of those for which there is none.
-    missing_bytes: usize,
 }
 
 /// Responses that a client is to receive.
@@ -243,7 +137,6 @@ impl StreamState {
     /// Processes a request.
     pub(super) fn receive(&mut self, request: &DiscoveryRequest) -> Received {
         let Some(kind) = ResourceType::from_url(&request.type_url) else { return Received::UnknownType };
-        let (names, bytes) = (self.max_names, self.max_names.saturating_mul(MEAN_NAME_BYTES));
         let state = &mut self.types[kind as usize];
         let rejection = request.error_detail.as_ref().map(|error| Rejection { kind, message: tail(&error.message) });
         let is_latest = request.response_nonce.is_empty() || request.response_nonce == state.nonce.to_string();
@@ -252,10 +145,9 @@ impl StreamState {
         }
         let is_resumed = state.subscription == Subscription::None && !request.version_info.is_empty();
         let mut subscription = state.subscription.after(kind, &request.resource_names);
-        let (taken, account) = (&mut state.taken, &mut self.account);
-        let mut room = Room { kind, names, bytes, used: 0, taken, account, omitted: Omitted::default() };
+        let mut room = Room::new(kind, self.max_names, &mut state.taken, &mut self.account);
         let omitted = subscription.limit(&state.subscription, &mut room);
-        let missing_before = mem::replace(&mut state.omitted, room.omitted).missing_bytes;
+        let missing_before = mem::replace(&mut state.omitted, room.omitted()).missing_bytes;
         if state.omitted.missing_bytes > missing_before {
             self.account.refuse();
         }
@@ -464,8 +356,12 @@ fn tail(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::xds::{
-        assignment::assignment, name_budget::tests::account, options::DEFAULT_XDS_CONNECT_TIMEOUT, resources,
+        assignment::assignment,
+        name_budget::{cost, tests::account},
+        options::DEFAULT_XDS_CONNECT_TIMEOUT,
+        resources,
         responses::tests::decoded,
+        subscription::MEAN_NAME_BYTES,
     };
     use enlist::{
         Endpoint, Entry, Epoch, Instance, InstanceId, Revision, ServiceRef, Snapshot, backend::SnapshotBuilder,
