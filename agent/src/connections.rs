@@ -295,12 +295,6 @@ impl LimitedConnection {
     }
 }
 
-impl Drop for LimitedConnection {
-    fn drop(&mut self) {
-        self.peer.state.set_writing(false);
-    }
-}
-
 impl AsyncRead for LimitedConnection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         self.owner.check()?;

@@ -39,6 +39,9 @@ impl Protocol {
     }
 }
 
+/// Maximum bytes that wait in a connection for the system to take them.
+const BUFFER: usize = 16 << 10;
+
 type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 /// Server side of TLS, shared by its connections.
@@ -65,7 +68,7 @@ impl TlsServer {
 
     /// Returns a connection whose handshake has not begun.
     pub(crate) fn accept(&self, stream: TcpStream) -> TlsStream {
-        TlsStream::Handshake(Box::new(self.0.accept(stream)))
+        TlsStream::Handshake(Box::new(self.0.accept_with(stream, |tls| tls.set_buffer_limit(Some(BUFFER)))))
     }
 }
 

@@ -448,13 +448,12 @@ async fn unfinished_handshakes_give_way() {
     let authority = Authority::new();
     let (agent, http) = with_tls(&store, &authority, SLOTS).await;
     let mut connected = over_tls(&store, &agent, &authority).await;
-    let (before, mut begun) = (memory(), Vec::new());
+    let (before, start, mut begun) = (memory(), Instant::now(), Vec::new());
     for address in repeat_n(agent.address, SLOTS - 1).chain(repeat_n(http, SLOTS)) {
         let mut stream = TcpStream::connect(address).await.unwrap();
         stream.write_all(HANDSHAKE).await.unwrap();
         begun.push(stream);
     }
-    let start = Instant::now();
     connected.learns().await;
     let other = async { over_tls(&store, &agent, &authority).await.learns().await };
     soon("another client is served", other).await;
@@ -463,7 +462,8 @@ async fn unfinished_handshakes_give_way() {
         if response.starts_with("HTTP/1.0 200") { Ok(()) } else { Err(response) }
     };
     eventually("another client of HTTP is served", served).await;
-    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    // Until then, none of them ends by itself.
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
     assert_growth(before, 2 * SLOTS * (64 << 10), "unfinished handshakes");
 }
 
@@ -573,7 +573,7 @@ async fn names_without_memory_come_in_later() {
     second.request(CLUSTER, &names).await;
     let has_few = second.next(CLUSTER).await.resources.len();
     assert!((1..has_all).contains(&has_few), "{has_few}");
-    tokio::time::sleep(Duration::from_secs(300)).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(agent.status.xds_clients().len(), 2, "its end would not help");
     drop(first);
     // The maximum, after which the client is to request its names again.

@@ -2,13 +2,12 @@
 
 use std::{
     net::SocketAddr,
-    pin::pin,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use enlist::{Moment, backend::MutexExt as _};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
 /// Time for which a connection is kept although nothing uses it and another client needs its slot: clients send their
 /// first request at once.
@@ -26,8 +25,6 @@ pub(crate) struct Peer {
 pub(super) struct PeerState {
     heard: Mutex<Moment>,
     pub(super) usage: Mutex<Usage>,
-    /// Notified once no bytes wait for the client any more.
-    written: Notify,
     /// `true` once it is to be closed.
     pub(super) closing: watch::Sender<bool>,
 }
@@ -81,9 +78,6 @@ impl PeerState {
         if usage.was_used {
             usage.since = Moment::now();
         }
-        if !is_writing {
-            self.written.notify_waiters();
-        }
     }
 }
 
@@ -103,8 +97,7 @@ impl Peer {
     pub(crate) fn new(address: Option<SocketAddr>) -> Self {
         let (now, closing) = (Moment::now(), watch::Sender::new(false));
         let usage = Mutex::new(Usage { users: 0, was_used: false, is_writing: false, since: now });
-        let (heard, written) = (Mutex::new(now), Notify::new());
-        Self { address, state: Arc::new(PeerState { heard, usage, written, closing }) }
+        Self { address, state: Arc::new(PeerState { heard: Mutex::new(now), usage, closing }) }
     }
 
     /// Address of the client.
@@ -128,19 +121,6 @@ impl Peer {
     /// Records that a stream has begun, which will use the connection: it has the time of a new connection for that.
     pub(crate) fn begin(&self) {
         self.state.usage.locked().since = Moment::now();
-    }
-
-    /// Waits until no bytes wait for the client, or the connection has ended. Dropping the future has no effect.
-    pub(crate) async fn written(&self) {
-        loop {
-            let mut written = pin!(self.state.written.notified());
-            // Before the look, so that no notification is missed between the two.
-            written.as_mut().enable();
-            if !self.state.usage.locked().is_writing {
-                return;
-            }
-            written.await;
-        }
     }
 
     /// Closes the connection if it is to give way to another one; returns `false` otherwise.

@@ -18,12 +18,12 @@ use tonic::Status;
 
 use super::{
     clients::Connected,
-    decoder::Requests,
     delivery::{DeliveryEnd, Progress},
     envoy::EnvoyResources,
     inbox::Inbox,
     name_budget::NameAccount,
     options::ZonePreference,
+    requests::Requests,
     resource::{Resource, ResourceType},
     resources,
     responses::{QueuedResponse, ResponseSender},
@@ -162,17 +162,9 @@ impl ClientStream {
                     let _ = responses.try_send(Box::new(Err(status)));
                 }
                 drop(responses);
-                let end = async {
-                    let end = progress.end().await;
-                    if end == DeliveryEnd::Complete {
-                        // The last bytes take memory until the system has them.
-                        self.client.written().await;
-                    }
-                    end
-                };
                 tokio::select! {
                     () = stop => return,
-                    end = end => end,
+                    end = progress.end() => end,
                 }
             }
         };

@@ -249,13 +249,6 @@ impl Connected {
         }
     }
 
-    /// Waits until no bytes wait in the connection of the client, or it has ended.
-    pub(super) async fn written(&self) {
-        if let Some(peer) = &self.peer {
-            peer.written().await;
-        }
-    }
-
     /// Ends the connection of the client.
     pub(super) fn disconnect(&self) {
         if let Some(peer) = &self.peer {

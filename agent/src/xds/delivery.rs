@@ -2,6 +2,7 @@
 //! read: its connection shows nothing of that.
 
 use std::{
+    mem,
     pin::Pin,
     task::{Context, Poll},
 };
@@ -28,7 +29,7 @@ pub(super) struct Progress(watch::Receiver<Option<Instant>>);
 /// End of a stream of responses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum DeliveryEnd {
-    /// It is complete, or its connection has ended.
+    /// The connection has sent it, or the stream or the connection has ended.
     Complete,
     /// The client has taken nothing for [`STALL`].
     Stalled,
@@ -52,6 +53,18 @@ impl Progress {
     }
 }
 
+/// The last byte of a frame in the connection.
+struct LastByte {
+    byte: Bytes,
+    _delivery: watch::Sender<Option<Instant>>,
+}
+
+impl AsRef<[u8]> for LastByte {
+    fn as_ref(&self) -> &[u8] {
+        &self.byte
+    }
+}
+
 /// Body of a stream of responses, which is sent in parts.
 pub(super) struct ResponseBody<B> {
     body: B,
@@ -65,6 +78,13 @@ impl<B> ResponseBody<B> {
     pub(super) fn tracked(body: B) -> (Self, Progress) {
         let (deadline, progress) = watch::channel(None);
         (Self { body, rest: Bytes::new(), deadline }, Progress(progress))
+    }
+
+    /// Takes the last byte of a frame. The delivery is not complete before the connection has sent it, or dropped it
+    /// with the stream.
+    fn last_byte(&mut self) -> Bytes {
+        let byte = mem::take(&mut self.rest);
+        Bytes::from_owner(LastByte { byte, _delivery: self.deadline.clone() })
     }
 
     /// Sets the deadline. Only its beginning wakes what waits for the end: at a former deadline that looks again.
@@ -86,8 +106,10 @@ impl<B: Body<Data = Bytes, Error = Status> + Unpin> Body for ResponseBody<B> {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         loop {
             if !self.rest.is_empty() {
-                let bytes = (self.rest.len() - 1).clamp(1, PART_BYTES);
-                let part = self.rest.split_to(bytes);
+                let part = match self.rest.len() - 1 {
+                    0 => self.last_byte(),
+                    bytes => self.rest.split_to(bytes.min(PART_BYTES)),
+                };
                 self.set_deadline(Some(Instant::now() + STALL));
                 return Poll::Ready(Some(Ok(Frame::data(part))));
             }
@@ -154,6 +176,19 @@ mod tests {
         assert_eq!(progress.end().await, DeliveryEnd::Stalled);
         assert_eq!(begun.elapsed(), STALL);
         drop(sender);
+    }
+
+    /// The connection has the last byte.
+    #[tokio::test(start_paused = true)]
+    async fn a_delivery_lasts_until_its_last_byte_is_sent() {
+        let (sender, mut body, mut progress) = body();
+        send(&sender, 2).await;
+        body.frame().await.unwrap().unwrap();
+        let last = body.frame().await.unwrap().unwrap();
+        drop(body);
+        assert!(tokio::time::timeout(STALL / 2, progress.end()).await.is_err());
+        drop(last);
+        assert_eq!(progress.end().await, DeliveryEnd::Complete);
     }
 
     /// It takes a part a minute.

@@ -6,7 +6,6 @@
 mod assignment;
 mod client_stream;
 mod clients;
-mod decoder;
 mod delivery;
 mod envoy;
 mod inbox;

@@ -112,6 +112,9 @@ impl XdsServer {
         if !connections.drain(DRAIN).await {
             tracing::debug!("connections did not end in time");
         }
+        if let Err(error) = connections.stop(DRAIN).await {
+            tracing::warn!(%error, "connections did not end");
+        }
     }
 }
 
@@ -158,14 +161,20 @@ mod tests {
     use enlist_memory::MemoryStore;
     use enlist_testkit::soon;
     use envoy_types::pb::envoy::service::discovery::v3::{
-        DiscoveryRequest, aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
+        DiscoveryRequest, DiscoveryResponse, aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
     };
     use tokio::{
         io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, duplex, split},
         sync::{mpsc, watch},
     };
     use tokio_stream::wrappers::ReceiverStream;
-    use tonic::transport::{Channel, Endpoint};
+    use tonic::{
+        Streaming,
+        transport::{Channel, Endpoint},
+    };
+
+    /// Number of clusters whose response does not fit into the buffers between the agent and its client.
+    const CLUSTERS: usize = 40;
 
     /// Directions in which the network passes bytes on.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -248,28 +257,42 @@ mod tests {
         assert!(silence <= Duration::from_secs(15), "it was listed for too long: {silence:?}");
     }
 
+    /// Requests clusters whose response does not fit into the connection. Returns when nothing can go on.
+    async fn request_clusters(network: &mut Network) -> (mpsc::Sender<DiscoveryRequest>, Streaming<DiscoveryResponse>) {
+        let (requests, receiver) = mpsc::channel(1);
+        let responses = network.client.stream_aggregated_resources(ReceiverStream::new(receiver)).await.unwrap();
+        network.passes.send_replace(Passes::ToAgent);
+        let type_url = ResourceType::Cluster.url().to_owned();
+        let resource_names = (0..CLUSTERS).map(|number| format!("name-{number}")).collect();
+        requests.send(DiscoveryRequest { type_url, resource_names, ..DiscoveryRequest::default() }).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(network.status.totals().responses[&ResourceType::Cluster], 1);
+        (requests, responses.into_inner())
+    }
+
     /// Its client has ended its requests, and reads nothing.
     #[tokio::test(start_paused = true)]
     async fn a_stream_counts_until_its_bytes_are_sent() {
-        let Network { status, mut client, passes, _owners } = Network::new().await;
-        let (requests, receiver) = mpsc::channel(1);
-        let responses = client.stream_aggregated_resources(ReceiverStream::new(receiver)).await.unwrap();
-        passes.send_replace(Passes::ToAgent);
-        let type_url = ResourceType::Cluster.url().to_owned();
-        let resource_names = (0..40).map(|number| format!("name-{number}")).collect();
-        requests.send(DiscoveryRequest { type_url, resource_names, ..DiscoveryRequest::default() }).await.unwrap();
-        // Here and below: until nothing can go on.
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        assert_eq!(status.totals().responses[&ResourceType::Cluster], 1);
+        let mut network = Network::new().await;
+        let (requests, mut responses) = request_clusters(&mut network).await;
         drop(requests);
         tokio::time::sleep(Duration::from_secs(1)).await;
-        assert_eq!(status.clients().len(), 1, "bytes of its response wait");
-        passes.send_replace(Passes::Both);
-        let mut responses = responses.into_inner();
+        assert_eq!(network.status.clients().len(), 1, "bytes of its response wait");
+        network.passes.send_replace(Passes::Both);
         let response = soon("a response", responses.message()).await.unwrap().unwrap();
-        assert_eq!(response.resources.len(), 40);
+        assert_eq!(response.resources.len(), CLUSTERS);
         assert!(soon("the end", responses.message()).await.unwrap().is_none());
         tokio::time::sleep(Duration::from_secs(1)).await;
-        assert!(status.clients().is_empty());
+        assert!(network.status.clients().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_is_reset_leaves_the_list() {
+        let mut network = Network::new().await;
+        let stream = request_clusters(&mut network).await;
+        assert_eq!(network.status.clients().len(), 1);
+        drop(stream);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(network.status.clients().is_empty());
     }
 }

@@ -14,8 +14,8 @@ use tonic::{
 };
 
 use super::{
-    client_stream::ClientStream, decoder::Requests, delivery::ResponseBody, envoy::EnvoyResources,
-    options::ZonePreference, requests::RequestBody, responses::Responses, status::XdsStatus,
+    client_stream::ClientStream, delivery::ResponseBody, envoy::EnvoyResources, options::ZonePreference,
+    requests::Requests, responses::Responses, status::XdsStatus,
 };
 use crate::{connections::Peer, security::BearerToken};
 
@@ -59,9 +59,7 @@ impl Service {
         let too_many = || Status::resource_exhausted("the agent has as many streams as permitted");
         let client = self.status.clients.enter(Some(peer)).ok_or_else(too_many)?;
         let stream = ClientStream::new(client, &self.status, Arc::clone(&self.envoy), self.zones);
-        let budget = self.status.requests.clone();
-        let max = budget.max();
-        let requests = Requests::new(RequestBody::new(request.into_body(), budget), max);
+        let requests = Requests::new(request.into_body(), self.status.requests.clone());
         let (sender, responses) = mpsc::channel(RESPONSES);
         let (body, progress) = ResponseBody::tracked(Responses::new(responses));
         let stops = || Status::unavailable("the agent stops");
