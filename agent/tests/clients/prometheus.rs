@@ -42,7 +42,8 @@ fn start_prometheus(folder: &Path, heading: &str, changes: &[(&str, &str)]) -> (
         assert!(text.contains(printed), "{printed} in {text}");
         text = text.replace(printed, changed);
     }
-    fs::write(&file, text).unwrap();
+    // The first scrape is at any time within an interval, which is a minute by default.
+    fs::write(&file, format!("global: {{ scrape_interval: 1s }}\n{text}")).unwrap();
     let listen = ([127, 0, 0, 1], free_port()).into();
     let mut command = Command::new(supplied("ENLIST_CLIENT_PROMETHEUS"));
     command.arg(format!("--config.file={}", file.display()));
