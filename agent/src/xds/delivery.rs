@@ -29,7 +29,7 @@ pub(super) struct Progress(watch::Receiver<Option<Instant>>);
 /// End of a stream of responses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum DeliveryEnd {
-    /// The connection has sent it, or the stream or the connection has ended.
+    /// The connection has passed it on, or the stream or the connection has ended.
     Complete,
     /// The client has taken nothing for [`STALL`].
     Stalled,
@@ -53,9 +53,9 @@ impl Progress {
     }
 }
 
-/// The last byte of a frame in the connection.
+/// The last byte of a frame. The connection drops it once it is in the buffer for the system, or its stream has ended.
 struct LastByte {
-    byte: Bytes,
+    byte: [u8; 1],
     _delivery: watch::Sender<Option<Instant>>,
 }
 
@@ -80,10 +80,9 @@ impl<B> ResponseBody<B> {
         (Self { body, rest: Bytes::new(), deadline }, Progress(progress))
     }
 
-    /// Takes the last byte of a frame. The delivery is not complete before the connection has sent it, or dropped it
-    /// with the stream.
+    /// Takes the last byte of a frame. The delivery is not complete before the connection drops it.
     fn last_byte(&mut self) -> Bytes {
-        let byte = mem::take(&mut self.rest);
+        let byte = [mem::take(&mut self.rest)[0]];
         Bytes::from_owner(LastByte { byte, _delivery: self.deadline.clone() })
     }
 
@@ -117,7 +116,11 @@ impl<B: Body<Data = Bytes, Error = Status> + Unpin> Body for ResponseBody<B> {
             match next {
                 Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
                     Ok(data) => self.rest = data,
-                    Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
+                    Err(trailers) => {
+                        // For the last byte, if the connection still has it.
+                        self.set_deadline(Some(Instant::now() + STALL));
+                        return Poll::Ready(Some(Ok(trailers)));
+                    }
                 },
                 other => {
                     self.set_deadline(None);
@@ -142,8 +145,10 @@ mod tests {
     use http_body_util::{BodyExt as _, StreamBody};
     use tokio::sync::mpsc;
     use tokio_stream::wrappers::ReceiverStream;
+    use tonic::codegen::http::HeaderMap;
 
     use super::*;
+    use enlist_testkit::soon;
 
     type Frames = mpsc::Sender<Result<Frame<Bytes>, Status>>;
 
@@ -185,10 +190,15 @@ mod tests {
         send(&sender, 2).await;
         body.frame().await.unwrap().unwrap();
         let last = body.frame().await.unwrap().unwrap();
+        assert!(body.frame().now_or_never().is_none(), "there is nothing to send");
+        sender.send(Ok(Frame::trailers(HeaderMap::new()))).await.unwrap();
+        body.frame().await.unwrap().unwrap();
         drop(body);
-        assert!(tokio::time::timeout(STALL / 2, progress.end()).await.is_err());
+        let mut other = progress.clone();
+        assert!(tokio::time::timeout(STALL * 9 / 10, progress.end()).await.is_err());
+        assert_eq!(soon("the end", other.end()).await, DeliveryEnd::Stalled);
         drop(last);
-        assert_eq!(progress.end().await, DeliveryEnd::Complete);
+        assert!(progress.0.changed().await.is_err(), "the delivery is complete");
     }
 
     /// It takes a part a minute.

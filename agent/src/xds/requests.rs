@@ -102,9 +102,13 @@ impl Requests {
                     return self.decode(length).map(Some);
                 }
                 self.take_room(length).await?;
+                self.reserve(HEADER_BYTES + length);
             }
             match self.frame().await? {
-                Some(bytes) => self.buffer.extend_from_slice(&bytes),
+                Some(bytes) => {
+                    self.reserve(self.buffer.len() + bytes.len());
+                    self.buffer.extend_from_slice(&bytes);
+                }
                 None if self.buffer.is_empty() => return Ok(None),
                 None => return Err(Status::internal("the last request is not complete")),
             }
@@ -145,8 +149,16 @@ impl Requests {
         let (room, deadline) = self.waiting.get_or_insert_with(|| (budget.room(length), Instant::now() + WAIT));
         let room = timeout_at(*deadline, room).await.map_err(|_| budget.late())?;
         (self.room, self.waiting, self.deadline) = (room, None, Some(Instant::now() + COMPLETION));
-        self.buffer.reserve(HEADER_BYTES + length - self.buffer.len());
         Ok(())
+    }
+
+    /// Makes the buffer as large as that, and no larger: by itself it would double, with decoded bytes included.
+    fn reserve(&mut self, bytes: usize) {
+        if self.buffer.capacity() < bytes {
+            let mut buffer = BytesMut::with_capacity(bytes);
+            buffer.extend_from_slice(&self.buffer);
+            self.buffer = buffer;
+        }
     }
 
     /// Returns the next bytes; `None` at the end.
@@ -259,11 +271,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_incomplete_request_ends_its_stream() {
         let (sender, mut requests) = requests(&RequestBudget::new(MAX));
-        send(&sender, message(10)).await;
+        let whole = message(10);
+        send(&sender, whole.slice(..9)).await;
+        assert!(tokio::time::timeout(COMPLETION / 2, requests.next()).await.is_err());
+        send(&sender, whole.slice(9..)).await;
         assert!(requests.next().await.unwrap().is_some());
         let idle = tokio::time::timeout(10 * COMPLETION, requests.next()).await;
         assert!(idle.is_err(), "between requests there is no deadline");
-        send(&sender, message(10).slice(..9)).await;
+        send(&sender, whole.slice(..9)).await;
         let begun = Instant::now();
         // The task of the stream looks at other events meanwhile.
         assert!(tokio::time::timeout(COMPLETION / 2, requests.next()).await.is_err());
@@ -274,7 +289,10 @@ mod tests {
     /// Returns requests of which the first one, of the maximum length, lacks its last byte.
     async fn begun(budget: &RequestBudget) -> (Frames, Requests) {
         let (sender, mut requests) = requests(budget);
-        send(&sender, message(MAX).slice(..HEADER_BYTES + MAX - 1)).await;
+        let message = message(MAX);
+        for part in [message.slice(..1), message.slice(1..HEADER_BYTES + MAX - 1)] {
+            send(&sender, part).await;
+        }
         assert!(tokio::time::timeout(COMPLETION / 100, requests.next()).await.is_err());
         (sender, requests)
     }
@@ -296,11 +314,12 @@ mod tests {
         send(&small, message(SMALL)).await;
         assert!(small_requests.next().await.unwrap().is_some(), "a small one does not wait");
         let (large, mut large_requests) = begun(&budget).await;
+        assert!(tokio::time::timeout(2 * COMPLETION, large_requests.next()).await.is_err());
         // One of the others is complete.
         let (sender, requests) = &mut all[0];
         send(sender, last_byte()).await;
         assert!(requests.next().await.unwrap().is_some());
-        assert!(tokio::time::timeout(COMPLETION / 2, large_requests.next()).await.is_err());
+        assert!(tokio::time::timeout(COMPLETION * 9 / 10, large_requests.next()).await.is_err());
         assert_eq!(budget.free.available_permits(), 0, "it has room");
         send(&large, last_byte()).await;
         assert!(large_requests.next().await.unwrap().is_some(), "the time of its wait does not count");
@@ -333,6 +352,7 @@ mod tests {
         };
         let (_others, first) = soon("both", async { tokio::join!(others, first) }).await;
         assert!(first.is_some());
+        assert!(requests.buffer.capacity() <= SMALL, "its memory is free");
         let next = tokio::time::timeout(WAIT / 2, requests.next()).await;
         assert!(next.is_err(), "there is no room for the next one");
     }
