@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use futures::{Stream, stream};
+use enlist::TaskOwner;
 #[cfg(target_os = "linux")]
 use socket2::SockRef;
 use tokio::{
@@ -171,8 +171,9 @@ impl Opening {
     }
 }
 
-/// Accepts connections of an owner.
-struct Acceptor {
+/// Accepts the connections of a server, as many at a time as there are slots. Above the limit, a connection that is not
+/// [in use](Peer::in_use) gives way.
+pub(crate) struct Acceptor {
     listener: TcpListener,
     transport: Transport,
     slots: Arc<Permits>,
@@ -183,6 +184,51 @@ struct Acceptor {
 }
 
 impl Acceptor {
+    /// Creates the acceptor of connections of this owner.
+    pub(crate) fn new(
+        listener: TcpListener,
+        transport: Transport,
+        slots: Arc<Permits>,
+        owner: &ConnectionOwner,
+    ) -> Self {
+        let (owner, evictable) = (owner.0.subscribe(), Evictable::default());
+        Self { listener, transport, slots, owner, acknowledged: STALL, evictable }
+    }
+
+    /// Serves each connection by a task of its own, until the future is dropped.
+    pub(crate) async fn serve_each<F: Future<Output = ()> + Send + 'static>(
+        self,
+        tasks: &TaskOwner,
+        serve: impl Fn(LimitedConnection) -> F,
+    ) {
+        loop {
+            let serving = serve(self.next().await);
+            // It fails after a stop only.
+            let _ = tasks.spawn_until_stopped("connection", serving);
+        }
+    }
+
+    async fn next(&self) -> LimitedConnection {
+        loop {
+            let stream = match self.listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(cause) => {
+                    tracing::warn!(%cause, "connection not accepted");
+                    tokio::time::sleep(ACCEPT_RETRY).await;
+                    continue;
+                }
+            };
+            let Some(slot) = self.slot().await else { continue };
+            // Responses are small, and a client waits for each.
+            let _ = stream.set_nodelay(true);
+            limit_acknowledgement(&stream, self.acknowledged);
+            let peer = Peer::new(stream.peer_addr().ok());
+            self.evictable.add(&peer);
+            let owner = OwnerGone::of(&self.owner, &peer);
+            return LimitedConnection::new(self.transport.over(stream), peer, owner, slot);
+        }
+    }
+
     /// Returns a slot for a connection, if there is one, or another connection gives way.
     async fn slot(&self) -> Option<OwnedSemaphorePermit> {
         match self.slots.free() {
@@ -190,47 +236,6 @@ impl Acceptor {
             None if self.evictable.evict() => self.slots.take_within(EVICTION).await,
             None => self.slots.take(),
         }
-    }
-}
-
-/// Returns the connections that a listener accepts, as many at a time as there are slots. Above the limit, a connection
-/// that is not [in use](Peer::in_use) gives way.
-pub(crate) fn incoming(
-    listener: TcpListener,
-    transport: Transport,
-    slots: Arc<Permits>,
-    owner: &ConnectionOwner,
-) -> impl Stream<Item = io::Result<LimitedConnection>> + Send + use<> {
-    let (owner, evictable) = (owner.0.subscribe(), Evictable::default());
-    accepted(Acceptor { listener, transport, slots, owner, acknowledged: STALL, evictable })
-}
-
-fn accepted(acceptor: Acceptor) -> impl Stream<Item = io::Result<LimitedConnection>> + Send {
-    stream::unfold(acceptor, |acceptor| async move {
-        let connection = next(&acceptor).await;
-        Some((Ok(connection), acceptor))
-    })
-}
-
-async fn next(acceptor: &Acceptor) -> LimitedConnection {
-    let Acceptor { listener, transport, owner, acknowledged, evictable, .. } = acceptor;
-    loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(cause) => {
-                tracing::warn!(%cause, "connection not accepted");
-                tokio::time::sleep(ACCEPT_RETRY).await;
-                continue;
-            }
-        };
-        let Some(slot) = acceptor.slot().await else { continue };
-        // Responses are small, and a client waits for each.
-        let _ = stream.set_nodelay(true);
-        limit_acknowledgement(&stream, *acknowledged);
-        let peer = Peer::new(stream.peer_addr().ok());
-        evictable.add(&peer);
-        let owner = OwnerGone::of(owner, &peer);
-        return LimitedConnection::new(transport.over(stream), peer, owner, slot);
     }
 }
 
@@ -362,7 +367,6 @@ impl AsyncWrite for LimitedConnection {
 mod tests {
     use super::{peer::UNUSED, *};
     use enlist_testkit::soon;
-    use futures::StreamExt as _;
     #[cfg(target_os = "linux")]
     use socket2::SockFilter;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -455,22 +459,22 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let owner = ConnectionOwner::default();
         let slots = one_slot();
-        let mut incoming = Box::pin(incoming(listener, Transport::Tcp, Arc::clone(&slots), &owner));
+        let acceptor = Acceptor::new(listener, Transport::Tcp, Arc::clone(&slots), &owner);
         let mut first = TcpStream::connect(address).await.unwrap();
-        let accepted = incoming.next().await.unwrap().unwrap();
+        let accepted = acceptor.next().await;
         let mut second = TcpStream::connect(address).await.unwrap();
         let mut byte = [0];
         // The server accepts while it waits for the next one.
         let end = tokio::select! {
             end = second.read(&mut byte) => end.unwrap_or(0),
-            _ = incoming.next() => panic!("above the limit"),
+            _ = acceptor.next() => panic!("above the limit"),
         };
         assert_eq!(end, 0);
         assert_eq!((slots.usage().used, slots.usage().refused), (Some(1), 1));
         drop(accepted);
         assert_eq!(first.read(&mut [0]).await.unwrap_or(0), 0);
         let third = TcpStream::connect(address).await.unwrap();
-        incoming.next().await.unwrap().unwrap();
+        acceptor.next().await;
         drop(third);
     }
 
@@ -481,18 +485,13 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let owner = ConnectionOwner::default();
-        let acknowledged = Duration::from_secs(1);
-        let (transport, slots) = (Transport::Tcp, one_slot());
+        let slots = one_slot();
         let acceptor = Acceptor {
-            listener,
-            transport,
-            slots: Arc::clone(&slots),
-            owner: owner.0.subscribe(),
-            acknowledged,
-            evictable: Evictable::default(),
+            acknowledged: Duration::from_secs(1),
+            ..Acceptor::new(listener, Transport::Tcp, Arc::clone(&slots), &owner)
         };
         let mut client = TcpStream::connect(address).await.unwrap();
-        let mut accepted = next(&acceptor).await;
+        let mut accepted = acceptor.next().await;
         client.write_all(&[b'x'; PREFACE_BYTES]).await.unwrap();
         accepted.read_exact(&mut [0; PREFACE_BYTES]).await.unwrap();
         // Instruction 6 is "return", here the length 0 of what passes.
@@ -509,15 +508,15 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let owner = ConnectionOwner::default();
-        let mut incoming = Box::pin(incoming(listener, Transport::Tcp, one_slot(), &owner));
+        let acceptor = Acceptor::new(listener, Transport::Tcp, one_slot(), &owner);
         let _silent = TcpStream::connect(address).await.unwrap();
-        let mut accepted = incoming.next().await.unwrap().unwrap();
+        let mut accepted = acceptor.next().await;
         let read = tokio::time::timeout(Duration::from_secs(60), accepted.read(&mut [0])).await;
         let end = read.expect("a silent connection is ended").unwrap_err();
         assert_eq!(end.kind(), io::ErrorKind::TimedOut);
         drop(accepted);
         let _second = TcpStream::connect(address).await.unwrap();
-        incoming.next().await.unwrap().unwrap();
+        acceptor.next().await;
     }
 
     #[tokio::test(start_paused = true)]
@@ -525,9 +524,9 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let owner = ConnectionOwner::default();
-        let mut incoming = Box::pin(incoming(listener, Transport::Tcp, one_slot(), &owner));
+        let acceptor = Acceptor::new(listener, Transport::Tcp, one_slot(), &owner);
         let mut client = TcpStream::connect(address).await.unwrap();
-        let mut accepted = incoming.next().await.unwrap().unwrap();
+        let mut accepted = acceptor.next().await;
         client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
         accepted.read_exact(&mut [0; 24]).await.unwrap();
         let read = tokio::time::timeout(Duration::from_secs(60), accepted.read(&mut [0])).await;

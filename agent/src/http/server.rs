@@ -12,7 +12,6 @@ use std::{
 use axum::body::Body;
 use bytes::Bytes;
 use enlist::TaskOwner;
-use futures::StreamExt as _;
 use http_body::{Frame, SizeHint};
 use hyper::{Request, Response, body::Incoming, server::conn::http1, service::Service as _};
 use hyper_util::{
@@ -34,7 +33,7 @@ use super::{
 #[cfg(feature = "tls")]
 use crate::tls::Protocol;
 use crate::{
-    connections::{ConnectionOwner, InUse, Peer, Transport, incoming},
+    connections::{Acceptor, ConnectionOwner, InUse, LimitedConnection, Peer, Transport},
     error::AgentError,
     security::check_exposure,
 };
@@ -94,19 +93,14 @@ impl HttpServer {
         let Self { listener, transport, shared, stop: stopping, .. } = self;
         let (connections, owner) = (TaskOwner::new(), ConnectionOwner::default());
         let service = TowerToHyperService::new(router(Arc::clone(&shared)));
-        let accept = async {
-            let slots = Arc::clone(&shared.connections);
-            let mut incoming = pin!(incoming(listener, transport, slots, &owner));
-            while let Some(Ok(connection)) = incoming.next().await {
-                let peer = connection.peer().clone();
-                let serving = serve_connection(connection, peer, service.clone(), shared.stop.clone());
-                // It fails after a stop only.
-                let _ = connections.spawn_until_stopped("connection", serving);
-            }
+        let acceptor = Acceptor::new(listener, transport, Arc::clone(&shared.connections), &owner);
+        let serve = |connection: LimitedConnection| {
+            let peer = connection.peer().clone();
+            serve_connection(connection, peer, service.clone(), shared.stop.clone())
         };
         tokio::select! {
             () = stop => {}
-            () = accept => {}
+            () = acceptor.serve_each(&connections, serve) => {}
         }
         stopping.send_replace(Stop::Stopping);
         if !connections.drain(DRAIN).await {

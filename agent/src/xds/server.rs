@@ -3,7 +3,6 @@
 use std::{convert::Infallible, future, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use enlist::{Directory, TaskOwner};
-use futures::StreamExt as _;
 use hyper::{Request, body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::TcpListener;
@@ -13,7 +12,7 @@ use super::{envoy::EnvoyResources, options::XdsOptions, service::Service, status
 #[cfg(feature = "tls")]
 use crate::tls::Protocol;
 use crate::{
-    connections::{ConnectionOwner, LimitedConnection, Transport, incoming},
+    connections::{Acceptor, ConnectionOwner, LimitedConnection, Transport},
     error::AgentError,
     security::check_exposure,
 };
@@ -93,18 +92,11 @@ impl XdsServer {
     pub(crate) async fn serve(self, stop: impl Future<Output = ()>) {
         let Self { transport, listener, service, streams, .. } = self;
         let (connections, owner) = (TaskOwner::new(), ConnectionOwner::default());
-        let accept = async {
-            let slots = Arc::clone(&service.status.connections);
-            let mut incoming = pin!(incoming(listener, transport, slots, &owner));
-            while let Some(Ok(connection)) = incoming.next().await {
-                let serving = serve_connection(connection, service.clone(), streams.stop_signal().cancelled_owned());
-                // It fails after a stop only.
-                let _ = connections.spawn_until_stopped("connection", serving);
-            }
-        };
+        let acceptor = Acceptor::new(listener, transport, Arc::clone(&service.status.connections), &owner);
+        let serve = |connection| serve_connection(connection, service.clone(), streams.stop_signal().cancelled_owned());
         tokio::select! {
             () = stop => {}
-            () = accept => {}
+            () = acceptor.serve_each(&connections, serve) => {}
         }
         if let Err(error) = streams.stop(DRAIN).await {
             tracing::warn!(%error, "streams of clients did not end");
