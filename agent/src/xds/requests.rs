@@ -38,26 +38,26 @@ pub(super) struct RequestBudget {
     /// Maximum bytes of one request. Longer ones are refused.
     max: usize,
     free: Arc<Semaphore>,
-    late: Arc<Limit>,
+    limit: Arc<Limit>,
 }
 
 impl RequestBudget {
     /// Creates the budget of a server for requests of at most `max` bytes.
     pub(super) fn new(max: usize) -> Self {
         let free = Arc::new(Semaphore::new(BUDGET.max(max).min(Semaphore::MAX_PERMITS)));
-        let late = Limit::new("xds_request_bytes", free.available_permits());
-        Self { max, free, late }
+        let limit = Limit::new("xds_request_bytes", free.available_permits());
+        Self { max, free, limit }
     }
 
     /// Counts a request that was not complete in time. Returns the status with which its stream ends.
     fn late(&self) -> Status {
-        self.late.refuse();
+        self.limit.refuse();
         Status::deadline_exceeded("the request is not complete")
     }
 
     /// Returns the use of the budget. Refused are requests that were not complete in time.
     pub(super) fn usage(&self) -> LimitUse {
-        self.late.usage(Some(self.late.max().saturating_sub(self.free.available_permits())))
+        self.limit.usage(Some(self.limit.max().saturating_sub(self.free.available_permits())))
     }
 
     /// Returns room for a request of this length once there is some.

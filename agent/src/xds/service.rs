@@ -1,6 +1,6 @@
-//! The gRPC service of aggregated discovery. tonic's server and its codec need more memory for each client: buffers of
-//! 8 KiB, one as large as the largest request, and copies of responses. It also sets no limit for the bytes of a stream
-//! that wait in its connection.
+//! The gRPC service of aggregated discovery. tonic's codec needs more memory for each client: buffers of 8 KiB, one as
+//! large as the largest request, and copies of responses. Its server has no limit for the bytes of a stream that wait
+//! in its connection.
 
 use std::sync::{Arc, Weak};
 
