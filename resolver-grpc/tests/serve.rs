@@ -34,12 +34,14 @@ async fn a_server_leaves_without_a_call_failing() {
     // A watched health service keeps a stream open, which must not delay the server's end.
     let channel = world.channel(Channel::builder().health_check("test.Echo"), 2).await;
     until_called(&channel, &["a", "b"]).await;
+    let calls_before: Vec<_> = channel.instances().iter().map(|one| one.calls).collect();
     let calls = support::calls_side_by_side(10, 1000, || say(&channel, "sleep 5".to_owned()));
     let (stop, run) = servers.remove(0);
     let leave = async {
         eventually("both are called", || async {
             let instances = channel.instances();
-            if instances.iter().all(|one| one.calls > 20) { Ok(()) } else { Err(instances) }
+            let are_called = instances.iter().zip(&calls_before).all(|(one, before)| one.calls > before + 20);
+            if are_called { Ok(()) } else { Err(instances) }
         })
         .await;
         stop.send(()).unwrap();
