@@ -53,7 +53,8 @@ impl Progress {
     }
 }
 
-/// The last byte of a frame. The connection drops it once it is in the buffer for the system, or its stream has ended.
+/// The last byte of a frame. The connection drops it once it has copied it into its own buffer, or the stream has
+/// ended. Not a part of the frame, which would keep the whole one in memory.
 struct LastByte {
     byte: [u8; 1],
     _delivery: watch::Sender<Option<Instant>>,
@@ -198,7 +199,7 @@ mod tests {
         assert!(tokio::time::timeout(STALL * 9 / 10, progress.end()).await.is_err());
         assert_eq!(soon("the end", other.end()).await, DeliveryEnd::Stalled);
         drop(last);
-        assert!(progress.0.changed().await.is_err(), "the delivery is complete");
+        assert!(soon("the end", progress.0.changed()).await.is_err(), "the delivery is complete");
     }
 
     /// It takes a part a minute.
