@@ -208,6 +208,7 @@ impl Acceptor {
         }
     }
 
+    /// Returns the next connection. Dropping the future closes one that waits for a slot.
     async fn next(&self) -> LimitedConnection {
         loop {
             let stream = match self.listener.accept().await {
