@@ -1,12 +1,12 @@
 //! One contender in a queue of etcd.
 //!
-//! A waiting contender watches one key. A *write* confirms its turn, because a read can be stale. The token is the
-//! creation revision of its own key.
+//! A waiting contender watches one key. A *write* confirms its turn, its own or that of its predecessor, because a read
+//! can be stale. The token is the creation revision of its own key.
 //!
 //! | file | step |
 //! |---|---|
 //! | `join.rs` | creates the entry |
-//! | `position.rs` | confirms the entry and reads its position |
+//! | `position.rs` | confirms the entry and reads its position, or reads that it was handed over to |
 //! | `wait.rs`, `lock_delay.rs`, `first_to_create.rs` | waits for the turn |
 //! | `permits.rs`, `first_waiting.rs` | the same in the queue of a semaphore |
 //! | `proclaim.rs` | writes the value of a leader |

@@ -22,8 +22,9 @@ pub(crate) struct Successor {
 }
 
 impl Successor {
-    pub(crate) fn entry(&self) -> &OwnEntry {
-        &self.entry
+    /// Returns the key of its entry, and the revision of its creation.
+    pub(crate) fn entry(&self) -> (&[u8], Revision) {
+        (&self.entry.key, self.entry.token)
     }
 
     /// Reports that its entry was confirmed at `revision` and is the first of the queue.

@@ -11,6 +11,7 @@ mod contenders;
 mod departures;
 mod etcd_defects;
 mod fake;
+mod handovers;
 mod late_writes;
 mod leases;
 mod limits;

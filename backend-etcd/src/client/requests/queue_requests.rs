@@ -232,22 +232,23 @@ impl StoreClient {
         self.queue_writes.send(Write::apart(guards, ops, size)).await.map(drop)
     }
 
-    /// Deletes the entry in `queue` that was created at `created`, with its mark, and confirms that of `successor`, in
-    /// one transaction. Returns its revision; `None` if one of them was absent and nothing was done.
+    /// Deletes the entry in `queue` that was created at `created`, with its mark, and confirms the entry `next` by
+    /// writing it as it is, in one transaction. Returns its revision; `None` if one of them was absent and nothing was
+    /// done.
     pub(crate) async fn hand_over(
         &self,
         (key, created): (&[u8], Revision),
         mark: Option<&[u8]>,
-        successor: &OwnEntry,
+        (next, next_created): (&[u8], Revision),
         queue: &KeyRange,
     ) -> Result<Option<Revision>, Failure> {
-        let mut guards =
-            vec![(key.into(), Guard::Created(created)), (successor.key[..].into(), Guard::Created(successor.token))];
+        let mut guards = vec![(key.into(), Guard::Created(created)), (next.into(), Guard::Created(next_created))];
         guards.extend(mark.map(|mark| (mark.into(), Guard::Any)));
-        let mut ops = vec![TxnOp::delete(key, None), successor.rewrite()];
+        let as_it_is = PutOptions::new().with_ignore_value().with_ignore_lease();
+        let mut ops = vec![TxnOp::delete(key, None), TxnOp::put(next, "", Some(as_it_is))];
         ops.extend(mark.map(|mark| TxnOp::delete(mark, None)));
         let effect = QueueEffect::Leaves(queue.start.clone());
-        let write = Write { effect, ..Write::apart(guards, ops, key.len() + successor.size()) };
+        let write = Write { effect, ..Write::apart(guards, ops, key.len() + next.len()) };
         self.queue_writes.send(write).await.map(|outcome| match outcome {
             Outcome::Done { revision, .. } => Some(revision),
             Outcome::Refused(_) => None,

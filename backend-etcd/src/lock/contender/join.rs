@@ -1,7 +1,7 @@
 //! Joining the queue: one transaction creates the entry and reads the end of the queue.
 
 use enlist::{
-    Backoff, BackoffPolicy, Error, Revision,
+    Backoff, BackoffPolicy, Error, LockMode, Revision,
     backend::{
         LeasePurpose,
         contender::{Acquired, Caller, JoinFailure},
@@ -168,7 +168,7 @@ impl Contender {
         let batching =
             if self.acquisition.wanted.waits() && behind_others { Batching::Deferrable } else { Batching::Immediate };
         let client = &self.context.client;
-        let written = client.create_entry(&own, self.read(self.last_two()), batching, caller.gone()).await;
+        let written = client.create_entry(&own, self.read(self.last(3)), batching, caller.gone()).await;
         let found = match written {
             Ok(QueueWrite::Done(found)) => found,
             Ok(QueueWrite::Refused(Some(other))) if !self.is_own(entry, &other) => {
@@ -202,7 +202,8 @@ impl Contender {
         found: QueueFound,
     ) -> Result<KnownPosition, Failure> {
         let QueueFound { at, entries, marks } = found;
+        let behind_waiting = entries.len() > 2 && self.acquisition.options.mode == LockMode::Exclusive;
         let position = self.position(entry, token, at, entries).await?;
-        Ok(KnownPosition { token, modified: at, position, marks })
+        Ok(KnownPosition { token, modified: at, position, behind_waiting, marks })
     }
 }

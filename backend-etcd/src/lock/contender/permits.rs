@@ -96,7 +96,7 @@ impl Contender {
 
     /// Reads the position of the entry created at `token`.
     async fn read_position(&self, entry: &Queued, token: Revision) -> Result<SemaphorePosition, Failure> {
-        let until_here = self.last_two().with_max_create_revision(signed(token));
+        let until_here = self.last(2).with_max_create_revision(signed(token));
         let found = self.context.client.read_queue(&entry.key, self.read(until_here)).await?;
         if found.at < token {
             return self.position_after_outdated_read(entry, token).await;

@@ -26,9 +26,9 @@ impl Contender {
         QueueRead { queue: &self.queue, options, marks: self.marks.as_ref() }
     }
 
-    /// Reads only the last two entries of the queue.
-    pub(super) fn last_two(&self) -> GetOptions {
-        self.queue_options().with_sort(SortTarget::Create, SortOrder::Descend).with_limit(2)
+    /// Reads only this many of the last entries of the queue.
+    pub(super) fn last(&self, count: i64) -> GetOptions {
+        self.queue_options().with_sort(SortTarget::Create, SortOrder::Descend).with_limit(count)
     }
 
     pub(super) fn queue_options(&self) -> GetOptions {
@@ -41,20 +41,36 @@ impl Contender {
     /// Proves by a write that the entry created at `token` still exists, and reads its position. The creation revision
     /// does not change.
     pub(super) async fn confirm(&self, entry: &Queued, token: Revision) -> Result<KnownPosition, Failure> {
-        let until_here = self.last_two().with_max_create_revision(signed(token));
+        let until_here = self.last(2).with_max_create_revision(signed(token));
         let own = OwnEntry { token, ..self.own_entry(entry) };
         match self.context.client.confirm_entry(&own, self.read(until_here)).await? {
             QueueWrite::Done(QueueFound { at, entries, marks }) => {
                 let position = self.position(entry, token, at, entries).await?;
-                Ok(KnownPosition { token, modified: at, position, marks })
+                Ok(KnownPosition { token, modified: at, position, behind_waiting: false, marks })
             }
             QueueWrite::Refused(_) => Ok(KnownPosition {
                 token,
                 modified: Revision::default(),
                 position: Position::Absent,
+                behind_waiting: false,
                 marks: Vec::new(),
             }),
         }
+    }
+
+    /// Returns the revision at which the predecessor confirmed the entry created at `token` in the transaction that
+    /// removed its own one, if it did. Notes the entry right behind, for the same purpose.
+    ///
+    /// The entry is the first one then, and was written after its last known change. A stale read can only show an
+    /// older state of the queue, in which the entry was the first one already.
+    pub(super) async fn handed_over(&self, entry: &mut Queued, token: Revision) -> Result<Option<Revision>, Failure> {
+        let first_two = self.queue_options().with_sort(SortTarget::Create, SortOrder::Ascend).with_limit(2);
+        let (entries, _) = self.context.client.range(&self.queue.start, &first_two).await?;
+        let mut entries = entries.into_iter();
+        let Some(own) = entries.next().filter(|first| first.created == token) else { return Ok(None) };
+        entry.next =
+            entries.next().filter(|next| self.queue_entry(next).is_some_and(|next| next.mode == LockMode::Exclusive));
+        Ok(Some(own.modified).filter(|modified| *modified > entry.modified))
     }
 
     /// Returns the position of the entry. `entries` contains the entry and the one right before it, which usually

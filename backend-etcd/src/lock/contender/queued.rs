@@ -45,6 +45,8 @@ pub(in crate::lock) struct Queued {
     pub(super) known_position: Option<KnownPosition>,
     /// Offers its successor in this session a direct hand-over.
     pub(super) membership: Option<Membership>,
+    /// The entry right behind it, if there was one when it got its turn.
+    pub(super) next: Option<Record>,
     /// States of the lease from the grant on.
     pub(super) holding: Option<watch::Receiver<LeaseState>>,
 }
@@ -64,6 +66,7 @@ impl Queued {
             monitor: None,
             known_position: None,
             membership: None,
+            next: None,
             holding: None,
         }
     }
@@ -102,6 +105,8 @@ pub(super) struct KnownPosition {
     /// Revision of its last change.
     pub(super) modified: Revision,
     pub(super) position: Position,
+    /// Whether the entry before it was waiting, too, so that it knows this one when it gets its turn.
+    pub(super) behind_waiting: bool,
     /// Marks of holders with a `lock_delay`, or the number of permits.
     pub(super) marks: Vec<Record>,
 }

@@ -1,4 +1,4 @@
-//! Leaving the queue: hands the lock over within the session, or removes the entry.
+//! Leaving the queue: hands the lock over to the next entry, or removes the own one.
 
 use std::time::Duration;
 
@@ -20,17 +20,23 @@ use crate::{
 const MAX_REMOVAL_PAUSE: Duration = Duration::from_secs(1);
 
 impl Contender {
-    /// Ends a held lock: hands it over to the next entry of this session if one waits, else removes the own entry.
+    /// Ends a held lock: hands it over to the next entry if it is known, else removes the own entry.
     pub(super) async fn hand_over_or_remove(&self, entry: &Queued) -> Released {
         // After an exclusive holder the entry right behind it is the first.
         let alone = self.acquisition.options.mode == LockMode::Exclusive || DeliberateDefect::ReaderHandsOver.is_on();
-        let membership = entry.membership.as_ref().filter(|_| alone);
+        let successor = entry.membership.as_ref().filter(|_| alone).and_then(Membership::successor);
+        let next = match &successor {
+            Some(successor) => Some(successor.entry()),
+            None => entry.next.as_ref().filter(|_| alone).map(|next| (&next.key[..], next.created)),
+        };
         let mut attempts = Attempts::First;
-        if let (Some(successor), Some(token)) = (membership.and_then(Membership::successor), entry.token) {
+        if let (Some(next), Some(token)) = (next, entry.token) {
             let own = (&entry.key[..], token);
-            match self.context.client.hand_over(own, entry.own_mark(), successor.entry(), &self.queue).await {
+            match self.context.client.hand_over(own, entry.own_mark(), next, &self.queue).await {
                 Ok(Some(confirmed)) => {
-                    successor.confirm(confirmed);
+                    if let Some(successor) = successor {
+                        successor.confirm(confirmed);
+                    }
                     return Released::Released;
                 }
                 Err(failure) if failure.is_ambiguous() => attempts = Attempts::Unanswered,

@@ -27,9 +27,8 @@ pub(super) enum Predecessor {
 
 impl Contender {
     pub(super) async fn wait_for_turn(&self, entry: &mut Queued) -> Result<Turn, Error> {
-        let Some(KnownPosition { token, modified, mut position, mut marks }) = entry.known_position.take() else {
-            return Err(Error::LeaseLost);
-        };
+        let Some(known) = entry.known_position.take() else { return Err(Error::LeaseLost) };
+        let KnownPosition { token, modified, mut position, mut behind_waiting, mut marks } = known;
         entry.modified = modified;
         let mut predecessor = Predecessor::Released;
         let mut backoff = BackoffPolicy::default().start();
@@ -52,8 +51,19 @@ impl Contender {
             if DeliberateDefect::TurnUnconfirmed.is_on() {
                 return Ok(Turn::Granted);
             }
+            if behind_waiting && self.marks.is_none() {
+                match self.handed_over(entry, token).await {
+                    Ok(Some(modified)) => {
+                        entry.modified = modified;
+                        return Ok(Turn::Granted);
+                    }
+                    Ok(None) => {}
+                    Err(failure) => self.acquisition.trouble.note(self.failed(failure)),
+                }
+            }
             let known = self.confirm_until_answered(entry, token, &mut backoff).await?;
             (entry.modified, position, marks) = (known.modified, known.position, known.marks);
+            behind_waiting = known.behind_waiting;
         }
     }
 

@@ -1,0 +1,110 @@
+//! Hand-overs between sessions: one write, which removes the leader's entry and confirms the next one. With elections,
+//! whose entries have values that a hand-over keeps; locks use the same protocol.
+
+use std::collections::VecDeque;
+
+use enlist::{Election, Leadership, LockOptions};
+use enlist_testkit::{BackgroundTask, FakeEtcd, Misbehavior, eventually, soon};
+
+use crate::support::{lock_name, scripted::client};
+
+/// Waiting candidates, each in a session of its own. The value of each is its number.
+struct Candidates {
+    fake: FakeEtcd,
+    waiting: VecDeque<BackgroundTask<Leadership>>,
+}
+
+impl Candidates {
+    /// Returns candidates of which the third one leads: it was behind one that waited, and so saw the next one when it
+    /// got its turn. `count` wait behind it.
+    async fn behind_the_third(count: usize) -> (Self, Leadership) {
+        let mut all = Self { fake: FakeEtcd::start(), waiting: VecDeque::new() };
+        for number in 0..3 + count {
+            let etcd = client(&all.fake);
+            all.waiting.push_back(BackgroundTask::run(async move {
+                etcd.campaign(&lock_name(), &number.to_string(), LockOptions::new()).await.unwrap()
+            }));
+            all.has_entries(number + 1).await;
+        }
+        let mut leader = all.next().await;
+        for _ in 0..2 {
+            soon("resigned", leader.resign()).await.unwrap();
+            leader = all.next().await;
+        }
+        (all, leader)
+    }
+
+    async fn has_entries(&self, count: usize) {
+        eventually("entries in the queue", || async {
+            let now = self.fake.under(b"enlist/elections/").len();
+            if now == count { Ok(()) } else { Err(now) }
+        })
+        .await;
+    }
+
+    async fn next(&mut self) -> Leadership {
+        self.waiting.pop_front().unwrap().done("its turn").await
+    }
+
+    /// Returns the number of writes from the resignation of `leader` until the next one leads.
+    async fn writes_of_resigning(&mut self, leader: Leadership) -> (Leadership, i64) {
+        let before = self.fake.revision();
+        soon("resigned", leader.resign()).await.unwrap();
+        let next = self.next().await;
+        assert!(next.is_held());
+        (next, self.fake.revision() - before)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handover_between_sessions_is_one_write() {
+    let (mut all, third) = Candidates::behind_the_third(2).await;
+    let (fourth, writes) = all.writes_of_resigning(third).await;
+    assert_eq!(writes, 1);
+    let leader = soon("the leader", client(&all.fake).leader(&lock_name())).await.unwrap().unwrap();
+    assert_eq!((&*leader.value, leader.token), ("3", fourth.fencing_token()));
+    // It knows the revision of the hand-over, which the guard of a proclamation is.
+    soon("proclaimed", fourth.proclaim("again")).await.unwrap();
+    let (fifth, writes) = all.writes_of_resigning(fourth).await;
+    assert_eq!(writes, 1);
+    soon("resigned", fifth.resign()).await.unwrap();
+    all.has_entries(0).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_candidate_that_gave_up_holds_nothing_up() {
+    let (mut all, third) = Candidates::behind_the_third(2).await;
+    all.waiting.pop_front().unwrap().abort().await;
+    all.has_entries(2).await;
+    // The one behind it has the turn only once the leader is gone.
+    all.waiting[0].assert_running();
+    assert!(third.is_held());
+    let (_fifth, writes) = all.writes_of_resigning(third).await;
+    assert_eq!(writes, 2, "a removal, and a confirmation");
+}
+
+/// A key that is deleted, or whose lease expires, says nothing about the next one.
+#[tokio::test(start_paused = true)]
+async fn an_end_without_handover_is_followed_by_a_confirmation() {
+    let (mut all, third) = Candidates::behind_the_third(1).await;
+    let before = all.fake.revision();
+    let leader = all.fake.under(b"enlist/elections/").into_iter().find(|(_, value)| shows(value, "2")).unwrap();
+    all.fake.delete(&leader.0);
+    let fourth = all.next().await;
+    assert!(fourth.is_held());
+    assert_eq!(all.fake.revision() - before, 2);
+    assert_eq!(soon("its end", third.lost()).await, enlist::Loss::KeyGone);
+}
+
+fn shows(value: &[u8], text: &str) -> bool {
+    String::from_utf8_lossy(value).contains(&format!("\"{text}\""))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_candidate_whose_read_fails_confirms_its_turn() {
+    let (mut all, third) = Candidates::behind_the_third(1).await;
+    all.fake.misbehave(Misbehavior::NoList);
+    let (_fourth, writes) = all.writes_of_resigning(third).await;
+    assert!(all.fake.has_misbehaved());
+    assert_eq!(writes, 2, "the hand-over, and a confirmation");
+}
