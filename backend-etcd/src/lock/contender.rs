@@ -25,7 +25,7 @@ use enlist::{
 use futures::{FutureExt, future::BoxFuture};
 
 use crate::{
-    client::requests::queue_requests::OwnEntry,
+    client::requests::{guarded_write::Guard, queue_requests::OwnEntry},
     deliberate_defects::DeliberateDefect,
     error::Failure,
     layout::{LeaseScope, LockLayout, QueueKind},
@@ -57,6 +57,8 @@ const WATCH_FROM_AGE: Duration = Duration::from_millis(200);
 /// References that a guard of this backend holds.
 pub(super) struct GuardSource {
     pub(super) key: Vec<u8>,
+    /// Holds for the key while it is the holder's.
+    pub(super) guard: Guard,
     _context: Arc<LockContext>,
 }
 
@@ -107,7 +109,8 @@ impl QueueProtocol for Contender {
             ttl if DeliberateDefect::ValidTooBriefly.is_on() => ttl / 4,
             ttl => ttl,
         };
-        let source = Arc::new(GuardSource { key: entry.key.clone(), _context: Arc::clone(&self.context) });
+        let (key, guard) = (entry.key.clone(), self.guard(entry, token));
+        let source = Arc::new(GuardSource { key, guard, _context: Arc::clone(&self.context) });
         Some(Grant { sent, ttl, token: FencingToken::new(token.get()), source })
     }
 

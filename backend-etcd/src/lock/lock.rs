@@ -4,16 +4,15 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use enlist::{
-    Error, Lock, LockGuard, LockMode, LockName, LockOptions, Revision,
+    Error, Lock, LockGuard, LockMode, LockName, LockOptions,
     backend::{
         contender::{Acquired, Acquisition, Wanted, acquire},
         guard_source,
     },
 };
-use etcd_client::{Compare, CompareOp};
+use etcd_client::Compare;
 
 use crate::{
-    client::requests::response::signed,
     etcd::Etcd,
     layout::{LockLayout, QueueEntryValue, QueueKind},
     lock::contender::{Contender, GuardSource},
@@ -56,9 +55,8 @@ impl Lock for Etcd {
 /// [`Error::Unsupported`] for a guard of another backend.
 pub fn lock_condition(guard: &LockGuard) -> Result<Compare, Error> {
     let source = guard_source(guard).downcast_ref::<GuardSource>();
-    let source = source.ok_or_else(|| Error::Unsupported { what: "a lock that is not held in etcd".to_owned() })?;
-    let created = signed(Revision::new(guard.fencing_token().get()));
-    Ok(Compare::create_revision(&source.key[..], CompareOp::Equal, created))
+    let condition = source.and_then(|source| source.guard.compare(&source.key));
+    condition.ok_or_else(|| Error::Unsupported { what: "a lock that is not held in etcd".to_owned() })
 }
 
 impl Etcd {

@@ -203,12 +203,8 @@ enum Removal {
 
 /// Deletes a key, if it exists under `lease`.
 async fn remove(client: &StoreClient, key: &[u8], lease: LeaseId) -> Result<Removal, Failure> {
-    let (found, _) = client.get_with_queue_writes(key).await?;
     // If all contenders share one key, another contender may have it by now.
-    let Some(Record { created, .. }) = found.filter(|found| found.lease == Some(lease)) else {
-        return Ok(Removal::Nothing);
-    };
-    Ok(match client.delete(key, Guard::Created(created)).await? {
+    Ok(match client.delete(key, Guard::Under(lease)).await? {
         WriteOutcome::Done(_) => Removal::Removed,
         WriteOutcome::Refused(_) => Removal::Nothing,
     })

@@ -12,10 +12,11 @@ use std::{
 
 use enlist::{
     Counter, Deregistered, Error, LeaseChoice, LeaseId, Lock, LockName, LockOptions, OnConflict, OnDelete,
-    RegisterOptions, Registration, RegistrationState, Registry, Start,
+    RegisterOptions, Registration, RegistrationState, Registry, Released, Start,
 };
-use enlist_etcd::{Etcd, GobaseLock};
+use enlist_etcd::{Etcd, GobaseLock, lock_condition};
 use enlist_testkit::{FakeEtcd, LateWrite, Misbehavior, eventually, soon};
+use etcd_client::{Channel, Client, Txn, TxnOp};
 
 use crate::support::{
     instance,
@@ -540,6 +541,25 @@ async fn a_lost_gobase_creation_leaves_other_holders_alone() {
         assert!(held.is_held());
         held.release().await.unwrap();
     }
+}
+
+/// After a wipe, another client's key can have the revision that the former holder's key had.
+#[tokio::test(start_paused = true)]
+async fn a_former_gobase_holder_removes_only_its_own_key() {
+    const KEY: &[u8] = b"job";
+    let fake = FakeEtcd::start();
+    let etcd = builder(&fake).lock_layout(GobaseLock).build().unwrap();
+    let former = soon("acquired", etcd.acquire(&LockName::parse("job").unwrap(), LockOptions::new())).await.unwrap();
+    let (created, condition) = (fake.revision(), lock_condition(&former).unwrap());
+    fake.wipe();
+    fake.put_under(KEY, "another's", 7);
+    assert_eq!(fake.revision(), created);
+    soon("the loss", former.lost()).await;
+    assert_eq!(soon("given up", former.release()).await.unwrap(), Released::AlreadyLost);
+    assert_eq!(fake.under(KEY), [(KEY.to_vec(), b"another's".to_vec())]);
+    let mut client = Client::from_channel(Channel::Tonic(fake.channel()), None).await.unwrap();
+    let written = client.txn(Txn::new().when([condition]).and_then([TxnOp::put("result", "", None)])).await.unwrap();
+    assert!(!written.succeeded(), "its condition no longer holds");
 }
 
 /// Returns the number of requests in ten minutes, excluding renewals.

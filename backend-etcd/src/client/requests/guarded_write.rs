@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use enlist::Revision;
+use enlist::{LeaseId, Revision};
 use etcd_client::{Compare, CompareOp, TxnOp};
 
 use crate::{client::requests::response::signed, watch::record::Record};
@@ -18,6 +18,8 @@ pub(crate) enum Guard {
     Modified(Revision),
     /// The key must have been created at this revision.
     Created(Revision),
+    /// The key must be under this lease. After a wipe, unlike a revision, a lease is still unique.
+    Under(LeaseId),
 }
 
 impl Guard {
@@ -27,6 +29,7 @@ impl Guard {
             Self::Absent => Some(Compare::create_revision(key, CompareOp::Equal, 0)),
             Self::Modified(revision) => Some(Compare::mod_revision(key, CompareOp::Equal, signed(revision))),
             Self::Created(revision) => Some(Compare::create_revision(key, CompareOp::Equal, signed(revision))),
+            Self::Under(lease) => Some(Compare::lease(key, CompareOp::Equal, lease.get())),
         }
     }
 
@@ -38,6 +41,7 @@ impl Guard {
             (_, None) => false,
             (Self::Modified(revision), Some(key)) => key.modified == revision,
             (Self::Created(revision), Some(key)) => key.created == revision,
+            (Self::Under(lease), Some(key)) => key.lease == Some(lease),
         }
     }
 }

@@ -191,14 +191,9 @@ impl StoreClient {
         })
     }
 
-    /// Deletes the entry created at `created`, with its mark if it has one.
-    pub(crate) async fn remove_entry(
-        &self,
-        key: &[u8],
-        created: Revision,
-        mark: Option<&[u8]>,
-    ) -> Result<Removal, Failure> {
-        let mut guards = vec![(key.into(), Guard::Created(created))];
+    /// Deletes the entry that `guard` distinguishes, with its mark if it has one.
+    pub(crate) async fn remove_entry(&self, key: &[u8], guard: Guard, mark: Option<&[u8]>) -> Result<Removal, Failure> {
+        let mut guards = vec![(key.into(), guard)];
         let mut ops = vec![TxnOp::delete(key, None)];
         guards.extend(mark.map(|mark| (mark.into(), Guard::Any)));
         ops.extend(mark.map(|mark| TxnOp::delete(mark, None)));

@@ -324,7 +324,7 @@ fn reads(response: TxnResponse) -> impl ExactSizeIterator<Item = Option<Vec<Reco
 mod tests {
     use super::*;
     use crate::client::requests::guarded_write::Guard;
-    use enlist::Revision;
+    use enlist::{LeaseId, Revision};
 
     type Answer = oneshot::Receiver<Result<Outcome, Failure>>;
 
@@ -416,7 +416,7 @@ mod tests {
             value: [][..].into(),
             created: Revision::new(3),
             modified: Revision::new(4),
-            lease: None,
+            lease: Some(LeaseId::new(5)),
         };
         let holds = |guard: Guard| (guard.holds(Some(&record)), guard.holds(None));
         assert_eq!(holds(Guard::Any), (true, true));
@@ -424,6 +424,7 @@ mod tests {
         assert_eq!(holds(Guard::Modified(Revision::new(4))), (true, false));
         assert_eq!(holds(Guard::Created(Revision::new(4))), (false, false));
         assert_eq!(holds(Guard::Created(Revision::new(3))), (true, false));
+        assert_eq!([4, 5].map(|lease| holds(Guard::Under(LeaseId::new(lease)))), [(false, false), (true, false)]);
 
         let (batch, mut answers) =
             waiting(vec![asked(&["a"], QueueEffect::Apart, 1), asked(&["b"], QueueEffect::Apart, 1)]);

@@ -2,10 +2,11 @@
 //! by their leases. Waiting contenders have no entry: they follow the key of the holder, and each tries to create it
 //! once it is gone.
 
-use enlist::Error;
+use enlist::{Error, Revision};
 
 use super::{Contender, queued::Queued, wait::replaced};
 use crate::{
+    client::requests::guarded_write::Guard,
     layout::{LockLayout, LockOrder},
     watch::{record::Record, watch_task::Begin},
 };
@@ -16,6 +17,14 @@ impl Contender {
         match self.context.lock_layout.order() {
             LockOrder::Queue => true,
             LockOrder::FirstToCreate => record.lease == Some(entry.lease.id()),
+        }
+    }
+
+    /// Returns the guard of the entry that was created at `created`.
+    pub(super) fn guard(&self, entry: &Queued, created: Revision) -> Guard {
+        match self.context.lock_layout.order() {
+            LockOrder::Queue => Guard::Created(created),
+            LockOrder::FirstToCreate => Guard::Under(entry.lease.id()),
         }
     }
 

@@ -9,7 +9,7 @@ use super::{
     queued::{Attempts, Queued},
 };
 use crate::{
-    client::requests::{guarded_write::Guard, kv::WriteOutcome, queue_requests::Removal},
+    client::requests::{kv::WriteOutcome, queue_requests::Removal},
     deliberate_defects::DeliberateDefect,
     error::Failure,
     lock::local_queue::Membership,
@@ -87,7 +87,8 @@ impl Contender {
     async fn try_remove(&self, entry: &Queued) -> Result<Released, Failure> {
         // An entry without a token was never created.
         let Some(created) = entry.token else { return Ok(Released::AlreadyLost) };
-        Ok(match self.context.client.remove_entry(&entry.key, created, entry.own_mark()).await? {
+        let guard = self.guard(entry, created);
+        Ok(match self.context.client.remove_entry(&entry.key, guard, entry.own_mark()).await? {
             Removal::Done => Released::Released,
             Removal::Absent => Released::AlreadyLost,
         })
@@ -97,7 +98,8 @@ impl Contender {
     pub(super) async fn remove_unknown(&self, entry: Queued) {
         if let Ok((Some(own), _)) = self.context.client.get(&entry.key).await
             && self.is_own(&entry, &own)
-            && let Ok(WriteOutcome::Done(_)) = self.context.client.delete(&entry.key, Guard::Created(own.created)).await
+            && let guard = self.guard(&entry, own.created)
+            && let Ok(WriteOutcome::Done(_)) = self.context.client.delete(&entry.key, guard).await
         {
             return self.context.key_suffixes.give_back(&self.queue.start, entry.suffix);
         }
