@@ -670,8 +670,9 @@ async fn contest(contenders: u16) -> (f64, f64) {
 async fn a_thousand_contenders_are_served_in_order() {
     let (few_requests, few_events) = contest(200).await;
     let (requests, events) = contest(1000).await;
-    // Four requests to join the queue, watch the predecessor, confirm and leave, and those of the sessions. A session
-    // receives three changes of each of its queue entries, and a waiting contender receives two of its predecessor's.
+    // Up to five requests to join the queue, to watch the predecessor and read it, to read or confirm at the turn, and
+    // to leave, of which some are for several entries; and those of the sessions. A session receives three changes of
+    // each of its queue entries, and a waiting contender receives two of its predecessor's.
     for (requests, events) in [(few_requests, few_events), (requests, events)] {
         assert!(requests <= 5.0, "{requests} requests per contender");
         assert!(events <= 5.5, "{events} events per contender");

@@ -109,7 +109,7 @@ impl QueueProtocol for Contender {
             ttl if DeliberateDefect::ValidTooBriefly.is_on() => ttl / 4,
             ttl => ttl,
         };
-        let (key, guard) = (entry.key.clone(), self.guard(entry, token));
+        let (key, guard) = (entry.key.clone(), self.entry_guard(entry, token));
         let source = Arc::new(GuardSource { key, guard, _context: Arc::clone(&self.context) });
         Some(Grant { sent, ttl, token: FencingToken::new(token.get()), source })
     }
@@ -246,6 +246,6 @@ impl Contender {
                 }
             }
         };
-        monitor.vanished(token).await;
+        monitor.vanished(token, Some(entry.lease.id())).await;
     }
 }

@@ -12,19 +12,18 @@ use std::{
 use enlist::{Revision, backend::MutexExt as _};
 use tokio::sync::oneshot;
 
-use crate::{client::requests::queue_requests::OwnEntry, watch::record::Record};
+use crate::{client::requests::queue_requests::NextEntry, watch::record::Record};
 
 /// Entry that waits for another one of this session. Dropping it leaves the entry to etcd's watches.
 #[derive(Debug)]
 pub(crate) struct Successor {
-    entry: OwnEntry,
+    entry: NextEntry,
     confirmed: oneshot::Sender<Revision>,
 }
 
 impl Successor {
-    /// Returns the key of its entry, and the revision of its creation.
-    pub(crate) fn entry(&self) -> (&[u8], Revision) {
-        (&self.entry.key, self.entry.token)
+    pub(crate) fn entry(&self) -> &NextEntry {
+        &self.entry
     }
 
     /// Reports that its entry was confirmed at `revision` and is the first of the queue.
@@ -75,7 +74,7 @@ impl LocalQueue {
 
     /// Registers `entry` as waiting for the entry `before`; returns `None` if this session does not manage `before`.
     /// The key alone does not identify it: its suffix is reused, and a later entry under it may be behind `entry`.
-    pub(crate) fn wait(&self, before: &Record, entry: OwnEntry) -> Option<HandoverTicket> {
+    pub(crate) fn wait(&self, before: &Record, entry: NextEntry) -> Option<HandoverTicket> {
         with(&self.waiting, |waiting| {
             let managed = waiting.get_mut(&*before.key).filter(|managed| managed.token == before.created)?;
             let successors = &mut managed.successors;
@@ -129,9 +128,8 @@ mod tests {
     use enlist::LeaseId;
     use futures::FutureExt;
 
-    fn entry(token: u64) -> OwnEntry {
-        let (lease, token) = (LeaseId::new(1), Revision::new(token));
-        OwnEntry { key: vec![1], value: Vec::new(), lease, token }
+    fn entry(token: u64) -> NextEntry {
+        NextEntry { key: vec![1], lease: LeaseId::new(1), token: Revision::new(token) }
     }
 
     fn record(created: u64) -> Record {

@@ -14,7 +14,7 @@ use std::{
 };
 
 use enlist::{
-    Epoch, Error, Freshness, Revision, ServiceRef, TaskOwner,
+    Epoch, Error, Freshness, LeaseId, Revision, ServiceRef, TaskOwner,
     backend::{MutexExt as _, Subscriber},
 };
 use tokio::sync::watch;
@@ -46,11 +46,12 @@ enum Seen {
     Unobservable,
 }
 
-/// Revisions at which a key was created and changed last.
+/// Revisions at which a key was created and changed last, and its lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Versions {
     created: Revision,
     modified: Revision,
+    lease: Option<LeaseId>,
 }
 
 /// Difference of an own key from what was written.
@@ -76,11 +77,12 @@ fn judge(seen: Seen, written: Revision, epoch: Option<Epoch>) -> Option<Differs>
 }
 
 /// Returns `true` if a watch has reported that the key created at `created`, when the store's epoch was `epoch`, no
-/// longer exists.
-fn is_gone(seen: Seen, created: Revision, epoch: Option<Epoch>) -> bool {
+/// longer exists. After a wipe another client's key can have that revision, but not the same `lease`.
+fn is_gone(seen: Seen, created: Revision, lease: Option<LeaseId>, epoch: Option<Epoch>) -> bool {
+    let is_own = |found: Versions| found.created == created && (lease.is_none() || found.lease == lease);
     match seen {
         Seen::Nothing | Seen::Unobservable => false,
-        Seen::At { found: Some(found), .. } if found.created == created => false,
+        Seen::At { found: Some(found), .. } if is_own(found) => false,
         // A state from before the creation does not contain the key, unless it is one of another history.
         Seen::At { revision, epoch: now, .. } => revision >= created || epoch.is_some_and(|epoch| epoch != now),
     }
@@ -121,14 +123,13 @@ impl KeyMonitor {
         }
     }
 
-    /// Waits until the key that was created at `created` is known to be gone. While the watch cannot report it, waits.
-    ///
-    /// Dropping the future loses nothing.
-    pub(crate) async fn vanished(&mut self, created: Revision) {
+    /// Waits until the key that was created at `created`, under `lease` if that is given, is known to be gone. Waits
+    /// while the watch cannot report it. Dropping the future loses nothing.
+    pub(crate) async fn vanished(&mut self, created: Revision, lease: Option<LeaseId>) {
         self.expect(created);
         loop {
             let (seen, epoch) = self.look();
-            if is_gone(seen, created, epoch) {
+            if is_gone(seen, created, lease, epoch) {
                 return;
             }
             if self.seen.changed().await.is_err() {
@@ -204,8 +205,9 @@ impl Inner {
             _ if self.unobservable => Seen::Unobservable,
             None => Seen::Nothing,
             Some(replica) => {
-                let found = replica.get(key);
-                let found = found.map(|record| Versions { created: record.created, modified: record.modified });
+                let versions =
+                    |&Record { created, modified, lease, .. }: &Record| Versions { created, modified, lease };
+                let found = replica.get(key).map(versions);
                 Seen::At { revision: replica.revision, epoch: replica.epoch, found }
             }
         }
@@ -459,7 +461,8 @@ mod tests {
 
     fn at(revision: u64, modified: Option<u64>) -> Seen {
         let revision = Revision::new(revision);
-        let found = modified.map(|modified| Versions { created: Revision::new(3), modified: Revision::new(modified) });
+        let (created, lease) = (Revision::new(3), Some(LeaseId::new(7)));
+        let found = modified.map(|modified| Versions { created, modified: Revision::new(modified), lease });
         Seen::At { revision, epoch: Epoch::default(), found }
     }
 
@@ -481,11 +484,13 @@ mod tests {
 
     #[test]
     fn an_entry_is_gone_when_a_later_replica_or_another_history_lacks_it() {
-        let gone = |seen, created| is_gone(seen, Revision::new(created), Some(Epoch::default()));
+        let under = |seen, created, lease| is_gone(seen, Revision::new(created), lease, Some(Epoch::default()));
+        let gone = |seen, created| under(seen, created, None);
         assert!(!gone(Seen::Nothing, 3) && !gone(Seen::Unobservable, 3));
         assert!(!gone(at(2, None), 3), "from before");
         assert!(!gone(at(5, Some(4)), 3) && !gone(at(9, Some(9)), 3), "written again");
         assert!(gone(at(3, None), 3) && gone(at(9, Some(9)), 4), "deleted, created anew");
+        assert_eq!([7, 8].map(|lease| under(at(5, Some(4)), 3, Some(LeaseId::new(lease)))), [false, true]);
         let other = Seen::At { revision: Revision::new(1), epoch: Epoch::default().next(), found: None };
         assert!(gone(other, 3));
     }
@@ -568,9 +573,9 @@ mod tests {
         follow(&shared_watch, &publisher);
         publisher.advance(replica(&[("b", 2)], 2));
         passed_on(&mut a).await;
-        assert_eq!(a.vanished(Revision::new(5)).now_or_never(), None, "the replica is older than the key");
+        assert_eq!(a.vanished(Revision::new(5), None).now_or_never(), None, "the replica is older than the key");
         publisher.advance(replica(&[("b", 2), ("c", 5)], 5));
-        enlist_testkit::soon("gone", a.vanished(Revision::new(5))).await;
+        enlist_testkit::soon("gone", a.vanished(Revision::new(5), None)).await;
         assert!(shared_watch.inner().waiting.is_empty());
     }
 

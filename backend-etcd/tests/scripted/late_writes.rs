@@ -545,7 +545,7 @@ async fn a_lost_gobase_creation_leaves_other_holders_alone() {
 
 /// After a wipe, another client's key can have the revision that the former holder's key had.
 #[tokio::test(start_paused = true)]
-async fn a_former_gobase_holder_removes_only_its_own_key() {
+async fn a_former_gobase_holder_removes_its_key_only() {
     const KEY: &[u8] = b"job";
     let fake = FakeEtcd::start();
     let etcd = builder(&fake).lock_layout(GobaseLock).build().unwrap();

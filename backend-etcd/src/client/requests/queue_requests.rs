@@ -1,4 +1,4 @@
-//! Requests about queue entries. Each is one transaction, guarded by the creation revision of the entry.
+//! Requests about queue entries. Each is one transaction, guarded by the creation of the entry.
 
 use std::{future::Future, sync::Arc};
 
@@ -36,9 +36,9 @@ impl OwnEntry {
         TxnOp::put(&self.key[..], &self.value[..], Some(self.leased()))
     }
 
-    /// Writes the entry again and keeps its value: a late write must not undo a proclamation.
+    /// Writes the entry again.
     fn rewrite(&self) -> TxnOp {
-        TxnOp::put(&self.key[..], "", Some(self.leased().with_ignore_value()))
+        rewrite(&self.key, self.lease)
     }
 
     /// Returns the number of bytes that its creation writes.
@@ -49,6 +49,20 @@ impl OwnEntry {
     fn leased(&self) -> PutOptions {
         PutOptions::new().with_lease(self.lease.get())
     }
+}
+
+/// Entry that a hand-over confirms.
+#[derive(Clone, Debug)]
+pub(crate) struct NextEntry {
+    pub(crate) key: Vec<u8>,
+    pub(crate) lease: LeaseId,
+    /// Revision of its creation.
+    pub(crate) token: Revision,
+}
+
+/// Writes an entry again and keeps its value: a late write must not undo a proclamation.
+fn rewrite(key: &[u8], lease: LeaseId) -> TxnOp {
+    TxnOp::put(key, "", Some(PutOptions::new().with_lease(lease.get()).with_ignore_value()))
 }
 
 /// Part of a queue that is read after a write to it.
@@ -227,23 +241,21 @@ impl StoreClient {
         self.queue_writes.send(Write::apart(guards, ops, size)).await.map(drop)
     }
 
-    /// Deletes the entry in `queue` that was created at `created`, with its mark, and confirms the entry `next` by
-    /// writing it as it is, in one transaction. Returns its revision; `None` if one of them was absent and nothing was
-    /// done.
+    /// Deletes the entry in `queue` that was created at `created`, with its mark, and confirms that of `next`, in one
+    /// transaction. Returns its revision; `None` if one of them was absent and nothing was done.
     pub(crate) async fn hand_over(
         &self,
         (key, created): (&[u8], Revision),
         mark: Option<&[u8]>,
-        (next, next_created): (&[u8], Revision),
+        next: &NextEntry,
         queue: &KeyRange,
     ) -> Result<Option<Revision>, Failure> {
-        let mut guards = vec![(key.into(), Guard::Created(created)), (next.into(), Guard::Created(next_created))];
+        let mut guards = vec![(key.into(), Guard::Created(created)), (next.key[..].into(), Guard::Created(next.token))];
         guards.extend(mark.map(|mark| (mark.into(), Guard::Any)));
-        let as_it_is = PutOptions::new().with_ignore_value().with_ignore_lease();
-        let mut ops = vec![TxnOp::delete(key, None), TxnOp::put(next, "", Some(as_it_is))];
+        let mut ops = vec![TxnOp::delete(key, None), rewrite(&next.key, next.lease)];
         ops.extend(mark.map(|mark| TxnOp::delete(mark, None)));
         let effect = QueueEffect::Leaves(queue.start.clone());
-        let write = Write { effect, ..Write::apart(guards, ops, key.len() + next.len()) };
+        let write = Write { effect, ..Write::apart(guards, ops, key.len() + next.key.len()) };
         self.queue_writes.send(write).await.map(|outcome| match outcome {
             Outcome::Done { revision, .. } => Some(revision),
             Outcome::Refused(_) => None,

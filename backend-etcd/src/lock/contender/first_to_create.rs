@@ -21,7 +21,7 @@ impl Contender {
     }
 
     /// Returns the guard of the entry that was created at `created`.
-    pub(super) fn guard(&self, entry: &Queued, created: Revision) -> Guard {
+    pub(super) fn entry_guard(&self, entry: &Queued, created: Revision) -> Guard {
         match self.context.lock_layout.order() {
             LockOrder::Queue => Guard::Created(created),
             LockOrder::FirstToCreate => Guard::Under(entry.lease.id()),

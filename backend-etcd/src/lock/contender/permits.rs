@@ -149,7 +149,7 @@ impl Contender {
     async fn predecessor_granted(&self, entry: &mut Queued, before: &Record, at: Revision) -> Result<(), Error> {
         let mut lease = entry.lease.state();
         // A granted entry of this session is not managed any more, which ends the ticket.
-        let ticket = self.context.local_queue.wait(before, self.own_entry(entry));
+        let ticket = self.context.local_queue.wait(before, entry.as_next());
         let granted = async {
             if let Some(ticket) = ticket {
                 ticket.confirmed().await;

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     client::requests::{
-        queue_requests::{OwnEntry, QueueFound, QueueRead, QueueWrite},
+        queue_requests::{NextEntry, OwnEntry, QueueRead, QueueWrite},
         response::signed,
     },
     deliberate_defects::DeliberateDefect,
@@ -44,10 +44,7 @@ impl Contender {
         let until_here = self.last(2).with_max_create_revision(signed(token));
         let own = OwnEntry { token, ..self.own_entry(entry) };
         match self.context.client.confirm_entry(&own, self.read(until_here)).await? {
-            QueueWrite::Done(QueueFound { at, entries, marks }) => {
-                let position = self.position(entry, token, at, entries).await?;
-                Ok(KnownPosition { token, modified: at, position, behind_waiting: false, marks })
-            }
+            QueueWrite::Done(found) => self.known_position(entry, token, found).await,
             QueueWrite::Refused(_) => Ok(KnownPosition {
                 token,
                 modified: Revision::default(),
@@ -62,14 +59,21 @@ impl Contender {
     /// removed its own one, if it did. Notes the entry right behind, for the same purpose.
     ///
     /// The entry is the first one then, and was written after its last known change. A stale read can only show an
-    /// older state of the queue, in which the entry was the first one already.
+    /// older state of the queue, in which the entry was the first one already. After a wipe another entry can have the
+    /// same revision, but not the same key.
     pub(super) async fn handed_over(&self, entry: &mut Queued, token: Revision) -> Result<Option<Revision>, Failure> {
         let first_two = self.queue_options().with_sort(SortTarget::Create, SortOrder::Ascend).with_limit(2);
         let (entries, _) = self.context.client.range(&self.queue.start, &first_two).await?;
         let mut entries = entries.into_iter();
-        let Some(own) = entries.next().filter(|first| first.created == token) else { return Ok(None) };
-        entry.next =
-            entries.next().filter(|next| self.queue_entry(next).is_some_and(|next| next.mode == LockMode::Exclusive));
+        let is_own = |first: &Record| *first.key == *entry.key && first.created == token;
+        let Some(own) = entries.next().filter(is_own) else { return Ok(None) };
+        let next = entries.next().filter(|next| {
+            // A reader does not look whether it was handed over to.
+            self.queue_entry(next).is_some_and(|next| next.mode == LockMode::Exclusive)
+        });
+        entry.next = next.and_then(|Record { key, created, lease, .. }| {
+            Some(NextEntry { key: key.to_vec(), lease: lease?, token: created })
+        });
         Ok(Some(own.modified).filter(|modified| *modified > entry.modified))
     }
 

@@ -6,6 +6,7 @@ use enlist::{Revision, SemaphoreOptions, backend::LeaseState};
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
+    client::requests::queue_requests::NextEntry,
     lock::local_queue::Membership,
     session::lease::Lease,
     watch::{key_monitors::KeyMonitor, record::Record},
@@ -45,8 +46,8 @@ pub(in crate::lock) struct Queued {
     pub(super) known_position: Option<KnownPosition>,
     /// Offers its successor in this session a direct hand-over.
     pub(super) membership: Option<Membership>,
-    /// The entry right behind it, if there was one when it got its turn.
-    pub(super) next: Option<Record>,
+    /// The exclusive entry right behind it, if there was one at its turn. Only if it is exclusive itself.
+    pub(super) next: Option<NextEntry>,
     /// States of the lease from the grant on.
     pub(super) holding: Option<watch::Receiver<LeaseState>>,
 }
@@ -69,6 +70,11 @@ impl Queued {
             next: None,
             holding: None,
         }
+    }
+
+    /// Returns the entry as the next one of another. Its token is 0 before its creation.
+    pub(super) fn as_next(&self) -> NextEntry {
+        NextEntry { key: self.key.clone(), lease: self.lease.id(), token: self.token.unwrap_or_default() }
     }
 
     /// Returns the mark to be removed with the entry.
@@ -105,7 +111,7 @@ pub(super) struct KnownPosition {
     /// Revision of its last change.
     pub(super) modified: Revision,
     pub(super) position: Position,
-    /// Whether the entry before it was waiting, too, so that it knows this one when it gets its turn.
+    /// The entry before it was waiting as well, so it reads this one at its turn.
     pub(super) behind_waiting: bool,
     /// Marks of holders with a `lock_delay`, or the number of permits.
     pub(super) marks: Vec<Record>,

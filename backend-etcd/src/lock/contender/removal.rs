@@ -12,7 +12,7 @@ use crate::{
     client::requests::{kv::WriteOutcome, queue_requests::Removal},
     deliberate_defects::DeliberateDefect,
     error::Failure,
-    lock::local_queue::Membership,
+    lock::local_queue::{Membership, Successor},
     watch::record::KeyRange,
 };
 
@@ -25,10 +25,7 @@ impl Contender {
         // After an exclusive holder the entry right behind it is the first.
         let alone = self.acquisition.options.mode == LockMode::Exclusive || DeliberateDefect::ReaderHandsOver.is_on();
         let successor = entry.membership.as_ref().filter(|_| alone).and_then(Membership::successor);
-        let next = match &successor {
-            Some(successor) => Some(successor.entry()),
-            None => entry.next.as_ref().filter(|_| alone).map(|next| (&next.key[..], next.created)),
-        };
+        let next = successor.as_ref().map(Successor::entry).or(entry.next.as_ref());
         let mut attempts = Attempts::First;
         if let (Some(next), Some(token)) = (next, entry.token) {
             let own = (&entry.key[..], token);
@@ -48,8 +45,8 @@ impl Contender {
     }
 
     /// Removes the entry until etcd confirms the removal or reports that the lease is gone: an entry that outlives an
-    /// outage of etcd would stay for as long as its lease is renewed. The removal is guarded by the creation revision;
-    /// a read of the key could be stale.
+    /// outage of etcd would stay for as long as its lease is renewed. The removal is guarded by the creation of the
+    /// entry; a read of the key could be stale.
     pub(super) async fn remove(&self, entry: &Queued, mut attempts: Attempts) -> Released {
         let mut backoff = BackoffPolicy::default().start();
         loop {
@@ -87,7 +84,7 @@ impl Contender {
     async fn try_remove(&self, entry: &Queued) -> Result<Released, Failure> {
         // An entry without a token was never created.
         let Some(created) = entry.token else { return Ok(Released::AlreadyLost) };
-        let guard = self.guard(entry, created);
+        let guard = self.entry_guard(entry, created);
         Ok(match self.context.client.remove_entry(&entry.key, guard, entry.own_mark()).await? {
             Removal::Done => Released::Released,
             Removal::Absent => Released::AlreadyLost,
@@ -98,7 +95,7 @@ impl Contender {
     pub(super) async fn remove_unknown(&self, entry: Queued) {
         if let Ok((Some(own), _)) = self.context.client.get(&entry.key).await
             && self.is_own(&entry, &own)
-            && let guard = self.guard(&entry, own.created)
+            && let guard = self.entry_guard(&entry, own.created)
             && let Ok(WriteOutcome::Done(_)) = self.context.client.delete(&entry.key, guard).await
         {
             return self.context.key_suffixes.give_back(&self.queue.start, entry.suffix);

@@ -75,7 +75,7 @@ impl Contender {
         at: Revision,
     ) -> Result<Option<Revision>, Error> {
         let mut lease = entry.lease.state();
-        let ticket = self.context.local_queue.wait(before, self.own_entry(entry));
+        let ticket = self.context.local_queue.wait(before, entry.as_next());
         let gone = async {
             if let Some(ticket) = ticket {
                 return Ok(ticket.confirmed().await);

@@ -61,7 +61,7 @@ impl Monitored<'_> {
         };
         match (started, watched) {
             (Ok(started), Watched::LossOnly) => {
-                monitor.insert(started).vanished(record.created).await;
+                monitor.insert(started).vanished(record.created, None).await;
                 Differs::Gone
             }
             (Ok(started), Watched::AnyChange) => monitor.insert(started).differs(record.modified).await,
