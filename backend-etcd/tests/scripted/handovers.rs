@@ -4,7 +4,7 @@
 use std::{collections::VecDeque, time::Duration};
 
 use enlist::{Election, Leadership, LockOptions};
-use enlist_testkit::{BackgroundTask, FakeEtcd, Misbehavior, eventually, soon};
+use enlist_testkit::{BackgroundTask, FakeEtcd, Misbehavior, Requests, eventually, soon};
 
 use crate::support::{lock_name, scripted::client};
 
@@ -27,10 +27,7 @@ impl Candidates {
     async fn with_options(options: LockOptions, count: usize) -> (Self, Leadership) {
         let mut all = Self { fake: FakeEtcd::start(), waiting: VecDeque::new() };
         for number in 0..3 + count {
-            let (etcd, options) = (client(&all.fake), options.clone());
-            all.waiting.push_back(BackgroundTask::run(async move {
-                etcd.campaign(&lock_name(), &number.to_string(), options).await.unwrap()
-            }));
+            all.enters(number, options.clone());
             all.has_entries(number + 1).await;
         }
         let mut leader = all.next().await;
@@ -39,6 +36,13 @@ impl Candidates {
             leader = all.next().await;
         }
         (all, leader)
+    }
+
+    fn enters(&mut self, number: usize, options: LockOptions) {
+        let etcd = client(&self.fake);
+        self.waiting.push_back(BackgroundTask::run(async move {
+            etcd.campaign(&lock_name(), &number.to_string(), options).await.unwrap()
+        }));
     }
 
     async fn has_entries(&self, count: usize) {
@@ -78,6 +82,21 @@ async fn a_handover_between_sessions_is_one_write() {
     assert_eq!(writes, 1);
     soon("resigned", fifth.resign()).await.unwrap();
     all.has_entries(0).await;
+}
+
+/// Each request follows the one before, so these are the round trips of a resignation.
+#[tokio::test(start_paused = true)]
+async fn a_resignation_takes_two_requests() {
+    let (mut all, mut leader) = Candidates::behind_the_third(1).await;
+    // Knows the next one; does not know the one that enters now, and which is directly behind it.
+    for (transactions, reads) in [(1, 1), (2, 0)] {
+        all.fake.reset_requests();
+        (leader, _) = all.writes_of_resigning(leader).await;
+        let Requests { txns, ranges, .. } = all.fake.requests();
+        assert_eq!((txns, ranges), (transactions, reads));
+        all.enters(5, LockOptions::new());
+        all.has_entries(2).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]
