@@ -125,6 +125,11 @@ impl Plan {
         Self { rounds: self.rest.rounds, warm_ups: 0, ..*self }
     }
 
+    /// Returns the plan with one round, for a library whose rounds take minutes and are not judged.
+    pub(crate) fn once(&self) -> Self {
+        Self { rounds: 1, warm_ups: 0, ..*self }
+    }
+
     /// Returns the bound, if this run is judged.
     pub(crate) fn bound(&self, bound: impl Into<Option<Bound>>) -> Option<Bound> {
         bound.into().filter(|_| self.judged)
