@@ -53,8 +53,8 @@ pub(crate) struct StoreClient {
     pub(crate) queue_writes: WriteBatcher,
     /// Watches and lists.
     pub(crate) data: RequestChannel,
-    /// Keys per page of the next list. Reduced after a page that did not arrive in time, increased after a successful
-    /// list.
+    /// Keys in the first page of the next list. Reduced after a page that did not arrive in time, increased after a
+    /// successful list.
     pub(crate) page: AtomicI64,
     /// Maximum size of a range.
     pub(crate) limits: RangeLimits,

@@ -79,6 +79,18 @@ async fn outgrows(limit: impl FnOnce(EtcdBuilder) -> EtcdBuilder, expected: (Ran
     assert_eq!(ids(&soon("a change", watcher.next()).await.unwrap()), ["b", "c", "e"]);
 }
 
+/// For each page etcd counts the rest of the range.
+#[tokio::test(start_paused = true)]
+async fn large_services_are_listed_in_large_pages() {
+    let fake = FakeEtcd::start();
+    let value = |id| format!(r#"{{"v":1,"id":"{id}","endpoints":["h:1"]}}"#);
+    fake.put_all((0..20_000).map(|number| (key(&format!("i{number}")), value(format!("i{number}")))));
+    let etcd = quiet(&fake).build().unwrap();
+    let mut watcher = etcd.watch(&service()).await.unwrap();
+    assert_eq!(next(&mut watcher).await.snapshot.len(), 20_000);
+    assert_eq!(fake.requests().ranges, 2);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_service_above_its_key_limit_keeps_state() {
     outgrows(|builder| builder.max_range_keys(Some(3)), (RangeUnit::Keys, 3), "").await;

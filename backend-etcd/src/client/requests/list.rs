@@ -1,9 +1,13 @@
 //! Lists of a range, page by page.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use enlist::Revision;
 use etcd_client::{GetOptions, GetResponse};
+use tokio::time::Instant;
 
 use crate::{
     client::{
@@ -20,6 +24,15 @@ use crate::{
 
 /// Keys per page of a list over a slow connection.
 const SMALL_PAGE: i64 = 16;
+
+/// Bytes to which pages grow. For each page etcd counts the rest of the range, so large ranges need large pages.
+const PAGE_BYTES: usize = 2 << 20;
+
+/// Assumed bytes of a record in an answer, apart from its key and value.
+const RECORD_OVERHEAD: usize = 32;
+
+/// Time in which a larger page has to arrive, at the rate of the one before. Far less than the deadline of a request.
+const PAGE_TIME: Duration = Duration::from_secs(1);
 
 /// Keys per read of a list of groups. Doubled while no group is found.
 const GROUP_PAGE: i64 = 16;
@@ -93,15 +106,16 @@ impl StoreClient {
                 Content::KeysAndValues => page_options(range, limit, at),
                 Content::Keys => page_options(range, limit, at).with_keys_only(),
             };
+            let begun = Instant::now();
             let response = match self.read_page(&from, &options, consistency).await {
                 // A thousand values of a megabyte do not fit into one response.
                 Err(Failure::AnswerTooLarge(_)) if limit > 1 => {
                     limit = (limit / 8).max(1);
                     continue;
                 }
-                // The next list requests smaller pages. This one fails, so that the failure is reported.
+                // The next list begins with smaller pages. This one fails, so that the failure is reported.
                 Err(Failure::Lost(cause)) => {
-                    self.page.store((limit / 4).max(SMALL_PAGE), Ordering::Relaxed);
+                    self.page.store((limit.min(PAGE) / 4).max(SMALL_PAGE), Ordering::Relaxed);
                     return Err(Failure::Lost(cause));
                 }
                 outcome => outcome?,
@@ -112,10 +126,14 @@ impl StoreClient {
             let keys = records.len() + usize::try_from(response.count()).unwrap_or(0);
             let read = records.len();
             records.extend(self::records(response));
-            bytes += records[read..].iter().map(limits::size).sum::<usize>();
+            let page = records[read..].iter().map(limits::size).sum::<usize>();
+            bytes += page;
             self.limits.check(range, keys.max(records.len()), bytes).map_err(Failure::Final)?;
             match records.last() {
-                Some(last) if more => from = [&last.key[..], &[0]].concat(),
+                Some(last) if more => {
+                    from = [&last.key[..], &[0]].concat();
+                    limit = next_limit(limit, records.len() - read, page, begun.elapsed());
+                }
                 _ => {
                     self.page.store((limit * 2).min(PAGE), Ordering::Relaxed);
                     return Ok((records, at.unwrap_or_default()));
@@ -193,6 +211,15 @@ impl StoreClient {
     }
 }
 
+/// Returns the maximum number of keys of the page after one of at most `limit` keys, which had `keys` of together `bytes`
+/// bytes and took this time. Pages only grow.
+fn next_limit(limit: i64, keys: usize, bytes: usize, took: Duration) -> i64 {
+    let bytes = bytes + keys * RECORD_OVERHEAD;
+    let in_time = bytes as u128 * PAGE_TIME.as_micros() / took.as_micros().max(1);
+    let fits = in_time.min(PAGE_BYTES as u128) * keys as u128 / (bytes as u128).max(1);
+    i64::try_from(fits).map_or(limit, |fits| fits.max(limit))
+}
+
 /// Rest of a list of groups after a page of keys.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct AfterPage {
@@ -240,6 +267,16 @@ fn page_options(range: &KeyRange, limit: i64, at: Option<Revision>) -> GetOption
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pages_grow_to_what_arrives_in_time() {
+        let next = |limit, keys, size, millis| next_limit(limit, keys, keys * size, Duration::from_millis(millis));
+        assert_eq!(next(1000, 1000, 96, 0), 16_384);
+        assert_eq!([next(1000, 1000, 96, 100), next(1000, 1000, 96, 2000)], [10_000, 1000]);
+        assert_eq!(next(16_384, 16_384, 96, 10), 16_384);
+        assert_eq!(next(16, 16, 96, 100), 160, "over a slow connection");
+        assert_eq!([next(1000, 2, 1 << 20, 10), next(1000, 0, 0, 10)], [1000, 1000], "large values, and none");
+    }
 
     #[test]
     fn a_group_is_listed_once_and_its_other_keys_are_skipped() {
