@@ -336,6 +336,17 @@ mod tests {
         }
     }
 
+    /// Otherwise the reason is about code that is gone.
+    #[test]
+    fn the_code_of_each_survivor_exists() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        for survivor in reasons(include_str!("../survivors.txt")).expect("each has a reason").keys() {
+            let (_, code) = survivor.split_once(" | ").expect("its code");
+            let file = std::fs::read_to_string(root.join(file_of(survivor))).expect("its file");
+            assert!(file.contains(code), "{survivor}");
+        }
+    }
+
     #[test]
     fn parts_select_their_files() {
         let choice = |args: &[&str]| PartSelection::parse(args.iter().map(|arg| (*arg).to_owned()));
