@@ -6,7 +6,10 @@
 mod support;
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -14,9 +17,16 @@ use enlist::{
     Counter, Error, Event, Lock, LockGuard, LockName, LockOptions, Registration, Resolver, TaskOwner, Watcher,
     backend::MutexExt as _,
 };
-use enlist_etcd::Etcd;
-use enlist_testkit::{EtcdCluster, Proxy, eventually, soon};
-use support::{in_background, register, service};
+use enlist_etcd::{Etcd, SessionRuntime};
+use enlist_testkit::{EtcdCluster, EtcdServer, Proxy, eventually, soon};
+use support::{
+    between::{send, serve},
+    in_background,
+    logged::Logged,
+    register, service,
+};
+use tonic::{Status, transport::Endpoint};
+use tracing_subscriber::filter::LevelFilter;
 
 /// A cluster that loses its leader elects another one within seconds on a busy machine.
 const LOCK_TTL: Duration = Duration::from_secs(15);
@@ -154,6 +164,41 @@ async fn running_clients_follow_changed_members() {
         user.works().await;
     }
     assert!([promoted, added].contains(&cluster.leader().await));
+}
+
+/// A proxy refuses the member list, or etcd refuses it to a user without the role `root`.
+#[tokio::test]
+async fn a_refused_member_list_is_reported_once() {
+    let server = EtcdServer::start().await;
+    let channel = Endpoint::from_shared(server.url()).unwrap().connect().await.unwrap();
+    let (tasks, refused) = (TaskOwner::new(), Arc::new(AtomicUsize::new(0)));
+    let count = Arc::clone(&refused);
+    let url = serve(&tasks, move |request| {
+        let (channel, count) = (channel.clone(), Arc::clone(&count));
+        async move {
+            if request.uri().path().ends_with("/MemberList") {
+                count.fetch_add(1, Ordering::Relaxed);
+                return Ok(Status::permission_denied("etcdserver: permission denied").into_http());
+            }
+            Ok(send(channel, request).await.unwrap_or_else(|error| Status::unavailable(error.to_string()).into_http()))
+        }
+    });
+    // Control.
+    let mut raw = etcd_client::Client::connect([&url], None).await.unwrap();
+    assert!(raw.member_list().await.unwrap_err().to_string().contains("permission denied"));
+
+    let (logged, _logging) = Logged::from(LevelFilter::WARN);
+    let builder = Etcd::builder([&url]).member_sync(Some(Duration::from_millis(100)));
+    let mut user = User::new(builder.runtime(SessionRuntime::Caller).connect().await.unwrap(), "u").await;
+    eventually("it is refused repeatedly", || async {
+        let now = refused.load(Ordering::Relaxed);
+        if now >= 5 { Ok(()) } else { Err(now) }
+    })
+    .await;
+    user.works().await;
+    let warnings = logged.lines("member list");
+    assert_eq!(warnings.len(), 1, "{warnings:#?}");
+    assert!(warnings[0].contains("the endpoints stay as they are"), "{warnings:#?}");
 }
 
 /// The leader loses its disk, is removed, and is added again without data at the same address. Until then, clients use

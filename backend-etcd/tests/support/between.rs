@@ -235,7 +235,8 @@ fn broken() -> http::Response<Body> {
     Status::unavailable("the connection broke").into_http()
 }
 
-async fn send(
+/// Forwards a request to etcd.
+pub(crate) async fn send(
     mut etcd: Channel,
     request: http::Request<axum::body::Body>,
 ) -> Result<http::Response<Body>, tonic::transport::Error> {
