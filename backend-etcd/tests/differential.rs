@@ -5,6 +5,8 @@
 
 #[path = "differential/leases.rs"]
 mod leases;
+#[path = "differential/queues.rs"]
+mod queues;
 mod support;
 #[path = "differential/watched.rs"]
 mod watched;
@@ -23,6 +25,7 @@ use etcd_client::{
 };
 use futures::future::join_all;
 use leases::Leases;
+use queues::{SHAPES, Shape};
 use watched::{Change, Reader, WatchPlan};
 
 /// Number of operations of one run, and number of runs.
@@ -48,6 +51,7 @@ enum Operation {
     Get(String, GetOptions),
     Delete(String, DeleteOptions),
     Txn(Txn),
+    Queue(Shape, Txn),
     Grant(i64, i64),
     Revoke(i64),
     KeepAlive(i64),
@@ -73,6 +77,7 @@ struct Generator {
     compacted: i64,
     leases: i64,
     watches: usize,
+    queues: usize,
     /// All changes of keys.
     changes: Vec<Change>,
     /// Etcd replies to a request for progress after the events before.
@@ -89,6 +94,7 @@ impl Generator {
             compacted: 0,
             leases: 0,
             watches: 0,
+            queues: 0,
             changes: Vec::new(),
             is_ordered: release >= [3, 5, 8] || (release[1] == 4 && release[2] >= 25),
             checks_in_order: release >= [3, 6, 0],
@@ -244,6 +250,29 @@ impl Generator {
         Txn::new().when(compares).and_then(self.operations()).or_else(self.operations())
     }
 
+    /// Returns a request about the queue of all keys. Each kind has its turn.
+    fn queue(&mut self) -> Operation {
+        let shape = SHAPES[self.queues % SHAPES.len()];
+        // Each fourth one of a kind is refused.
+        let is_current = !(self.queues / SHAPES.len()).is_multiple_of(4);
+        self.queues += 1;
+        let present = |change: &Change| !change.is_deletion;
+        let states: Vec<Change> = KEYS.iter().filter_map(|key| self.state(key)).collect();
+        let (mut there, mut absent): (Vec<_>, Vec<_>) = states.into_iter().partition(present);
+        self.random.shuffle(&mut there);
+        self.random.shuffle(&mut absent);
+        let mut chosen = if shape == Shape::Create { absent } else { there };
+        chosen.resize_with(2, || Change { key: self.key(), ..Change::default() });
+        let any = self.lease();
+        let lease = self.one_of(&[chosen[0].lease, any]);
+        Operation::Queue(shape, shape.request([&chosen[0], &chosen[1]], lease, is_current))
+    }
+
+    /// Returns the last change of a key.
+    fn state(&self, key: &str) -> Option<Change> {
+        self.changes.iter().rev().find(|change| change.key == key).cloned()
+    }
+
     /// Returns a watch. Each kind has its turn.
     fn watch(&mut self) -> WatchPlan {
         let turn = self.watches % 8;
@@ -294,7 +323,8 @@ impl Generator {
                 let (key, options) = self.delete(Scope::Alone);
                 Operation::Delete(key, options)
             }
-            58..82 => Operation::Txn(self.txn()),
+            58..72 => Operation::Txn(self.txn()),
+            72..82 => self.queue(),
             82..86 => {
                 self.leases += 1;
                 // Short leases have no keys, because they may expire meanwhile.
@@ -382,7 +412,7 @@ async fn answer(side: &mut Side, operation: Operation) -> String {
             plain(&mut answer.0.header);
             format!("{:#?}", answer.0)
         }),
-        Operation::Txn(txn) => client.txn(txn).await.map(|mut answer| {
+        Operation::Txn(txn) | Operation::Queue(_, txn) => client.txn(txn).await.map(|mut answer| {
             plain_txn(&mut answer.0, &request);
             format!("{:#?}", answer.0)
         }),
@@ -424,6 +454,10 @@ fn kind(operation: &Operation, answer: &str) -> String {
     let name = name.split([' ', '(']).next().unwrap_or_default().to_owned();
     match (answer.strip_prefix("refused: "), operation) {
         (Some(why), _) => format!("{name}: {why}"),
+        (None, Operation::Queue(shape, _)) if shape.is_guarded() && !answer.contains("succeeded: true") => {
+            format!("{shape:?}, refused")
+        }
+        (None, Operation::Queue(shape, _)) => format!("{shape:?}"),
         (None, Operation::Watch(plan)) => format!("{name} {}", plan.kind()),
         (None, _) => name,
     }
@@ -492,7 +526,7 @@ fn are_of_one_txn(operation: &Operation, found: &str, expected: &str) -> bool {
             .iter()
             .any(|refusal| answer.starts_with("refused") && answer.ends_with(refusal))
     };
-    matches!(operation, Operation::Txn(_)) && is_checked(found) && is_checked(expected)
+    matches!(operation, Operation::Txn(_) | Operation::Queue(..)) && is_checked(found) && is_checked(expected)
 }
 
 /// Compares line by line: the text of a whole answer is too long to read.
@@ -526,6 +560,11 @@ async fn the_fake_answers_as_etcd_does() {
         "Compact",
     ] {
         assert!(covered.contains(kind), "{kind} was not tried: {covered:?}");
+    }
+    for shape in SHAPES {
+        assert!(covered.contains(&format!("{shape:?}")), "{shape:?} was not applied: {covered:?}");
+        let refused = !shape.is_guarded() || covered.contains(&format!("{shape:?}, refused"));
+        assert!(refused, "{shape:?} was not refused: {covered:?}");
     }
     for kind in [
         "of an empty range",

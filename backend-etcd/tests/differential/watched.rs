@@ -15,11 +15,15 @@ use super::{leases::without_chosen_lease, plain};
 const UNKNOWN: i64 = 77;
 
 /// Change of a key, as the watch of all keys reports it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Change {
     pub(super) revision: i64,
     pub(super) key: String,
-    is_deletion: bool,
+    /// Revision of the key's creation; 0 for a deletion.
+    pub(super) created: i64,
+    /// Lease of the key; 0 for none.
+    pub(super) lease: i64,
+    pub(super) is_deletion: bool,
 }
 
 /// A watch, and the writes while it is open.
@@ -162,10 +166,15 @@ fn last_revision(message: &PbWatchResponse) -> Option<i64> {
 
 /// Returns the changes in these messages.
 pub(super) fn changes(messages: &[PbWatchResponse]) -> impl Iterator<Item = Change> {
-    messages.iter().flat_map(|message| &message.events).map(|event| Change {
-        revision: revision_of(event),
-        key: String::from_utf8(event.kv.as_ref().unwrap().key.clone()).unwrap(),
-        is_deletion: event.r#type == 1,
+    messages.iter().flat_map(|message| &message.events).map(|event| {
+        let pair = event.kv.as_ref().unwrap();
+        Change {
+            revision: revision_of(event),
+            key: String::from_utf8(pair.key.clone()).unwrap(),
+            created: pair.create_revision,
+            lease: pair.lease,
+            is_deletion: event.r#type == 1,
+        }
     })
 }
 
