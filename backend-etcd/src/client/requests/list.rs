@@ -97,8 +97,7 @@ impl StoreClient {
         content: Content,
         mut at: Option<Revision>,
     ) -> Result<(Vec<Record>, Revision), Failure> {
-        let mut records: Vec<Record> = Vec::new();
-        let mut bytes = 0;
+        let (mut records, mut bytes): (Vec<Record>, usize) = (Vec::new(), 0);
         let mut from = range.start.clone();
         let mut limit = self.page.load(Ordering::Relaxed);
         loop {
@@ -126,7 +125,7 @@ impl StoreClient {
             let keys = records.len() + usize::try_from(response.count()).unwrap_or(0);
             let read = records.len();
             records.extend(self::records(response));
-            let page = records[read..].iter().map(limits::size).sum::<usize>();
+            let page: usize = records[read..].iter().map(limits::size).sum();
             bytes += page;
             self.limits.check(range, keys.max(records.len()), bytes).map_err(Failure::Final)?;
             match records.last() {
@@ -211,8 +210,8 @@ impl StoreClient {
     }
 }
 
-/// Returns the maximum number of keys of the page after one of at most `limit` keys, which had `keys` of together `bytes`
-/// bytes and took this time. Pages only grow.
+/// Returns the maximum number of keys of the page after one of at most `limit` keys, which had `keys` with `bytes` and
+/// took this time. Pages only grow.
 fn next_limit(limit: i64, keys: usize, bytes: usize, took: Duration) -> i64 {
     let bytes = bytes + keys * RECORD_OVERHEAD;
     let in_time = bytes as u128 * PAGE_TIME.as_micros() / took.as_micros().max(1);
