@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	. "enlist/interop-go/common"
@@ -16,6 +17,9 @@ import (
 )
 
 var ctx = context.Background()
+
+// Last list of each service. A program that uses it keeps it.
+var lists sync.Map
 
 // A client that is connected.
 func client() *clientv3.Client {
@@ -35,6 +39,7 @@ func follow(arguments []string) {
 		for {
 			instances, err := watcher.Next()
 			Check(err)
+			lists.Store(arguments[0], instances)
 			addresses := make([]string, 0, len(instances))
 			for _, instance := range instances {
 				addresses = append(addresses, strings.TrimPrefix(instance.Endpoints[0], "grpc://"))
@@ -75,6 +80,7 @@ func steady(arguments []string) {
 			for {
 				instances, err := watcher.Next()
 				Check(err)
+				lists.Store(service, instances)
 				show(len(instances))
 			}
 		}()
