@@ -25,9 +25,7 @@ use crate::{
             request_channel::{Clients, Credentials, PROBED, RequestChannel},
         },
         requests::{
-            limits::{PAGE, RangeLimits},
-            response::revision_of,
-            write_batcher::WriteBatcher,
+            limits::RangeLimits, page_size::PAGE, response::revision_of, write_batcher::WriteBatcher,
             write_proofs::WriteProofs,
         },
         store_revision::StoreRevision,

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use crate::{
     client::{
-        requests::{limits::PAGE, list::Page},
+        requests::{list::Page, page_size::PAGE},
         store_client::StoreClient,
     },
     error::Failure,

@@ -10,9 +10,6 @@ pub const DEFAULT_MAX_RANGE_KEYS: usize = 1_000_000;
 /// Default maximum bytes of the keys and values of a range that is listed or watched: 1 GiB.
 pub const DEFAULT_MAX_RANGE_BYTES: usize = 1 << 30;
 
-/// Maximum number of keys in the first page of a list, and in each page of an audit.
-pub(crate) const PAGE: i64 = 1000;
-
 /// Maximum bytes of an answer. tonic's default limit is 4 MiB, which 12,000 instances exceed.
 pub(crate) const MAX_ANSWER: usize = 64 << 20;
 

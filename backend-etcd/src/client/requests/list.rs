@@ -1,9 +1,6 @@
 //! Lists of a range, page by page.
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::sync::{Arc, atomic::Ordering};
 
 use enlist::Revision;
 use etcd_client::{GetOptions, GetResponse};
@@ -13,7 +10,8 @@ use crate::{
     client::{
         connection::request_channel::Clients,
         requests::{
-            limits::{self, PAGE},
+            limits,
+            page_size::{PAGE, PageSize},
             response::{records, revision_of, signed},
         },
         store_client::StoreClient,
@@ -21,18 +19,6 @@ use crate::{
     error::Failure,
     watch::record::{KeyRange, Record},
 };
-
-/// Keys per page of a list over a slow connection.
-const SMALL_PAGE: i64 = 16;
-
-/// Bytes to which pages grow. For each page etcd counts the rest of the range, so large ranges need large pages.
-const PAGE_BYTES: usize = 2 << 20;
-
-/// Assumed bytes of a record in an answer, apart from its key and value.
-const RECORD_OVERHEAD: usize = 32;
-
-/// Time in which a larger page has to arrive, at the rate of the one before. Far less than the deadline of a request.
-const PAGE_TIME: Duration = Duration::from_secs(1);
 
 /// Keys per read of a list of groups. Doubled while no group is found.
 const GROUP_PAGE: i64 = 16;
@@ -97,24 +83,22 @@ impl StoreClient {
         content: Content,
         mut at: Option<Revision>,
     ) -> Result<(Vec<Record>, Revision), Failure> {
-        let (mut records, mut bytes): (Vec<Record>, usize) = (Vec::new(), 0);
+        let mut records: Vec<Record> = Vec::new();
+        let mut bytes = 0;
         let mut from = range.start.clone();
-        let mut limit = self.page.load(Ordering::Relaxed);
+        let mut pages = PageSize::new(self.page.load(Ordering::Relaxed));
         loop {
             let options = match content {
-                Content::KeysAndValues => page_options(range, limit, at),
-                Content::Keys => page_options(range, limit, at).with_keys_only(),
+                Content::KeysAndValues => page_options(range, pages.keys(), at),
+                Content::Keys => page_options(range, pages.keys(), at).with_keys_only(),
             };
             let begun = Instant::now();
             let response = match self.read_page(&from, &options, consistency).await {
                 // A thousand values of a megabyte do not fit into one response.
-                Err(Failure::AnswerTooLarge(_)) if limit > 1 => {
-                    limit = (limit / 8).max(1);
-                    continue;
-                }
+                Err(Failure::AnswerTooLarge(_)) if pages.reduce() => continue,
                 // The next list begins with smaller pages. This one fails, so that the failure is reported.
                 Err(Failure::Lost(cause)) => {
-                    self.page.store((limit.min(PAGE) / 4).max(SMALL_PAGE), Ordering::Relaxed);
+                    self.page.store(pages.after_loss(), Ordering::Relaxed);
                     return Err(Failure::Lost(cause));
                 }
                 outcome => outcome?,
@@ -131,10 +115,10 @@ impl StoreClient {
             match records.last() {
                 Some(last) if more => {
                     from = [&last.key[..], &[0]].concat();
-                    limit = next_limit(limit, records.len() - read, page, begun.elapsed());
+                    pages.arrived(records.len() - read, page, begun.elapsed());
                 }
                 _ => {
-                    self.page.store((limit * 2).min(PAGE), Ordering::Relaxed);
+                    self.page.store(pages.after_success(), Ordering::Relaxed);
                     return Ok((records, at.unwrap_or_default()));
                 }
             }
@@ -199,7 +183,7 @@ impl StoreClient {
         let response = self.data.ask("audit", read).await.inspect_err(|failure| {
             // The next page is smaller, as in a list.
             if let Failure::Lost(_) = failure {
-                self.page.store((limit / 4).max(SMALL_PAGE), Ordering::Relaxed);
+                self.page.store(PageSize::new(limit).after_loss(), Ordering::Relaxed);
             }
         })?;
         let (revision, more) = (revision_of(&response), response.more());
@@ -208,15 +192,6 @@ impl StoreClient {
         let upto = records.last().filter(|_| more).map(|last| Arc::clone(&last.key));
         Ok(Page { from, upto, records, revision, count, floor })
     }
-}
-
-/// Returns the maximum number of keys of the page after one of at most `limit` keys, which had `keys` with `bytes` and
-/// took this time. Pages only grow.
-fn next_limit(limit: i64, keys: usize, bytes: usize, took: Duration) -> i64 {
-    let bytes = bytes + keys * RECORD_OVERHEAD;
-    let in_time = bytes as u128 * PAGE_TIME.as_micros() / took.as_micros().max(1);
-    let fits = in_time.min(PAGE_BYTES as u128) * keys as u128 / (bytes as u128).max(1);
-    i64::try_from(fits).map_or(limit, |fits| fits.max(limit))
 }
 
 /// Rest of a list of groups after a page of keys.
@@ -266,16 +241,6 @@ fn page_options(range: &KeyRange, limit: i64, at: Option<Revision>) -> GetOption
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn pages_grow_to_what_arrives_in_time() {
-        let next = |limit, keys, size, millis| next_limit(limit, keys, keys * size, Duration::from_millis(millis));
-        assert_eq!(next(1000, 1000, 96, 0), 16_384);
-        assert_eq!([next(1000, 1000, 96, 100), next(1000, 1000, 96, 2000)], [10_000, 1000]);
-        assert_eq!(next(16_384, 16_384, 96, 10), 16_384);
-        assert_eq!(next(16, 16, 96, 100), 160, "over a slow connection");
-        assert_eq!([next(1000, 2, 1 << 20, 10), next(1000, 0, 0, 10)], [1000, 1000], "large values, and none");
-    }
 
     #[test]
     fn a_group_is_listed_once_and_its_other_keys_are_skipped() {

@@ -4,6 +4,7 @@ pub(crate) mod guarded_write;
 pub(crate) mod kv;
 pub(crate) mod limits;
 pub(crate) mod list;
+pub(crate) mod page_size;
 pub(crate) mod queue_requests;
 pub(crate) mod response;
 pub(crate) mod write_batcher;
