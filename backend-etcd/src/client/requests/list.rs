@@ -11,7 +11,7 @@ use crate::{
         connection::request_channel::Clients,
         requests::{
             limits,
-            page_size::{PAGE, PageSize},
+            page_size::{PAGE, PageSize, after_loss},
             response::{records, revision_of, signed},
         },
         store_client::StoreClient,
@@ -86,7 +86,7 @@ impl StoreClient {
         let mut records: Vec<Record> = Vec::new();
         let mut bytes = 0;
         let mut from = range.start.clone();
-        let mut pages = PageSize::new(self.page.load(Ordering::Relaxed));
+        let mut pages = PageSize::new(self.page.load(Ordering::Relaxed), self.data.limit);
         loop {
             let options = match content {
                 Content::KeysAndValues => page_options(range, pages.keys(), at),
@@ -109,13 +109,13 @@ impl StoreClient {
             let keys = records.len() + usize::try_from(response.count()).unwrap_or(0);
             let read = records.len();
             records.extend(self::records(response));
-            let page: usize = records[read..].iter().map(limits::size).sum();
-            bytes += page;
+            let page_bytes: usize = records[read..].iter().map(limits::size).sum();
+            bytes += page_bytes;
             self.limits.check(range, keys.max(records.len()), bytes).map_err(Failure::Final)?;
             match records.last() {
                 Some(last) if more => {
                     from = [&last.key[..], &[0]].concat();
-                    pages.arrived(records.len() - read, page, begun.elapsed());
+                    pages.arrived(records.len() - read, page_bytes, begun.elapsed());
                 }
                 _ => {
                     self.page.store(pages.after_success(), Ordering::Relaxed);
@@ -183,7 +183,7 @@ impl StoreClient {
         let response = self.data.ask("audit", read).await.inspect_err(|failure| {
             // The next page is smaller, as in a list.
             if let Failure::Lost(_) = failure {
-                self.page.store(PageSize::new(limit).after_loss(), Ordering::Relaxed);
+                self.page.store(after_loss(limit), Ordering::Relaxed);
             }
         })?;
         let (revision, more) = (revision_of(&response), response.more());
