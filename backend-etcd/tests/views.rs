@@ -19,9 +19,13 @@ use enlist::{
 };
 use enlist_etcd::Etcd;
 use enlist_testkit::{Direction, EtcdServer, Mode, Proxy, eventually, soon};
+use http_body_util::BodyExt as _;
 use support::{
-    PREFIX, TTL, in_background, instance, listed, metrics, options, pass, raw, register, register_many, server,
+    PREFIX, TTL,
+    between::{send, serve},
+    in_background, instance, listed, metrics, options, pass, raw, register, register_many, server,
 };
+use tonic::{Status, transport::Endpoint};
 
 /// Maximum duration of etcd's work on a hundred thousand keys, on a machine that also runs other tests.
 const LARGE: Duration = Duration::from_secs(180);
@@ -307,6 +311,47 @@ async fn a_black_hole_is_noticed_within_fifteen_seconds() {
     }
 }
 
+/// Stores instances of a kilobyte each.
+async fn store_large(raw: &mut etcd_client::Client, count: usize) {
+    let filler = "x".repeat(1000);
+    for id in 0..count {
+        let value = format!(r#"{{"v":1,"id":"f{id}","endpoints":["h:1"],"metadata":{{"f":"{filler}"}}}}"#);
+        raw.put(format!("{PREFIX}f{id}"), value, None).await.unwrap();
+    }
+}
+
+/// A proxy in Go has a limit of 4 MiB by default, and reports it with the text for a request that is too large.
+#[tokio::test]
+async fn a_list_keeps_to_the_limit_of_a_proxy() {
+    const COUNT: usize = 300;
+    const LIMIT: usize = 100_000;
+    let server = server().await;
+    store_large(&mut raw(&server).await, COUNT).await;
+    let channel = Endpoint::from_shared(server.url()).unwrap().connect().await.unwrap();
+    let (tasks, refused) = (TaskOwner::new(), Arc::new(AtomicUsize::new(0)));
+    let count = Arc::clone(&refused);
+    let url = serve(&tasks, move |request| {
+        let (channel, count) = (channel.clone(), Arc::clone(&count));
+        async move {
+            if !request.uri().path().ends_with("/Range") {
+                return Ok(send(channel, request).await.unwrap());
+            }
+            let (head, body) = request.into_parts();
+            let body = body.collect().await.unwrap().to_bytes();
+            let read = || http::Request::from_parts(head.clone(), axum::body::Body::from(body.clone()));
+            let answer = send(channel.clone(), read()).await.unwrap().into_body().collect().await;
+            if answer.unwrap().to_bytes().len() > LIMIT {
+                count.fetch_add(1, Ordering::Relaxed);
+                return Ok(Status::resource_exhausted("grpc: received message larger than max").into_http());
+            }
+            Ok(send(channel, read()).await.unwrap())
+        }
+    });
+    let etcd = Etcd::connect(url).await.unwrap();
+    let snapshot = soon("a list", etcd.resolve(&support::service())).await.unwrap();
+    assert_eq!((snapshot.len(), refused.load(Ordering::Relaxed)), (COUNT, 2), "pages of 1,000, of 125 and of 15");
+}
+
 /// Row 10: a throttled connection over which a list takes long.
 #[tokio::test]
 async fn a_slow_connection_delays_no_renewal() {
@@ -314,11 +359,7 @@ async fn a_slow_connection_delays_no_renewal() {
     let server = server().await;
     let proxy = Proxy::start(server.address()).await.unwrap();
     let mut raw = raw(&server).await;
-    let filler = "x".repeat(1000);
-    for id in 0..COUNT {
-        let value = format!(r#"{{"v":1,"id":"f{id}","endpoints":["h:1"],"metadata":{{"f":"{filler}"}}}}"#);
-        raw.put(format!("{PREFIX}f{id}"), value, None).await.unwrap();
-    }
+    store_large(&mut raw, COUNT).await;
     let etcd = Etcd::builder([proxy.url()]).connect().await.unwrap();
     proxy.set(Mode::Throttle(20_000));
     let registration = register(&etcd, "a").await;

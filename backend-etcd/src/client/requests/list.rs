@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use enlist::Revision;
+use enlist::{Error, Revision};
 use etcd_client::{GetOptions, GetResponse};
 use tokio::time::Instant;
 
@@ -94,8 +94,9 @@ impl StoreClient {
             };
             let begun = Instant::now();
             let response = match self.read_page(&from, &options, consistency).await {
-                // A thousand values of a megabyte do not fit into one response.
-                Err(Failure::AnswerTooLarge(_)) if pages.reduce() => continue,
+                // A thousand values of a megabyte do not fit into one response. A proxy may report its own limit, with
+                // the text for a request that is too large.
+                Err(Failure::AnswerTooLarge(_) | Failure::Final(Error::TooLarge { .. })) if pages.reduce() => continue,
                 // The next list begins with smaller pages. This one fails, so that the failure is reported.
                 Err(Failure::Lost(cause)) => {
                     self.page.store(pages.after_loss(), Ordering::Relaxed);
