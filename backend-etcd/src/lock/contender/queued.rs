@@ -72,7 +72,7 @@ impl Queued {
         }
     }
 
-    /// Returns the entry as the next one of another. Its token is 0 before its creation.
+    /// Returns the entry for a hand-over to it. Its token is 0 before its creation.
     pub(super) fn as_next(&self) -> NextEntry {
         NextEntry { key: self.key.clone(), lease: self.lease.id(), token: self.token.unwrap_or_default() }
     }

@@ -54,6 +54,7 @@ impl Contender {
             if behind_waiting && self.marks.is_none() {
                 match self.handed_over(entry, token).await {
                     Ok(Some(modified)) => {
+                        self.acquisition.trouble.clear();
                         entry.modified = modified;
                         return Ok(Turn::Granted);
                     }
