@@ -57,6 +57,13 @@ const SETTLING: Duration = Duration::from_secs(5);
 /// for expired leases twice a second, and gives a revocation 7 s. The rest is a reserve.
 const REVOKED_AFTER_THAW: Duration = Duration::from_secs(10);
 
+/// Time within which all threads of a process have stopped. On a busy machine the first one to notice SIGSTOP waits for
+/// a processor, and the others still answer requests.
+const STOPPING: Duration = Duration::from_millis(500);
+
+/// Minimum time without an answer in a freeze that counts as silent. The shortest freeze takes 200 ms.
+const SILENCE: Duration = Duration::from_millis(100);
+
 /// Prefix of the reference watch, which records the store's actual history.
 const ROOT: &str = "enlist/";
 
@@ -243,17 +250,18 @@ impl Store {
     }
 }
 
-/// Time within which all threads of a process have stopped. On a busy machine the first one to notice SIGSTOP waits for
-/// a processor, and the others still answer requests.
-const STOPPING: Duration = Duration::from_millis(500);
-
-/// Asks a frozen member for that long. Fails if it answers once all of its threads have had time to stop.
+/// Asks a frozen member for that long. Fails if it answers once all of its threads have had time to stop. The freeze
+/// counts as silent if the last question was long without an answer.
 async fn nothing_is_answered(mut raw: etcd_client::Client, length: Duration, recorder: &Recorder) {
     let begun = Moment::now();
+    let mut asked = begun;
     while let Ok(answer) = tokio::time::timeout(length.saturating_sub(begun.elapsed()), raw.get("\0", None)).await {
         assert!(begun.elapsed() < STOPPING, "a frozen member answers: {answer:?}");
+        asked = Moment::now();
     }
-    recorder.silent_freezes.fetch_add(1, Ordering::SeqCst);
+    if asked.elapsed() >= SILENCE {
+        recorder.silent_freezes.fetch_add(1, Ordering::SeqCst);
+    }
 }
 
 /// Returns `true` for releases of etcd with the defect etcd-io/etcd#20418, see docs/faults.md.
