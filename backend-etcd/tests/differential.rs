@@ -253,8 +253,9 @@ impl Generator {
     /// Returns a request about the queue of all keys. Each kind has its turn.
     fn queue(&mut self) -> Operation {
         let shape = SHAPES[self.queues % SHAPES.len()];
-        // Each fourth one of a kind is refused.
-        let is_current = !(self.queues / SHAPES.len()).is_multiple_of(4);
+        // Each fourth one of a kind is refused, and each second one keeps the lease, which exists.
+        let round = self.queues / SHAPES.len();
+        let is_current = !round.is_multiple_of(4);
         self.queues += 1;
         let present = |change: &Change| !change.is_deletion;
         let states: Vec<Change> = KEYS.iter().filter_map(|key| self.state(key)).collect();
@@ -263,8 +264,7 @@ impl Generator {
         self.random.shuffle(&mut absent);
         let mut chosen = if shape == Shape::Create { absent } else { there };
         chosen.resize_with(2, || Change { key: self.key(), ..Change::default() });
-        let any = self.lease();
-        let lease = self.one_of(&[chosen[0].lease, any]);
+        let lease = if round % 2 == 1 { chosen[usize::from(shape == Shape::HandOver)].lease } else { self.lease() };
         Operation::Queue(shape, shape.request([&chosen[0], &chosen[1]], lease, is_current))
     }
 
