@@ -322,7 +322,7 @@ async fn store_large(raw: &mut etcd_client::Client, count: usize) {
 
 /// A proxy in Go has a limit of 4 MiB by default, and reports it with the text for a request that is too large.
 #[tokio::test]
-async fn a_list_keeps_to_the_limit_of_a_proxy() {
+async fn a_list_keeps_to_a_proxys_limit() {
     const COUNT: usize = 300;
     const LIMIT: usize = 100_000;
     let server = server().await;

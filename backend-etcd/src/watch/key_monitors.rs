@@ -124,7 +124,9 @@ impl KeyMonitor {
     }
 
     /// Waits until the key that was created at `created`, under `lease` if that is given, is known to be gone. Waits
-    /// while the watch cannot report it. Dropping the future loses nothing.
+    /// while the watch cannot report it.
+    ///
+    /// Dropping the future loses nothing.
     pub(crate) async fn vanished(&mut self, created: Revision, lease: Option<LeaseId>) {
         self.expect(created);
         loop {
@@ -205,9 +207,8 @@ impl Inner {
             _ if self.unobservable => Seen::Unobservable,
             None => Seen::Nothing,
             Some(replica) => {
-                let versions =
-                    |&Record { created, modified, lease, .. }: &Record| Versions { created, modified, lease };
-                let found = replica.get(key).map(versions);
+                let found = replica.get(key);
+                let found = found.map(|&Record { created, modified, lease, .. }| Versions { created, modified, lease });
                 Seen::At { revision: replica.revision, epoch: replica.epoch, found }
             }
         }
