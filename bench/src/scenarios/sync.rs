@@ -13,7 +13,7 @@ use crate::{
 
 const INSTANCES: usize = 100_000;
 
-/// Number of keys per page, as in `enlist-etcd`.
+/// Number of keys per page of the reference.
 const PAGE: i64 = 1000;
 
 pub(crate) async fn run(report: &mut Report) -> Result {
@@ -44,7 +44,7 @@ pub(crate) async fn run(report: &mut Report) -> Result {
     )
     .await?;
     let case = "100,000 instances, beside a plain range by pages";
-    report.turns("sync", case, "ms", &turns, Some(Bound::AtMost(1.6)));
+    report.turns("sync", case, "ms", &turns, Some(Bound::AtMost(0.8)));
     let value = pair(&service, INSTANCES / 2, 100)?.1.len();
     let value = Spread::exactly(f64::from(u32::try_from(value)?));
     report.number("sync", "size of a value", "bytes", value, None);
