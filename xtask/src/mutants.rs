@@ -341,9 +341,10 @@ mod tests {
     fn the_code_of_each_survivor_exists() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         for survivor in reasons(include_str!("../survivors.txt")).expect("each has a reason").keys() {
-            let (_, code) = survivor.split_once(" | ").expect("its code");
             let file = std::fs::read_to_string(root.join(file_of(survivor))).expect("its file");
-            assert!(file.contains(code), "{survivor}");
+            // The name of a mutant may contain a bar, too.
+            let exists = survivor.match_indices(" | ").any(|(bar, _)| file.contains(&survivor[bar + 3..]));
+            assert!(exists, "{survivor}");
         }
     }
 
