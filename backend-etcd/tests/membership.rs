@@ -166,7 +166,7 @@ async fn running_clients_follow_changed_members() {
     assert!([promoted, added].contains(&cluster.leader().await));
 }
 
-/// A proxy refuses the member list, or etcd refuses it to a user without the role `root`.
+/// A proxy refuses the member list.
 #[tokio::test]
 async fn a_refused_member_list_is_reported_once() {
     let server = EtcdServer::start().await;

@@ -1,4 +1,4 @@
-//! Requests about queue entries. Each is one transaction, guarded by the creation of the entry.
+//! Requests about queue entries. Each is one transaction, guarded so that it concerns one entry only.
 
 use std::{future::Future, sync::Arc};
 

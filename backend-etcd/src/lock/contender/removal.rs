@@ -45,8 +45,8 @@ impl Contender {
     }
 
     /// Removes the entry until etcd confirms the removal or reports that the lease is gone: an entry that outlives an
-    /// outage of etcd would stay for as long as its lease is renewed. The removal is guarded by the creation of the
-    /// entry; a read of the key could be stale.
+    /// outage of etcd would stay for as long as its lease is renewed. The removal is guarded, so it concerns this
+    /// entry only; a read of the key could be stale.
     pub(super) async fn remove(&self, entry: &Queued, mut attempts: Attempts) -> Released {
         let mut backoff = BackoffPolicy::default().start();
         loop {
