@@ -17,7 +17,7 @@ use std::{
 use rustix::{
     fs::{Access, access},
     io::Errno,
-    process::{Pid, Signal as Number, kill_process, kill_process_group},
+    process::{Pid, Signal as Number, kill_process_group},
 };
 use tokio::{
     io::AsyncWriteExt,
@@ -25,10 +25,10 @@ use tokio::{
 };
 
 use crate::{
-    connect::SECRETS,
     exit,
     output::Failure,
     process_group::has_members,
+    program_process::ProgramProcess,
     reaper::ReaperTime,
     signals::{self, Signal, Signals},
     terminal::Job,
@@ -46,8 +46,7 @@ const GROUP_END_POLL: Duration = Duration::from_millis(20);
 /// A running program and its group.
 #[derive(Debug)]
 pub(crate) struct Running {
-    child: Child,
-    id: Pid,
+    program: ProgramProcess,
     job: Job,
     group: Group,
 }
@@ -78,17 +77,10 @@ impl Running {
         if let Some(deadline) = deadline {
             group.allow(deadline).await.map_err(failed)?;
         }
-        let mut command = Command::new(program);
-        command.args(arguments).process_group(group.id.as_raw_nonzero().get()).kill_on_drop(true);
-        command.envs(variables.iter().map(|(name, value)| (name, value)));
-        for secret in SECRETS {
-            command.env_remove(secret);
-        }
         // Before the program starts, so that it does not wait for the terminal.
         let job = Job::begin(group.id).map_err(failed)?;
-        let child = signals::starting_with_terminal_stops(|| command.spawn()).map_err(failed)?;
-        let id = process(&child).map_err(failed)?;
-        Ok(Self { child, id, job, group })
+        let program = ProgramProcess::start(program, arguments, variables, group.id).map_err(failed)?;
+        Ok(Self { program, job, group })
     }
 
     /// Sets the deadline of the group, at which the reaper ends it if this process is frozen.
@@ -99,10 +91,11 @@ impl Running {
 
     /// Waits until the program itself ends. A stop of the program in its terminal stops this process as well.
     pub(crate) async fn ended(&mut self) -> io::Result<ExitStatus> {
+        let id = self.program.id();
         loop {
             tokio::select! {
-                status = self.child.wait() => return status,
-                () = self.job.step(self.id) => {}
+                status = self.program.wait() => return status,
+                () = self.job.step(id) => {}
             }
         }
     }
@@ -116,11 +109,8 @@ impl Running {
 
     /// Sends a signal to the program itself. Nothing happens after [`ended`](Self::ended) has returned.
     pub(crate) fn signal_program(&self, signal: Signal) {
-        if let Some(number) = Number::from_named_raw(signal.0.as_raw_value())
-            && self.child.id().is_some()
-        {
-            // An error means that it has ended.
-            let _ = kill_process(self.id, number);
+        if let Some(number) = Number::from_named_raw(signal.0.as_raw_value()) {
+            self.program.signal(number);
         }
     }
 
@@ -154,7 +144,7 @@ impl Running {
     }
 
     async fn gone(&mut self) -> io::Result<ExitStatus> {
-        let status = self.child.wait().await;
+        let status = self.program.wait().await;
         while has_members(self.group.id) {
             tokio::time::sleep(GROUP_END_POLL).await;
         }

@@ -22,6 +22,7 @@ mod leaders;
 mod locks;
 mod output;
 mod process_group;
+mod program_process;
 mod queues;
 mod reaper;
 mod register;

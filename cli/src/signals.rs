@@ -116,9 +116,13 @@ pub(crate) fn starting_with_all_blocked<T>(start: impl FnOnce() -> io::Result<T>
     with_mask(SigmaskHow::SIG_BLOCK, &SigSet::all(), start)
 }
 
-/// Starts a process with SIGTTOU and SIGTSTP unblocked.
-pub(crate) fn starting_with_terminal_stops<T>(start: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-    with_mask(SigmaskHow::SIG_UNBLOCK, &terminal_stops(), start)
+/// Returns the signals that this thread blocks, without SIGTTOU and SIGTSTP.
+pub(crate) fn mask_without_terminal_stops() -> io::Result<SigSet> {
+    let mut mask = SigSet::thread_get_mask()?;
+    for signal in &terminal_stops() {
+        mask.remove(signal);
+    }
+    Ok(mask)
 }
 
 fn terminal_stops() -> SigSet {

@@ -82,6 +82,13 @@ async fn a_stopped_program_continues_in_the_foreground() {
     shell.shows("released").await;
 }
 
+/// Returns the first CPU on which this process may run.
+fn first_cpu() -> String {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap().trim();
+    list.split(|character: char| !character.is_ascii_digit()).next().unwrap().to_owned()
+}
+
 /// A program that runs while a lock is held, and the pipe that it reads.
 struct Program {
     pid: u32,
@@ -100,26 +107,26 @@ impl Program {
         Self { pid, input }
     }
 
-    /// Waits until its state, as in `/proc`, fits.
-    async fn becomes(&self, what: &str, fits: impl Fn(char) -> bool) {
-        eventually(&format!("the program is {what}"), || async {
-            let state = state(self.pid);
-            if state.is_some_and(&fits) { Ok(()) } else { Err(state) }
-        })
-        .await;
-    }
-
     /// Stops it from the keyboard, continues it, and lets it end.
     async fn stop_from_the_keyboard(self, shell: &mut Shell) {
         shell.types("\x1a");
         shell.shows("Stopped").await;
-        self.becomes("stopped", |state| state == 'T').await;
+        becomes(self.pid, "stopped", |state| state == 'T').await;
         shell.types("fg\n");
-        self.becomes("continued", |state| state != 'T').await;
+        becomes(self.pid, "continued", |state| state != 'T').await;
         fs::write(&self.input, "one\n").unwrap();
         shell.shows("command has one").await;
         shell.shows("released").await;
     }
+}
+
+/// Waits until the state of a program, as in `/proc`, fits.
+async fn becomes(pid: u32, what: &str, fits: impl Fn(char) -> bool) {
+    eventually(&format!("the program is {what}"), || async {
+        let state = state(pid);
+        if state.is_some_and(&fits) { Ok(()) } else { Err(state) }
+    })
+    .await;
 }
 
 /// `fg` of a job that runs sends it no signal, so the keyboard's signals go to `enlist`.
@@ -145,6 +152,25 @@ async fn a_program_with_other_input_is_stopped() {
     let mut shell = Shell::start(&server).await;
     let program = Program::start(&mut shell, directory.path(), "< /dev/null").await;
     program.stop_from_the_keyboard(&mut shell).await;
+}
+
+/// A stop that arrives while `enlist` still starts the program is passed on like a later one. On one CPU and without
+/// preemption at wake-ups, the program runs before `enlist` does.
+#[tokio::test]
+async fn a_stop_during_the_start_is_passed_on() {
+    let server = server().await;
+    let mut shell = Shell::start(&server).await;
+    shell.types(&format!("E=\"chrt --batch 0 taskset --cpu-list {} $E\"\n", first_cpu()));
+    for _ in 0..10 {
+        shell.types("$E lock l --ttl 60s -- sh -c 'echo program \"$$\" ru\"\"ns; kill -s TSTP $PPID; read line'\n");
+        shell.shows("program ").await;
+        let pid = shell.shows(" runs").await.trim().parse().unwrap();
+        shell.shows("Stopped").await;
+        becomes(pid, "stopped", |state| state == 'T').await;
+        shell.types("fg\n");
+        shell.types("one\n");
+        shell.shows("released").await;
+    }
 }
 
 /// While `enlist` waits for a lock there is no program yet, and the keyboard stops `enlist` itself.
