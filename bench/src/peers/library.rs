@@ -131,6 +131,20 @@ impl Library {
         Ok((key.into_bytes(), value.into_bytes()))
     }
 
+    /// Returns the prefix of the keys that its program registers for `service`.
+    ///
+    /// # Errors
+    ///
+    /// If the service's name is not valid.
+    pub(crate) fn registered(self, service: &str) -> Result<String> {
+        if self == Self::Raw {
+            return Ok(format!("/services/{service}/"));
+        }
+        let key = String::from_utf8(self.pair(service, 0, &address(0))?.0)?;
+        let before = key.find(service).ok_or("the key does not contain the name of the service")?;
+        Ok(format!("{}{service}/", &key[..before]))
+    }
+
     /// Stores instances with these addresses without a lease.
     ///
     /// # Errors

@@ -76,7 +76,7 @@ impl Plan {
         warm_ups: 1,
         changing: &[100, 1000, 10_000, 100_000],
         changes: 20,
-        polled_changes: 3,
+        polled_changes: 1,
         synced: &[1000, 100_000],
         lost: &[10_000, 50_000],
         registered: &[1, 10_000],

@@ -54,16 +54,16 @@ async fn in_turns_with(
     let client = world.raw().await?;
     let [rate, processor, back] = in_turns(plan, peer, async |library, round| {
         let service = format!("registered{round}");
-        let before = keys(&client).await?;
+        let prefix = library.registered(&service)?;
         let arguments = [&*service, &count.to_string()];
         let mut program = Program::start(library, "register", &world.url(), &arguments).await?;
         let time = program.ask("go", "registered").await?;
         let used = program.processor_time().await?;
-        let stored = keys(&client).await? - before;
+        let stored = keys(&client, &prefix).await?;
         if stored < i64::try_from(count)? {
             return Err(format!("{stored} of {count} keys are stored").into());
         }
-        let back = if RETURNING.contains(&peer) { back_after(&client, before + stored, library).await? } else { 0.0 };
+        let back = if RETURNING.contains(&peer) { back_after(&client, &prefix, stored, library).await? } else { 0.0 };
         // A program that has ended is not late.
         program.processor_time().await?;
         program.kill().await?;
@@ -95,26 +95,27 @@ fn late(back: &Turns, peer: Library) -> String {
 
 /// Revokes all leases, and returns the time from the first revocation until there are `wanted` keys again, in
 /// milliseconds. Another library that needs longer than [`LIMIT`] counts with that, and [`late`] marks it as a bound.
-async fn back_after(client: &Client, wanted: i64, library: Library) -> Result<f64> {
+async fn back_after(client: &Client, prefix: &str, wanted: i64, library: Library) -> Result<f64> {
     let begun = Moment::now();
     revoke(client).await?;
     // The revoked leases have no keys any more, so all of these are new.
-    while keys(client).await? < wanted {
+    while keys(client, prefix).await? < wanted {
         if begun.elapsed() > LIMIT {
             if library != Library::Ours {
                 break;
             }
-            return Err(format!("{} of {wanted} keys are back after {LIMIT:?}", keys(client).await?).into());
+            return Err(format!("{} of {wanted} keys are back after {LIMIT:?}", keys(client, prefix).await?).into());
         }
         tokio::time::sleep(COUNT_INTERVAL).await;
     }
     Ok(begun.elapsed().as_secs_f64() * 1e3)
 }
 
-/// Returns the number of all keys.
-async fn keys(client: &Client) -> Result<i64> {
-    let all = GetOptions::new().with_all_keys().with_count_only();
-    Ok(client.kv_client().get("", Some(all)).await?.count())
+/// Returns the number of keys with this prefix. Those of other turns do not count: requests of a killed process may be
+/// executed later, and their keys expire in the next turn.
+async fn keys(client: &Client, prefix: &str) -> Result<i64> {
+    let counted = GetOptions::new().with_prefix().with_count_only();
+    Ok(client.kv_client().get(prefix, Some(counted)).await?.count())
 }
 
 /// Ends what a killed process has registered. Leases may also expire meanwhile.
