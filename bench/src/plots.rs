@@ -41,7 +41,7 @@ struct Plot {
     value: fn(f64) -> f64,
 }
 
-const PLOTS: [Plot; 3] = [
+const PLOTS: [Plot; 4] = [
     Plot {
         file: "change-by-size.svg",
         title: "From a change to the view, by the size of the service",
@@ -49,8 +49,20 @@ const PLOTS: [Plot; 3] = [
         y: "ms",
         scenario: "change",
         point: |case| {
-            let (size, peer) = case.strip_prefix("one instance of ")?.split_once(" changes, beside ")?;
-            Some((size.parse().ok()?, name(peer)?, ""))
+            let (size, peer) = change(case)?;
+            Some((size, name(peer)?, ""))
+        },
+        value: |micros| micros / 1e3,
+    },
+    Plot {
+        file: "change-processor-by-size.svg",
+        title: "Processor time of a process for a change, by the size of the service",
+        x: "instances",
+        y: "ms",
+        scenario: "change",
+        point: |case| {
+            let (size, peer) = change(case)?;
+            Some((size, peer.strip_suffix(": processor")?, ""))
         },
         value: |micros| micros / 1e3,
     },
@@ -80,6 +92,12 @@ const PLOTS: [Plot; 3] = [
         value: |micros| micros / 1e3,
     },
 ];
+
+/// Returns the size of the service, and the name of the library with what follows it.
+fn change(case: &str) -> Option<(f64, &str)> {
+    let (size, peer) = case.strip_prefix("one instance of ")?.split_once(" changes, beside ")?;
+    Some((size.parse().ok()?, peer))
+}
 
 /// Returns the name of a library. What follows a colon is another measurement of the same case.
 fn name(text: &str) -> Option<&str> {
@@ -197,9 +215,12 @@ mod tests {
     #[test]
     fn points_are_read_from_their_cases() {
         let read = |plot: &Plot, case| (plot.point)(case);
-        let [change, grant, call] = &PLOTS;
-        assert_eq!(read(change, "one instance of 1000 changes, beside go-kit"), Some((1000.0, "go-kit", "")));
-        assert_eq!(read(change, "one instance of 1000 changes, beside go-kit: processor"), None);
+        let [change, processor, grant, call] = &PLOTS;
+        let (latency, time) =
+            ("one instance of 10 changes, beside kratos", "one instance of 10 changes, beside kratos: processor");
+        let point = Some((10.0, "kratos", ""));
+        assert_eq!([read(change, latency), read(change, time)], [point, None]);
+        assert_eq!([read(processor, latency), read(processor, time)], [None, point]);
         let busy = "5 sessions, 500 puts/s, beside concurrency";
         assert_eq!(read(grant, busy), Some((5.0, "concurrency", ", 500 puts/s")));
         assert_eq!(read(call, "64 callers, 0 KiB, beside tonic: 99 %"), Some((64.0, "tonic", "")));
@@ -218,8 +239,8 @@ mod tests {
     #[test]
     fn what_no_axis_has_is_left_out() {
         let rates = |rates: [f64; 3]| rates.map(|rate| row("contended", "5 sessions, beside concurrency", rate, 10.0));
-        assert!(!lines(&PLOTS[1], &rates([0.0, 0.0, 20.0])).contains_key(OURS), "most have no rate");
-        assert_eq!(lines(&PLOTS[1], &rates([0.0, 10.0, 20.0]))[OURS][0].1.len(), 3, "the median has one");
+        assert!(!lines(&PLOTS[2], &rates([0.0, 0.0, 20.0])).contains_key(OURS), "most have no rate");
+        assert_eq!(lines(&PLOTS[2], &rates([0.0, 10.0, 20.0]))[OURS][0].1.len(), 3, "the median has one");
     }
 
     #[test]
