@@ -29,6 +29,7 @@ pub(super) const PARTS: &[Part] = &[
             "core/src/backend/retries.rs",
             "core/src/backend/session/renewal.rs",
             "core/src/backend/session/lease_terms.rs",
+            "core/src/backend/session/lease_pool.rs",
             // Queue positions, the validity of locks, fences.
             "core/src/backend/lock/contender/state.rs",
             "core/src/backend/lock/guard_driver.rs",
@@ -40,6 +41,8 @@ pub(super) const PARTS: &[Part] = &[
             "core/src/lock/fence.rs",
             // The mark of a job that ran.
             "core/src/lock/job_record.rs",
+            // The outcome of a conditional write of the configuration.
+            "core/src/backend/config.rs",
             // Errors after which a call may be repeated.
             "core/src/error.rs",
             // Views after a mass loss.
@@ -54,7 +57,11 @@ pub(super) const PARTS: &[Part] = &[
     Part {
         name: "pool",
         package: "enlist",
-        files: &["core/src/balancing/pool/retry.rs", "core/src/balancing/pool/members.rs"],
+        files: &[
+            "core/src/balancing/pool/retry.rs",
+            "core/src/balancing/pool/call.rs",
+            "core/src/balancing/pool/members.rs",
+        ],
         first: &["--test", "pool"],
         tested_by: &["enlist"],
         options: &["--lib", "--tests"],
@@ -65,7 +72,10 @@ pub(super) const PARTS: &[Part] = &[
         files: &[
             // Transitions of watches.
             "backend-etcd/src/watch/watch_task/state.rs",
+            "backend-etcd/src/watch/watch_task/messages.rs",
+            "backend-etcd/src/watch/watch_task/live_watch.rs",
             "backend-etcd/src/watch/watch_task/low_read.rs",
+            "backend-etcd/src/watch/record.rs",
             "backend-etcd/src/watch/replica.rs",
             "backend-etcd/src/watch/proofs.rs",
             "backend-etcd/src/watch/audit.rs",
@@ -73,14 +83,29 @@ pub(super) const PARTS: &[Part] = &[
             // Own keys, their loss, queue positions.
             "backend-etcd/src/registration/registration_task/own_writes.rs",
             "backend-etcd/src/registration/registration_task/eviction.rs",
+            "backend-etcd/src/registration/registration_task/wake_reason.rs",
             "backend-etcd/src/lock/contender/position.rs",
+            "backend-etcd/src/lock/contender/lock_delay.rs",
+            "backend-etcd/src/lock/local_queue.rs",
+            "backend-etcd/src/lock/key_suffixes.rs",
             // Departures of instances, renewals of a lease, restores of the store.
             "backend-etcd/src/discovery/watcher/departure.rs",
             "backend-etcd/src/session/renewal.rs",
+            "backend-etcd/src/session/lease_task.rs",
             "backend-etcd/src/client/store_revision.rs",
             // Repetitions of a request, the next member.
             "backend-etcd/src/client/connection/repetitions.rs",
             "backend-etcd/src/client/connection/pinned.rs",
+            "backend-etcd/src/client/connection/member_sync.rs",
+            "backend-etcd/src/client/connection/recovery.rs",
+            // Pages of a list, limits, guarded writes and those that share a transaction.
+            "backend-etcd/src/client/requests/page_size.rs",
+            "backend-etcd/src/client/requests/limits.rs",
+            "backend-etcd/src/client/requests/guarded_write.rs",
+            "backend-etcd/src/client/requests/write_batcher.rs",
+            // Changes of the configuration.
+            "backend-etcd/src/config/first_change.rs",
+            "backend-etcd/src/config/transaction.rs",
             // The class of an error.
             "backend-etcd/src/error/mod.rs",
             "backend-etcd/src/error/answers.rs",
@@ -112,6 +137,7 @@ pub(super) const PARTS: &[Part] = &[
             "resolver-grpc/src/retry/failure.rs",
             "resolver-grpc/src/retry/status.rs",
             "resolver-grpc/src/retry/deadline.rs",
+            "resolver-grpc/src/retry/replay.rs",
             // Ejection.
             "resolver-grpc/src/subchannel/liveness/ejection.rs",
             "resolver-grpc/src/subchannel/connectivity.rs",
