@@ -25,7 +25,7 @@ use support::{
     between::{send, serve},
     in_background, instance, listed, metrics, options, pass, raw, register, register_many, server,
 };
-use tonic::{Status, transport::Endpoint};
+use tonic::{Status, body::Body, transport::Endpoint};
 
 /// Maximum duration of etcd's work on a hundred thousand keys, on a machine that also runs other tests.
 const LARGE: Duration = Duration::from_secs(180);
@@ -320,17 +320,28 @@ async fn store_large(raw: &mut etcd_client::Client, count: usize) {
     }
 }
 
-/// A proxy in Go has a limit of 4 MiB by default, and reports it with the text for a request that is too large.
-#[tokio::test]
-async fn a_list_keeps_to_a_proxys_limit() {
-    const COUNT: usize = 300;
-    const LIMIT: usize = 100_000;
-    let server = server().await;
-    store_large(&mut raw(&server).await, COUNT).await;
+/// What a proxy does with an answer to a read that is larger than its limit.
+#[derive(Clone, Copy, Debug)]
+enum AboveLimit {
+    /// A proxy in Go has a limit of 4 MiB by default, and reports it with the text for a request that is too large.
+    Refused,
+    /// A proxy that limits the time of an answer.
+    TimedOut,
+    /// It does not arrive.
+    Stalled,
+}
+
+/// Serves a proxy with a limit for answers to reads. Returns its address, and the number of answers above the limit.
+async fn limited(
+    tasks: &TaskOwner,
+    server: &EtcdServer,
+    limit: usize,
+    above: AboveLimit,
+) -> (String, Arc<AtomicUsize>) {
     let channel = Endpoint::from_shared(server.url()).unwrap().connect().await.unwrap();
-    let (tasks, refused) = (TaskOwner::new(), Arc::new(AtomicUsize::new(0)));
-    let count = Arc::clone(&refused);
-    let url = serve(&tasks, move |request| {
+    let exceeded = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&exceeded);
+    let url = serve(tasks, move |request| {
         let (channel, count) = (channel.clone(), Arc::clone(&count));
         async move {
             if !request.uri().path().ends_with("/Range") {
@@ -340,16 +351,62 @@ async fn a_list_keeps_to_a_proxys_limit() {
             let body = body.collect().await.unwrap().to_bytes();
             let read = || http::Request::from_parts(head.clone(), axum::body::Body::from(body.clone()));
             let answer = send(channel.clone(), read()).await.unwrap().into_body().collect().await;
-            if answer.unwrap().to_bytes().len() > LIMIT {
-                count.fetch_add(1, Ordering::Relaxed);
-                return Ok(Status::resource_exhausted("grpc: received message larger than max").into_http());
+            if answer.unwrap().to_bytes().len() <= limit {
+                return Ok(send(channel, read()).await.unwrap());
             }
-            Ok(send(channel, read()).await.unwrap())
+            count.fetch_add(1, Ordering::Relaxed);
+            match above {
+                AboveLimit::Refused => {
+                    Ok(Status::resource_exhausted("grpc: received message larger than max").into_http())
+                }
+                AboveLimit::TimedOut => Ok(http::Response::builder().status(504).body(Body::empty()).unwrap()),
+                AboveLimit::Stalled => std::future::pending().await,
+            }
         }
     });
+    (url, exceeded)
+}
+
+#[tokio::test]
+async fn a_list_keeps_to_a_proxys_limit() {
+    const COUNT: usize = 300;
+    let (server, tasks) = (server().await, TaskOwner::new());
+    store_large(&mut raw(&server).await, COUNT).await;
+    let (url, refused) = limited(&tasks, &server, 100_000, AboveLimit::Refused).await;
     let etcd = Etcd::connect(url).await.unwrap();
     let snapshot = soon("a list", etcd.resolve(&support::service())).await.unwrap();
     assert_eq!((snapshot.len(), refused.load(Ordering::Relaxed)), (COUNT, 2), "pages of 1,000, of 125 and of 15");
+}
+
+/// Pages of 1,000 instances have 1.1 MB, larger ones 2 MB. The next list has none of these.
+#[tokio::test]
+async fn a_list_goes_on_without_a_lost_large_page() {
+    const COUNT: usize = 3000;
+    let (server, tasks) = (server().await, TaskOwner::new());
+    store_large(&mut raw(&server).await, COUNT).await;
+    for above in [AboveLimit::TimedOut, AboveLimit::Stalled] {
+        let (url, exceeded) = limited(&tasks, &server, 1_500_000, above).await;
+        let etcd = Etcd::connect(url).await.unwrap();
+        let list = || async { soon("a list", etcd.resolve(&support::service())).await.unwrap().len() };
+        assert_eq!(list().await, COUNT, "{above:?}");
+        let once = exceeded.load(Ordering::Relaxed);
+        assert_eq!((list().await, exceeded.load(Ordering::Relaxed)), (COUNT, once), "{above:?}");
+        assert!(once > 0, "{above:?}: no page was large");
+    }
+}
+
+/// The caller waits for less than the deadline of a request.
+#[tokio::test]
+async fn an_impatient_caller_gets_a_large_list_later() {
+    const COUNT: usize = 3000;
+    let (server, tasks) = (server().await, TaskOwner::new());
+    store_large(&mut raw(&server).await, COUNT).await;
+    let (url, stalled) = limited(&tasks, &server, 1_500_000, AboveLimit::Stalled).await;
+    let etcd = Etcd::connect(url).await.unwrap();
+    let service = support::service();
+    let list = || tokio::time::timeout(Duration::from_secs(3), etcd.resolve(&service));
+    assert!(list().await.is_err() && stalled.load(Ordering::Relaxed) == 1);
+    assert_eq!(list().await.expect("in time").unwrap().len(), COUNT);
 }
 
 /// Row 10: a throttled connection over which a list takes long.

@@ -7,7 +7,7 @@
 //! [`queue_requests`](super::queue_requests).
 
 use std::{
-    sync::{Arc, Weak, atomic::AtomicI64},
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -25,7 +25,7 @@ use crate::{
             request_channel::{Clients, Credentials, PROBED, RequestChannel},
         },
         requests::{
-            limits::RangeLimits, page_size::PAGE, response::revision_of, write_batcher::WriteBatcher,
+            limits::RangeLimits, page_size::KnownPages, response::revision_of, write_batcher::WriteBatcher,
             write_proofs::WriteProofs,
         },
         store_revision::StoreRevision,
@@ -51,9 +51,8 @@ pub(crate) struct StoreClient {
     pub(crate) queue_writes: WriteBatcher,
     /// Watches and lists.
     pub(crate) data: RequestChannel,
-    /// Keys in the first page of the next list. Reduced after a page that did not arrive in time, increased after a
-    /// successful list.
-    pub(crate) page: AtomicI64,
+    /// Sizes of pages that arrive.
+    pub(crate) pages: KnownPages,
     /// Maximum size of a range.
     pub(crate) limits: RangeLimits,
     /// Highest known revision of the store, from all replies.
@@ -80,8 +79,8 @@ impl StoreClient {
             WriteBatcher::start(tasks, &control, INSTANCE_TRANSACTIONS),
             WriteBatcher::start(tasks, &control, QUEUE_TRANSACTIONS),
         );
-        let (page, write_proofs, tasks) = (AtomicI64::new(PAGE), WriteProofs::default(), Arc::downgrade(tasks));
-        Self { instance_writes, queue_writes, data: requests(data), control, page, limits, store, write_proofs, tasks }
+        let (pages, write_proofs, tasks) = (KnownPages::default(), WriteProofs::default(), Arc::downgrade(tasks));
+        Self { instance_writes, queue_writes, data: requests(data), control, pages, limits, store, write_proofs, tasks }
     }
 
     /// Starts a task that ends with the session. After the end of the session the task does not run.

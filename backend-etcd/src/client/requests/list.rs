@@ -1,6 +1,6 @@
 //! Lists of a range, page by page.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::sync::Arc;
 
 use enlist::{Error, Revision};
 use etcd_client::{GetOptions, GetResponse};
@@ -11,7 +11,7 @@ use crate::{
         connection::request_channel::Clients,
         requests::{
             limits,
-            page_size::{PAGE, PageSize, after_loss},
+            page_size::{PAGE, PageSize},
             response::{records, revision_of, signed},
         },
         store_client::StoreClient,
@@ -86,20 +86,24 @@ impl StoreClient {
         let mut records: Vec<Record> = Vec::new();
         let mut bytes = 0;
         let mut from = range.start.clone();
-        let mut pages = PageSize::new(self.page.load(Ordering::Relaxed), self.data.limit);
+        let mut pages = PageSize::new(&self.pages, self.data.limit);
         loop {
             let options = match content {
                 Content::KeysAndValues => page_options(range, pages.keys(), at),
                 Content::Keys => page_options(range, pages.keys(), at).with_keys_only(),
             };
-            let begun = Instant::now();
-            let response = match self.read_page(&from, &options, consistency).await {
+            let (begun, request) = (Instant::now(), pages.request());
+            let outcome = self.read_page(&from, &options, consistency).await;
+            request.answered();
+            let response = match outcome {
                 // A thousand values of a megabyte do not fit into one response. A proxy may report its own limit, with
                 // the text for a request that is too large.
                 Err(Failure::AnswerTooLarge(_) | Failure::Final(Error::TooLarge { .. })) if pages.reduce() => continue,
+                // The page is read again with fewer keys.
+                Err(Failure::Lost(_) | Failure::Leaderless(_)) if pages.stop_growing() => continue,
                 // The next list begins with smaller pages. This one fails, so that the failure is reported.
                 Err(Failure::Lost(cause)) => {
-                    self.page.store(pages.after_loss(), Ordering::Relaxed);
+                    self.pages.lost(pages.keys());
                     return Err(Failure::Lost(cause));
                 }
                 outcome => outcome?,
@@ -119,7 +123,7 @@ impl StoreClient {
                     pages.arrived(records.len() - read, page_bytes, begun.elapsed());
                 }
                 _ => {
-                    self.page.store(pages.after_success(), Ordering::Relaxed);
+                    self.pages.succeeded(pages.keys());
                     return Ok((records, at.unwrap_or_default()));
                 }
             }
@@ -176,15 +180,15 @@ impl StoreClient {
 
     /// Reads one page of the keys of a range, from `from` on, without values. `floor` is stored in the result.
     pub(crate) async fn page(&self, range: &KeyRange, from: Vec<u8>, floor: Revision) -> Result<Page, Failure> {
-        let limit = self.page.load(Ordering::Relaxed);
+        let limit = self.pages.first();
         let options = page_options(range, limit, None).with_keys_only();
         let (from_key, options_ref) = (&from, &options);
         let read =
             |mut clients: Clients| async move { clients.kv.get(from_key.clone(), Some(options_ref.clone())).await };
         let response = self.data.ask("audit", read).await.inspect_err(|failure| {
             // The next page is smaller, as in a list.
-            if let Failure::Lost(_) = failure {
-                self.page.store(after_loss(limit), Ordering::Relaxed);
+            if let Failure::Lost(_) | Failure::AnswerTooLarge(_) | Failure::Final(Error::TooLarge { .. }) = failure {
+                self.pages.lost(limit);
             }
         })?;
         let (revision, more) = (revision_of(&response), response.more());
