@@ -59,9 +59,11 @@ fn main() -> ExitCode {
         command => {
             // Before any thread is started, because threads inherit the mask.
             if command.runs_a_command()
-                && let Err(error) = signals::block_terminal_stops().and_then(|()| keyboard_stop::listen())
+                && let Err(error) = signals::block_terminal_stops()
+                    .and_then(|()| signals::unblock_ends_of_children())
+                    .and_then(|()| keyboard_stop::listen())
             {
-                return Failure::new(format!("stops by the terminal cannot be handled: {error}")).report(output);
+                return Failure::new(format!("signals cannot be handled: {error}")).report(output);
             }
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
             match runtime {

@@ -98,6 +98,12 @@ pub(crate) fn block_terminal_stops() -> io::Result<()> {
     Ok(terminal_stops().thread_block()?)
 }
 
+/// Unblocks SIGCHLD in this thread and in the threads that it starts later: a process that starts this one may have
+/// blocked it, and the end of the program would not be noticed.
+pub(crate) fn unblock_ends_of_children() -> io::Result<()> {
+    Ok(SigSet::from(Number::SIGCHLD).thread_unblock()?)
+}
+
 /// Waits for SIGTSTP, which has to be blocked.
 pub(crate) fn wait_for_stop() -> io::Result<()> {
     keyboard_stop().wait()?;

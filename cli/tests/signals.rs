@@ -51,6 +51,19 @@ async fn a_kill_at_the_start_leaves_no_process() {
     }
 }
 
+/// A process that starts `enlist` may have blocked the signal for the end of a child. The program ends when nothing else
+/// wakes `enlist`.
+#[tokio::test]
+async fn a_blocked_signal_hides_no_end() {
+    let server = server().await;
+    for arguments in [&["register", "svc", "10.0.0.1:80"][..], &["lock", "l"]] {
+        let mut command = Command::new("env");
+        command.arg("--block-signal=CHLD").arg(env!("CARGO_BIN_EXE_enlist"));
+        command.env("ENLIST_ENDPOINTS", server.url()).args(arguments).args(["--", "sh", "-c", "sleep 1; exit 3"]);
+        assert_eq!(Running::start(command).code().await, Some(3), "{arguments:?}");
+    }
+}
+
 /// A signal that is ignored at the start stays ignored, as `nohup` requires.
 #[tokio::test]
 async fn a_hangup_ends_nothing_under_nohup() {
