@@ -158,6 +158,12 @@ async fn a_program_with_other_input_is_stopped() {
 /// preemption at wake-ups, the program runs before `enlist` does.
 #[tokio::test]
 async fn a_stop_during_the_start_is_passed_on() {
+    for tool in ["chrt", "taskset"] {
+        Command::new(tool)
+            .arg("--version")
+            .output()
+            .expect("this test needs `chrt` and `taskset` (util-linux) on the PATH");
+    }
     let server = server().await;
     let mut shell = Shell::start(&server).await;
     shell.types(&format!("E=\"chrt --batch 0 taskset --cpu-list {} $E\"\n", first_cpu()));
