@@ -380,7 +380,7 @@ async fn a_list_keeps_to_a_proxys_limit() {
 
 /// Pages of 1,000 instances have 1.1 MB, larger ones 2 MB. The next list has none of these.
 #[tokio::test]
-async fn a_list_goes_on_without_a_lost_large_page() {
+async fn a_list_survives_a_lost_large_page() {
     const COUNT: usize = 3000;
     let (server, tasks) = (server().await, TaskOwner::new());
     store_large(&mut raw(&server).await, COUNT).await;

@@ -1,8 +1,8 @@
 //! Process of the program that runs while something is held.
 //!
-//! It starts with SIGTTOU and SIGTSTP unblocked, while they stay blocked in this process. With `std`, a program
-//! inherits the mask of the thread that starts it. If that thread unblocked SIGTSTP, a stop from the keyboard could stop
-//! this process and not the program, which may run before `spawn` returns.
+//! It starts with SIGTTOU and SIGTSTP unblocked, while they stay blocked in this process. With `std`, a program has the
+//! mask of the thread that starts it. If that thread unblocked SIGTSTP, a stop from the keyboard could stop this
+//! process and not the program, which may run before `spawn` returns.
 
 use std::{
     ffi::{CString, OsStr, OsString},

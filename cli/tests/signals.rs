@@ -51,8 +51,8 @@ async fn a_kill_at_the_start_leaves_no_process() {
     }
 }
 
-/// A process that starts `enlist` may have blocked the signal for the end of a child. The program ends when nothing else
-/// wakes `enlist`.
+/// The starting process may have blocked the signal for the end of a child. The program ends when nothing else wakes
+/// `enlist`.
 #[tokio::test]
 async fn a_blocked_signal_hides_no_end() {
     let server = server().await;

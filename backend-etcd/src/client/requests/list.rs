@@ -39,6 +39,16 @@ enum Content {
     Keys,
 }
 
+impl Content {
+    /// Returns options that read this part.
+    fn of(self, options: GetOptions) -> GetOptions {
+        match self {
+            Self::KeysAndValues => options,
+            Self::Keys => options.with_keys_only(),
+        }
+    }
+}
+
 /// Part of a range as stored in etcd: the keys from `from` to `upto`, or to the end of the range.
 #[derive(Debug)]
 pub(crate) struct Page {
@@ -88,10 +98,7 @@ impl StoreClient {
         let mut from = range.start.clone();
         let mut pages = PageSize::new(&self.pages, self.data.limit);
         loop {
-            let options = match content {
-                Content::KeysAndValues => page_options(range, pages.keys(), at),
-                Content::Keys => page_options(range, pages.keys(), at).with_keys_only(),
-            };
+            let options = content.of(page_options(range, pages.keys(), at));
             let (begun, request) = (Instant::now(), pages.request());
             let outcome = self.read_page(&from, &options, consistency).await;
             request.answered();
