@@ -44,11 +44,17 @@ fn a_failing_seed_repeats_its_verdicts() {
     let failed = failed(&many);
     let different: BTreeSet<_> = failed.values().collect();
     assert!(different.len() > 1, "several fail, each in its own way:\n{many}");
-    for (seed, expected) in failed {
+    for (seed, expected) in &failed {
         assert!(!expected.is_empty(), "{seed} has no verdict:\n{many}");
         for logs in [&[][..], &["--log"], &["--trace"]] {
             let one = failure(&[&["one", seed], logs].concat());
-            assert_eq!(verdicts(one.lines()), expected, "seed {seed} {logs:?}");
+            assert_eq!(&verdicts(one.lines()), expected, "seed {seed} {logs:?}");
         }
     }
+    // Not only the verdicts: the same events in the same order.
+    let seed = failed.keys().next().expect("several fail");
+    let log = || failure(&["one", seed, "--log"]);
+    let (first, second) = (log(), log());
+    let differs = first.lines().zip(second.lines()).find(|(one, other)| one != other);
+    assert_eq!((differs, first.lines().count()), (None, second.lines().count()), "seed {seed}");
 }
