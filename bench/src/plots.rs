@@ -37,6 +37,8 @@ struct Plot {
     /// Reads size, name of the reference, and an addition to both names, from the case of a measurement.
     point: fn(&str) -> Option<(f64, &str, &str)>,
     scenario: &'static str,
+    /// A place without data.
+    legend: SeriesLabelPosition,
     /// Converts a measured value into the unit of the axis.
     value: fn(f64) -> f64,
 }
@@ -48,6 +50,7 @@ const PLOTS: [Plot; 4] = [
         x: "instances",
         y: "ms",
         scenario: "change",
+        legend: SeriesLabelPosition::MiddleLeft,
         point: |case| {
             let (size, peer) = change(case)?;
             Some((size, name(peer)?, ""))
@@ -60,6 +63,7 @@ const PLOTS: [Plot; 4] = [
         x: "instances",
         y: "ms",
         scenario: "change",
+        legend: SeriesLabelPosition::UpperLeft,
         point: |case| {
             let (size, peer) = change(case)?;
             Some((size, peer.strip_suffix(": processor")?, ""))
@@ -72,6 +76,7 @@ const PLOTS: [Plot; 4] = [
         x: "contending sessions",
         y: "ms",
         scenario: "contended",
+        legend: SeriesLabelPosition::LowerLeft,
         point: |case| {
             let (sessions, rest) = case.split_once(" sessions")?;
             let (busy, peer) = rest.split_once(", beside ")?;
@@ -85,6 +90,7 @@ const PLOTS: [Plot; 4] = [
         x: "concurrent calls",
         y: "ms",
         scenario: "calls",
+        legend: SeriesLabelPosition::UpperLeft,
         point: |case| {
             let (callers, rest) = case.split_once(" callers, 0 KiB, beside ")?;
             Some((callers.parse().ok()?, rest.strip_suffix(": 99 %")?, ""))
@@ -168,6 +174,11 @@ fn extent(values: impl Iterator<Item = f64>) -> (f64, f64) {
     values.fold((f64::INFINITY, 0.0), |(least, most), value| (least.min(value), most.max(value)))
 }
 
+/// Returns the text at a line of an axis, whose value may be inexact.
+fn tick(value: f64) -> String {
+    ((value * 1e3).round() / 1e3).to_string()
+}
+
 fn svg(plot: &Plot, lines: &Lines) -> Result<String> {
     let points = |line: &[(f64, Vec<f64>)]| -> Vec<(f64, f64)> {
         line.iter().map(|(size, values)| (*size, median(values))).collect()
@@ -184,16 +195,20 @@ fn svg(plot: &Plot, lines: &Lines) -> Result<String> {
             .x_label_area_size(44)
             .y_label_area_size(64)
             .build_cartesian_2d((x.0 / 1.2..x.1 * 1.2).log_scale(), (y.0 / 1.5..y.1 * 1.5).log_scale())?;
-        chart.configure_mesh().x_desc(plot.x).y_desc(plot.y).light_line_style(WHITE).draw()?;
-        for ((name, line), colour) in lines.iter().zip(COLOURS.iter().cycle()) {
-            // That of this library is bolder.
+        let mut mesh = chart.configure_mesh();
+        let label = |value: &f64| tick(*value);
+        mesh.x_desc(plot.x).x_label_formatter(&label).y_desc(plot.y).y_label_formatter(&label);
+        mesh.light_line_style(WHITE).draw()?;
+        let (ours, others): (Vec<_>, Vec<_>) = lines.iter().partition(|(name, _)| name.starts_with(OURS));
+        for ((name, line), colour) in ours.into_iter().chain(others).zip(COLOURS.iter().cycle()) {
+            // Those of this library have the same colours in all plots, and are bolder.
             let style = colour.stroke_width(if name.starts_with(OURS) { 3 } else { 1 });
             let drawn = chart.draw_series(LineSeries::new(points(line), style).point_size(3))?;
             drawn.label(name).legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 16, y)], style));
         }
         chart
             .configure_series_labels()
-            .position(SeriesLabelPosition::UpperLeft)
+            .position(plot.legend.clone())
             .background_style(WHITE.mix(0.8))
             .border_style(BLACK.mix(0.2))
             .draw()?;
