@@ -320,7 +320,7 @@ async fn store_large(raw: &mut etcd_client::Client, count: usize) {
     }
 }
 
-/// What a proxy does with an answer to a read that is larger than its limit.
+/// Reaction of a proxy to an answer that is larger than its limit for reads.
 #[derive(Clone, Copy, Debug)]
 enum AboveLimit {
     /// A proxy in Go has a limit of 4 MiB by default, and reports it with the text for a request that is too large.

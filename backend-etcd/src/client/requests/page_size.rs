@@ -26,7 +26,7 @@ const RECORD_OVERHEAD: usize = 32;
 /// Divisor of the deadline of a request for the time in which a grown page has to arrive.
 const DEADLINE_PART: u32 = 5;
 
-/// What the lists of a session have learnt about pages.
+/// Sizes of pages that the lists of a session have found to arrive, or not.
 #[derive(Debug)]
 pub(crate) struct KnownPages {
     /// Keys in the first page of the next list.
