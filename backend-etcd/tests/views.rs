@@ -329,6 +329,8 @@ enum AboveLimit {
     TimedOut,
     /// It does not arrive.
     Stalled,
+    /// The first one arrives, and the others do not.
+    StalledAfterFirst,
 }
 
 /// Serves a proxy with a limit for answers to reads. Returns its address, and the number of answers above the limit.
@@ -354,13 +356,14 @@ async fn limited(
             if answer.unwrap().to_bytes().len() <= limit {
                 return Ok(send(channel, read()).await.unwrap());
             }
-            count.fetch_add(1, Ordering::Relaxed);
+            let before = count.fetch_add(1, Ordering::Relaxed);
             match above {
                 AboveLimit::Refused => {
                     Ok(Status::resource_exhausted("grpc: received message larger than max").into_http())
                 }
+                AboveLimit::StalledAfterFirst if before == 0 => Ok(send(channel, read()).await.unwrap()),
                 AboveLimit::TimedOut => Ok(http::Response::builder().status(504).body(Body::empty()).unwrap()),
-                AboveLimit::Stalled => std::future::pending().await,
+                AboveLimit::Stalled | AboveLimit::StalledAfterFirst => std::future::pending().await,
             }
         }
     });
@@ -393,6 +396,69 @@ async fn a_list_survives_a_lost_large_page() {
         assert_eq!((list().await, exceeded.load(Ordering::Relaxed)), (COUNT, once), "{above:?}");
         assert!(once > 0, "{above:?}: no page was large");
     }
+}
+
+/// Stores a malformed value that is the first of the service.
+async fn store_malformed(raw: &mut etcd_client::Client) {
+    raw.put(format!("{PREFIX}a"), "malformed", None).await.unwrap();
+}
+
+/// Waits until this many malformed values were skipped, and a proxy had at least this many answers above its limit.
+async fn skipped(etcd: &Etcd, exceeded: &AtomicUsize, expected: (u64, usize)) {
+    eventually("values are skipped", || async {
+        let found = (etcd.counters().get(Counter::MalformedValues), exceeded.load(Ordering::Relaxed));
+        if found.0 == expected.0 && found.1 >= expected.1 { Ok(()) } else { Err(found) }
+    })
+    .await;
+}
+
+/// The second page does not arrive until it is read again. A second watcher begins meanwhile.
+#[tokio::test]
+async fn a_page_is_decoded_before_the_next_arrives() {
+    const COUNT: usize = 3000;
+    let (server, tasks) = (server().await, TaskOwner::new());
+    let mut raw = raw(&server).await;
+    store_large(&mut raw, COUNT).await;
+    store_malformed(&mut raw).await;
+    let (url, stalled) = limited(&tasks, &server, 1_500_000, AboveLimit::Stalled).await;
+    let etcd = Etcd::connect(url).await.unwrap();
+    let (mut first, mut second) =
+        (etcd.watch(&support::service()).await.unwrap(), etcd.watch(&support::service()).await.unwrap());
+    tokio::select! {
+        biased;
+        change = first.next() => panic!("complete before: {}", change.unwrap().snapshot.len()),
+        () = skipped(&etcd, &stalled, (1, 1)) => {}
+    }
+    tokio::select! {
+        biased;
+        change = second.next() => panic!("complete before: {}", change.unwrap().snapshot.len()),
+        () = skipped(&etcd, &stalled, (2, 1)) => {}
+    }
+    for watcher in [&mut first, &mut second] {
+        assert_eq!(soon("the list", watcher.next()).await.unwrap().snapshot.len(), COUNT);
+    }
+    assert_eq!(etcd.counters().get(Counter::MalformedValues), 2, "each watcher decodes a page once");
+}
+
+/// The second page is lost, also when it is read again, until pages are small. An instance of the first one disappears.
+#[tokio::test]
+async fn pages_of_a_failed_list_are_forgotten() {
+    const COUNT: usize = 3000;
+    let (server, tasks) = (server().await, TaskOwner::new());
+    let mut raw = raw(&server).await;
+    store_large(&mut raw, COUNT).await;
+    store_malformed(&mut raw).await;
+    let (url, lost) = limited(&tasks, &server, 500_000, AboveLimit::StalledAfterFirst).await;
+    let etcd = Etcd::connect(url).await.unwrap();
+    let mut watcher = etcd.watch(&support::service()).await.unwrap();
+    tokio::select! {
+        biased;
+        change = watcher.next() => panic!("complete before: {}", change.unwrap().snapshot.len()),
+        () = skipped(&etcd, &lost, (1, 2)) => {}
+    }
+    raw.delete(format!("{PREFIX}f0"), None).await.unwrap();
+    while soon("the list", watcher.next()).await.unwrap().snapshot.len() != COUNT - 1 {}
+    assert_eq!(etcd.counters().get(Counter::MalformedValues), 2, "the first page is decoded again");
 }
 
 /// The caller waits for less than the deadline of a request.

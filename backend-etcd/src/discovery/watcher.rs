@@ -26,6 +26,7 @@ use crate::{
     layout::{Identity, Layout, Skip},
     watch::{
         malformed::MalformedValues,
+        partial_list::{ListedPages, PartialListReader},
         record::Record,
         replica::{Difference, Replica},
     },
@@ -46,11 +47,12 @@ impl Resolver for Etcd {
 
     async fn watch(&self, service: &ServiceRef) -> Result<Box<dyn Watcher>, Error> {
         let range = self.session.discovery.layout.service_range(service)?;
-        let reader = self.session.discovery.range_watches.view(&range)?;
+        let (reader, pages) = self.session.discovery.range_watches.view_by_pages(&range)?;
         let projection = self.projection(service);
         let client = Arc::clone(&self.session.discovery.client);
         let (lease_reads, seen, limit) = (None, None, ProofLimit::default());
-        Ok(Box::new(EtcdWatcher { reader, projection, client, lease_reads, seen, limit, live: true }))
+        let pages = Some(pages);
+        Ok(Box::new(EtcdWatcher { reader, pages, projection, client, lease_reads, seen, limit, live: true }))
     }
 
     async fn services(&self, namespace: &Namespace) -> Result<Vec<ServiceName>, Error> {
@@ -122,6 +124,8 @@ impl Etcd {
 #[derive(Debug)]
 struct EtcdWatcher {
     reader: Subscriber<Replica>,
+    /// Pages of the first list, until a state is known.
+    pages: Option<PartialListReader>,
     projection: Projection,
     client: Arc<StoreClient>,
     /// Reads of leases that the latest change waits for.
@@ -134,6 +138,23 @@ struct EtcdWatcher {
 }
 
 impl EtcdWatcher {
+    /// Waits for an update of the replica. Decodes the pages of the first list that arrive before.
+    async fn update(&mut self) -> Result<Update<Replica>, Error> {
+        let Self { reader, pages, projection, .. } = self;
+        let Some(listing) = pages else { return reader.next().await };
+        let update = loop {
+            tokio::select! {
+                // The whole list makes further pages of it obsolete.
+                biased;
+                update = reader.next() => break update?,
+                listed = listing.next() => projection.prepare(listed),
+            }
+        };
+        projection.forget_failed(listing.failed());
+        *pages = None;
+        Ok(update)
+    }
+
     /// Returns the latest state and its freshness. `None`: leases have to be read first.
     async fn latest_state(&mut self) -> Result<Option<(Snapshot, Freshness)>, Error> {
         if let Some(reads) = &mut self.lease_reads {
@@ -142,7 +163,7 @@ impl EtcdWatcher {
             self.lease_reads = None;
             return Ok(self.projection.decide(&alive).map(|snapshot| (snapshot, freshness)));
         }
-        let Update { value, before, freshness, proven_before, .. } = self.reader.next().await?;
+        let Update { value, before, freshness, proven_before, .. } = self.update().await?;
         let snapshot = self.projection.follow(before.as_ref(), &value);
         let leases = self.projection.undecided();
         if leases.is_empty() {
@@ -180,6 +201,14 @@ impl Watcher for EtcdWatcher {
 /// Keys of one instance, oldest first.
 type KeysOfInstance = BTreeSet<(Revision, Arc<[u8]>)>;
 
+/// Pages of the first list that are decoded already.
+#[derive(Debug)]
+struct Prepared {
+    /// Number of lists that had failed before.
+    failed: u64,
+    pages: Replica,
+}
+
 /// Converts replicas of a service's range into snapshots, in time proportional to the differences.
 #[derive(Debug)]
 pub(crate) struct Projection {
@@ -193,6 +222,7 @@ pub(crate) struct Projection {
     snapshot: Option<SnapshotBuilder>,
     /// Deleted instances whose leases decide between a removal and a loss.
     undecided: Undecided,
+    prepared: Option<Prepared>,
     interner: Interner,
     /// Entry that was decoded last. The next one is likely to be similar.
     last: Option<Arc<Entry>>,
@@ -208,13 +238,39 @@ impl Projection {
             keys_by_endpoint: BTreeMap::new(),
             snapshot: None,
             undecided: Undecided::default(),
+            prepared: None,
             interner: Interner::default(),
             last: None,
         }
     }
 
+    /// Decodes the pages of a list that has not ended, before the first replica.
+    fn prepare(&mut self, ListedPages { failed, pages }: ListedPages) {
+        self.forget_failed(failed);
+        if let Some(pages) = pages {
+            let before = self.prepared.take();
+            let snapshot = self.apply(before.as_ref().map(|before| &before.pages), &pages);
+            (self.snapshot, self.prepared) = (Some(snapshot), Some(Prepared { failed, pages }));
+        }
+    }
+
+    /// Forgets the pages that are decoded, if their list has failed: that number of lists has. Keys may have disappeared
+    /// before the next list, and none of the instances was shown.
+    fn forget_failed(&mut self, failed: u64) {
+        if self.prepared.as_ref().is_some_and(|prepared| prepared.failed != failed) {
+            *self = Self::new(self.service.clone(), Arc::clone(&self.layout), Arc::clone(&self.malformed));
+        }
+    }
+
     /// Returns the snapshot of `replica`. `before`: the replica of the previous call.
     pub(crate) fn follow(&mut self, before: Option<&Replica>, replica: &Replica) -> Snapshot {
+        let prepared = self.prepared.take();
+        let snapshot = self.apply(before.or(prepared.as_ref().map(|prepared| &prepared.pages)), replica);
+        self.snapshot.insert(snapshot).build()
+    }
+
+    /// Applies the differences from `before`.
+    fn apply(&mut self, before: Option<&Replica>, replica: &Replica) -> SnapshotBuilder {
         let empty = || SnapshotBuilder::new(self.service.clone(), replica.revision, replica.epoch);
         let mut snapshot = self.snapshot.take().unwrap_or_else(empty);
         let differences = replica.differences(before);
@@ -242,7 +298,7 @@ impl Projection {
             }
         }
         snapshot.advance(replica.revision, replica.epoch);
-        self.snapshot.insert(snapshot).build()
+        snapshot
     }
 
     /// Returns the leases to read. None while an instance takes calls: nothing depends on them.
@@ -359,7 +415,7 @@ fn endpoints_text(entry: &Entry) -> String {
 mod tests {
     use super::*;
     use crate::{
-        layout::{go_zero::GoZero, native::Native},
+        layout::{go_zero::GoZero, kratos::Kratos, native::Native},
         watch::replica::KeyEvent,
     };
     use enlist::Epoch;
@@ -399,6 +455,56 @@ mod tests {
             let before = self.replica.clone();
             self.replica.apply(vec![event]);
             ids(&self.projection.follow(Some(&before), &self.replica))
+        }
+    }
+
+    /// Instances as a list has them, or its first pages. `a=b` is the instance `b` under the key of `a`.
+    fn listed(ids: &[&str]) -> Replica {
+        let record = |text: &&str| {
+            let (key, id) = text.split_once('=').unwrap_or((text, text));
+            let value = format!(r#"{{"id":"{id}","name":"s","endpoints":["grpc://h:1"]}}"#);
+            let KeyEvent::Put(record) = put(&format!("/microservices/s/{key}"), &value, 1) else {
+                unreachable!("it is a put");
+            };
+            record
+        };
+        let mut replica = Replica::new(Revision::default(), Epoch::default());
+        replica.add_page(ids.iter().map(record).collect(), Revision::new(9));
+        replica
+    }
+
+    fn pages(failed: u64, ids: &[&str]) -> ListedPages {
+        ListedPages { failed, pages: Some(listed(ids)) }
+    }
+
+    #[test]
+    fn pages_of_a_list_are_decoded_once() {
+        let mut projection = Following::new(Kratos::default()).projection;
+        projection.prepare(pages(2, &["a", "b"]));
+        let decoded: Vec<_> = projection.by_key.values().cloned().collect();
+        projection.prepare(pages(2, &["a", "b", "c"]));
+        projection.forget_failed(2);
+        let snapshot = projection.follow(None, &listed(&["a", "b", "c", "d"]));
+        let all = ["a", "b", "c", "d"].map(str::to_owned).to_vec();
+        assert_eq!((ids(&snapshot), snapshot.revision()), (all, Revision::new(9)));
+        let is_kept = |entry: &Arc<Entry>| projection.by_key.values().any(|kept| Arc::ptr_eq(kept, entry));
+        assert!(decoded.len() == 2 && decoded.iter().all(is_kept));
+    }
+
+    /// Values of this layout have the id, so that another key may have it in the next list.
+    #[test]
+    fn pages_of_a_failed_list_leave_no_trace() {
+        for (first, next) in [(&["a", "b"][..], &["b"][..]), (&["k5=x"], &["k1=x", "k5=y"]), (&["a"], &[])] {
+            let mut projection = Following::new(Kratos::default()).projection;
+            projection.prepare(pages(0, first));
+            projection.prepare(ListedPages { failed: 1, pages: None });
+            assert!(projection.by_key.is_empty() && projection.snapshot.is_none());
+            projection.prepare(pages(0, first));
+            projection.forget_failed(1);
+            let mut found = ids(&projection.follow(None, &listed(next)));
+            found.sort_unstable();
+            let expected: Vec<_> = next.iter().map(|text| text.split_once('=').map_or(*text, |(_, id)| id)).collect();
+            assert_eq!(found, expected, "{first:?} {next:?}");
         }
     }
 

@@ -6,6 +6,7 @@ pub(crate) mod audit;
 pub(crate) mod context;
 pub(crate) mod key_monitors;
 pub(crate) mod malformed;
+pub(crate) mod partial_list;
 pub(crate) mod probe;
 pub(crate) mod proofs;
 pub(crate) mod range_watch;

@@ -17,6 +17,7 @@ use crate::{
     session::{leases::Leases, lifecycle::Lifecycle},
     watch::{
         context::{WatchContext, WatchSettings},
+        partial_list::{PartialList, PartialListReader},
         record::{KeyRange, Record},
         replica::Replica,
         watch_task::{Begin, WatchTask},
@@ -30,6 +31,7 @@ const LINGER: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct RangeWatch {
     publisher: Arc<Publisher<Replica>>,
+    partial: Arc<PartialList>,
     _tasks: TaskOwner,
 }
 
@@ -59,10 +61,18 @@ impl RangeWatches {
 
     /// Returns a reader of `range` that keeps its range watch and the session alive. Probes keep its age low.
     pub(crate) fn view(self: &Arc<Self>, range: &KeyRange) -> Result<Subscriber<Replica>, Error> {
+        Ok(self.view_by_pages(range)?.0)
+    }
+
+    /// Returns a reader as [`view`](Self::view) does, and one of the pages of the first list.
+    pub(crate) fn view_by_pages(
+        self: &Arc<Self>,
+        range: &KeyRange,
+    ) -> Result<(Subscriber<Replica>, PartialListReader), Error> {
         let watch = self.running(range)?;
         let probed = self.context.probes.hold(range)?;
-        let publisher = Arc::clone(&watch.publisher);
-        Ok(publisher.reader(Arc::new((watch, probed, Arc::clone(self)))))
+        let (publisher, pages) = (Arc::clone(&watch.publisher), watch.partial.reader());
+        Ok((publisher.reader(Arc::new((watch, probed, Arc::clone(self)))), pages))
     }
 
     /// Returns a reader of `range` without probes, for callers that do not need the age.
@@ -125,12 +135,12 @@ impl RangeWatches {
 fn start(context: &WatchContext, range: KeyRange, known: Option<(Replica, Begin)>) -> Result<RangeWatch, Error> {
     let lifecycle = context.lifecycle();
     lifecycle.check_open()?;
-    let publisher = Arc::new(Publisher::new());
+    let (publisher, partial) = (Arc::new(Publisher::new()), Arc::<PartialList>::default());
     let tasks = TaskOwner::on(lifecycle.runtime());
     let (stop, closed) = (tasks.stop_signal(), lifecycle.tasks.stop_signal());
     let span = tracing::info_span!("watch", range = %range.describe());
     // Boxed: each layer around a future may hold its arguments twice.
-    let task = Box::new(WatchTask::new(context, range, Arc::clone(&publisher), known));
+    let task = Box::new(WatchTask::new(context, range, Arc::clone(&publisher), Arc::clone(&partial), known));
     let at_close = Arc::clone(&publisher);
     let run = async move {
         tokio::select! {
@@ -140,5 +150,5 @@ fn start(context: &WatchContext, range: KeyRange, known: Option<(Replica, Begin)
         }
     };
     tasks.spawn("watch", run.instrument(span))?;
-    Ok(RangeWatch { publisher, _tasks: tasks })
+    Ok(RangeWatch { publisher, partial, _tasks: tasks })
 }

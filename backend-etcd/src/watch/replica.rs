@@ -142,6 +142,14 @@ impl Replica {
         (self.revision, self.epoch) = (revision, epoch);
     }
 
+    /// Adds a page of the first list, at the revision of that list.
+    pub(crate) fn add_page(&mut self, page: Vec<Record>, revision: Revision) {
+        for record in page {
+            self.insert(record);
+        }
+        self.revision = revision;
+    }
+
     fn insert(&mut self, record: Record) {
         self.changes += 1;
         self.bytes += size(&record);

@@ -13,8 +13,8 @@
 //! compacted (etcd-io/etcd#18089, #19179), and accept a watch from there. A watch from R either reports all later
 //! changes, or that R is compacted. Events that are already known are dropped.
 //!
-//! The states and the transition are in [`state`], the messages of a watch in [`messages`], and the list that is shown
-//! without a quorum in [`first_list`].
+//! The states and the transition are in [`state`], the messages of a watch in [`messages`], and the first list, with what
+//! readers see of it before it is complete, in [`first_list`].
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -45,6 +45,7 @@ use crate::{
     watch::{
         audit::{Audit, Outcome},
         context::WatchContext,
+        partial_list::PartialList,
         probe::{Probe, ProbeReader},
         proofs::{ProbeVerdict, Proofs},
         record::KeyRange,
@@ -76,6 +77,8 @@ pub(crate) struct WatchTask {
     client: Arc<StoreClient>,
     range: KeyRange,
     publisher: Arc<Publisher<Replica>>,
+    /// Pages of the first list, until it is complete.
+    partial: Arc<PartialList>,
     /// Known content; `None` before the first list, unless the list of one member is shown.
     replica: Option<Replica>,
     epoch: Epoch,
@@ -114,11 +117,13 @@ enum Progress {
 }
 
 impl WatchTask {
-    /// Creates a task that publishes to `publisher`. It starts with what is `known`, if that is the whole range.
+    /// Creates a task that publishes to `publisher`, and shows the pages of its first list in `partial`. It starts with
+    /// what is `known`, if that is the whole range.
     pub(crate) fn new(
         context: &WatchContext,
         range: KeyRange,
         publisher: Arc<Publisher<Replica>>,
+        partial: Arc<PartialList>,
         known: Option<(Replica, Begin)>,
     ) -> Self {
         let (replica, begin) = known.map_or((None, Begin::Known), |(replica, begin)| (Some(replica), begin));
@@ -127,6 +132,7 @@ impl WatchTask {
             client: Arc::clone(&context.client),
             range,
             publisher,
+            partial,
             replica,
             epoch: Epoch::default(),
             serializable_first_list: context.settings.serializable_first_list,
@@ -253,18 +259,33 @@ impl WatchTask {
     /// Lists the range and publishes it: for the first time, or again for this reason.
     async fn list(&mut self, reason: Option<Resync>) -> Result<State<LiveWatch>, WatchEnd> {
         let requested = Moment::now();
-        let (records, revision) = self.listed().await.map_err(|failure| match failure {
-            Failure::Compacted | Failure::FutureRevision => WatchEnd::Compacted,
-            Failure::Final(error @ Error::RangeTooLarge { .. }) => WatchEnd::Oversized(error),
-            failure => WatchEnd::Broken(failure),
-        })?;
+        let replica = if self.lists_by_pages() {
+            self.list_by_pages().await.map_err(WatchEnd::of_list)?
+        } else {
+            self.relist(reason).await?
+        };
+        let (revision, len) = (replica.revision, replica.len());
+        self.replica = Some(replica.clone());
+        self.publisher.publish(replica, requested);
+        self.partial.complete();
+        self.proofs.start_over();
+        self.skipped = matches!(reason, Some(Resync::TooLarge | Resync::Silent)).then_some(revision);
+        self.audit.start_over(len);
+        self.oversized = false;
+        self.succeeded();
+        Ok(State::Listed)
+    }
+
+    /// Lists the range again, or for the first time if the list of one member may be shown meanwhile.
+    async fn relist(&mut self, reason: Option<Resync>) -> Result<Replica, WatchEnd> {
+        let (records, revision) = self.listed().await.map_err(WatchEnd::of_list)?;
         if self.replica.as_ref().is_some_and(|replica| replica.epoch == self.epoch && revision < replica.revision) {
             return Err(LowRead::judge(&self.client, self.seen()).await.into());
         }
         if self.replica.is_some() && reason.is_some() {
             count(&self.counters, Counter::WatchRelists);
         }
-        let replica = self.replica.get_or_insert_with(|| Replica::new(revision, self.epoch));
+        let mut replica = self.replica.take().unwrap_or_else(|| Replica::new(revision, self.epoch));
         let before = replica.revision;
         if reason == Some(Resync::Wrong) {
             replica.note_repair();
@@ -273,13 +294,7 @@ impl WatchTask {
         if DeliberateDefect::ListWithoutRevision.is_on() {
             replica.revision = before;
         }
-        self.publisher.publish(replica.clone(), requested);
-        self.proofs.start_over();
-        self.skipped = matches!(reason, Some(Resync::TooLarge | Resync::Silent)).then_some(revision);
-        self.audit.start_over(replica.len());
-        self.oversized = false;
-        self.succeeded();
-        Ok(State::Listed)
+        Ok(replica)
     }
 
     fn seen(&self) -> Revision {

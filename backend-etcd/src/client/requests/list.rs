@@ -49,6 +49,16 @@ impl Content {
     }
 }
 
+/// Page of a list.
+#[derive(Debug)]
+pub(crate) struct ListedPage {
+    pub(crate) records: Vec<Record>,
+    /// Revision of the whole list.
+    pub(crate) revision: Revision,
+    /// Whether the list has further pages.
+    pub(crate) more: bool,
+}
+
 /// Part of a range as stored in etcd: the keys from `from` to `upto`, or to the end of the range.
 #[derive(Debug)]
 pub(crate) struct Page {
@@ -67,6 +77,16 @@ impl StoreClient {
     /// Lists a range page by page, at one revision. Fails as soon as the range is known to exceed the limits.
     pub(crate) async fn list(&self, range: &KeyRange) -> Result<(Vec<Record>, Revision), Failure> {
         self.list_as(range, Consistency::Linearizable, Content::KeysAndValues, None).await
+    }
+
+    /// Lists a range page by page, at one revision, as [`list`](Self::list). Hands over each page as soon as it has
+    /// arrived.
+    pub(crate) async fn list_pages(
+        &self,
+        range: &KeyRange,
+        mut take: impl FnMut(ListedPage) + Send,
+    ) -> Result<(), Failure> {
+        self.pages_as(range, Consistency::Linearizable, Content::KeysAndValues, None, &mut take).await.map(drop)
     }
 
     /// Lists the keys of a range page by page, at one revision. The records have no values.
@@ -91,11 +111,23 @@ impl StoreClient {
         range: &KeyRange,
         consistency: Consistency,
         content: Content,
-        mut at: Option<Revision>,
+        at: Option<Revision>,
     ) -> Result<(Vec<Record>, Revision), Failure> {
-        let mut records: Vec<Record> = Vec::new();
-        let mut bytes = 0;
-        let mut from = range.start.clone();
+        let mut records = Vec::new();
+        let mut take = |page: ListedPage| records.extend(page.records);
+        let revision = self.pages_as(range, consistency, content, at, &mut take).await?;
+        Ok((records, revision))
+    }
+
+    async fn pages_as(
+        &self,
+        range: &KeyRange,
+        consistency: Consistency,
+        content: Content,
+        mut at: Option<Revision>,
+        take: &mut (dyn FnMut(ListedPage) + Send),
+    ) -> Result<Revision, Failure> {
+        let (mut from, mut read, mut bytes) = (range.start.clone(), 0, 0);
         let mut pages = PageSize::new(&self.pages, self.data.limit);
         loop {
             let options = content.of(page_options(range, pages.keys(), at));
@@ -115,25 +147,23 @@ impl StoreClient {
                 }
                 outcome => outcome?,
             };
-            at.get_or_insert(revision_of(&response));
-            let more = response.more();
+            let (took, more) = (begun.elapsed(), response.more());
+            let revision = *at.get_or_insert(revision_of(&response));
             // `count` includes the keys after this page.
-            let keys = records.len() + usize::try_from(response.count()).unwrap_or(0);
-            let read = records.len();
-            records.extend(self::records(response));
-            let page_bytes: usize = records[read..].iter().map(limits::size).sum();
-            bytes += page_bytes;
-            self.limits.check(range, keys.max(records.len()), bytes).map_err(Failure::Final)?;
-            match records.last() {
-                Some(last) if more => {
-                    from = [&last.key[..], &[0]].concat();
-                    pages.arrived(records.len() - read, page_bytes, begun.elapsed());
-                }
-                _ => {
-                    self.pages.succeeded(pages.keys());
-                    return Ok((records, at.unwrap_or_default()));
-                }
+            let keys = read + usize::try_from(response.count()).unwrap_or(0);
+            let records: Vec<Record> = self::records(response).collect();
+            let (count, page_bytes) = (records.len(), records.iter().map(limits::size).sum::<usize>());
+            (read, bytes) = (read + count, bytes + page_bytes);
+            self.limits.check(range, keys.max(read), bytes).map_err(Failure::Final)?;
+            if let Some(last) = records.last() {
+                from = [&last.key[..], &[0]].concat();
             }
+            take(ListedPage { records, revision, more });
+            if !more {
+                self.pages.succeeded(pages.keys());
+                return Ok(revision);
+            }
+            pages.arrived(count, page_bytes, took);
         }
     }
 

@@ -1,9 +1,13 @@
-//! The first list of a range while etcd has no quorum: that of one member, if the user has asked for it.
+//! The first list of a range.
 //!
-//! The list was correct at its revision, so decisions by revision stay correct. But the member may lag behind by any
-//! time. Therefore its list is published once, as stale and with the largest age, and the first linearizable list is
-//! still pending. That list continues from the replica: readers get the difference, and a store behind the replica has
-//! gone back.
+//! Readers decode its pages while the rest arrives, see [`PartialList`].
+//!
+//! While etcd has no quorum, the list of one member is shown, if the user has asked for it. That list was correct at
+//! its revision, so decisions by revision stay correct. But the member may lag behind by any time. Therefore its list is
+//! published once, as stale and with the largest age, and the first linearizable list is still pending. That one
+//! continues from the replica: readers get the difference, and a store behind the replica has gone back.
+//!
+//! [`PartialList`]: crate::watch::partial_list::PartialList
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,6 +27,31 @@ use crate::{
 type Listed = Result<(Vec<Record>, Revision), Failure>;
 
 impl WatchTask {
+    /// Returns `true` before the first list, unless the list of one member may be shown meanwhile.
+    pub(super) fn lists_by_pages(&self) -> bool {
+        self.replica.is_none() && self.serializable_first_list.is_none()
+    }
+
+    /// Lists the range for the first time, and shows the pages to the readers, except the last one: the whole list is
+    /// published then.
+    pub(super) async fn list_by_pages(&mut self) -> Result<Replica, Failure> {
+        let (client, range, partial) = (Arc::clone(&self.client), self.range.clone(), Arc::clone(&self.partial));
+        let mut replica = Replica::new(Revision::default(), self.epoch);
+        let listed = client.list_pages(&range, |page| {
+            replica.add_page(page.records, page.revision);
+            if page.more {
+                partial.show(&replica);
+            }
+        });
+        match listed.await {
+            Ok(()) => Ok(replica),
+            Err(failure) => {
+                self.partial.fail();
+                Err(failure)
+            }
+        }
+    }
+
     /// Lists the range. If nothing is known yet, it shows the list of one member once the linearizable list takes too
     /// long or is not answered.
     pub(super) async fn listed(&mut self) -> Listed {

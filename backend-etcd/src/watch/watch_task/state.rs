@@ -58,6 +58,15 @@ pub(super) enum WatchEnd {
 }
 
 impl WatchEnd {
+    /// Returns the end of a step whose list failed.
+    pub(super) fn of_list(failure: Failure) -> Self {
+        match failure {
+            Failure::Compacted | Failure::FutureRevision => Self::Compacted,
+            Failure::Final(error @ Error::RangeTooLarge { .. }) => Self::Oversized(error),
+            failure => Self::Broken(failure),
+        }
+    }
+
     /// Returns `true` if etcd refused the watch, which may be because of an expired token: etcd 3.5 reports one on a
     /// watch as a missing permission. A fresh token distinguishes them.
     pub(super) const fn is_refusal(&self) -> bool {
