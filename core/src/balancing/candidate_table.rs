@@ -67,11 +67,16 @@ impl ViewCell {
     }
 
     /// Returns the candidate table, and the number of publications at that time. A concurrent caller waits for the same
-    /// build.
-    pub(super) fn table(&self, policy: PickPolicy, filter: &Filter) -> (Arc<OnceLock<CandidateTable>>, u64) {
+    /// build. `former` is an earlier table of this policy and filter, or an empty one.
+    pub(super) fn table(
+        &self,
+        policy: PickPolicy,
+        filter: &Filter,
+        former: &CandidateTable,
+    ) -> (Arc<OnceLock<CandidateTable>>, u64) {
         let (table, count) = self.slot(policy, filter);
         // Outside the lock, so other tables can be built at the same time.
-        table.get_or_init(|| CandidateTable::new(self.published.load_full(), policy, filter));
+        table.get_or_init(|| CandidateTable::new(self.published.load_full(), policy, filter, former));
         (table, count)
     }
 
@@ -115,7 +120,7 @@ pub(super) struct CandidateTable {
 }
 
 impl CandidateTable {
-    fn new(published: Option<Arc<Publication>>, policy: PickPolicy, filter: &Filter) -> Self {
+    fn new(published: Option<Arc<Publication>>, policy: PickPolicy, filter: &Filter, former: &Self) -> Self {
         let entries = || published.iter().flat_map(|published| published.snapshot.entries());
         let mut candidates: Vec<_> = entries().filter(|entry| filter.lets_through(entry.instance())).cloned().collect();
         if let Some((size, client)) = filter.subset {
@@ -124,13 +129,12 @@ impl CandidateTable {
         let filtered = || entries().filter(|entry| filter.leaves_out(entry.instance())).count();
         let left_out = if candidates.is_empty() { filtered() } else { 0 };
         let weights = || candidates.iter().map(|entry| entry.instance().weight());
-        let names = candidates.iter().map(|entry| entry.instance().id().as_str());
         let alias_table = match policy {
             PickPolicy::Weighted | PickPolicy::ConsistentHash => AliasTable::new(weights()),
             PickPolicy::Random | PickPolicy::RoundRobin => AliasTable::default(),
         };
         let ring = match policy {
-            PickPolicy::ConsistentHash => HashRing::new(names.zip(weights())),
+            PickPolicy::ConsistentHash => former.ring.updated(&members(&former.candidates), &members(&candidates)),
             _ => HashRing::default(),
         };
         Self { published, candidates, left_out, alias_table, ring }
@@ -155,6 +159,11 @@ impl CandidateTable {
     pub(super) fn is_sure(&self) -> bool {
         !self.candidates.is_empty() && self.published.as_ref().is_some_and(|published| published.may_be_old())
     }
+}
+
+/// Returns the names and weights of candidates.
+fn members(candidates: &[Arc<Entry>]) -> Vec<(&str, u32)> {
+    candidates.iter().map(|entry| (entry.instance().id().as_str(), entry.instance().weight())).collect()
 }
 
 /// Keeps the `size` candidates with the highest hash of (client, id), in their previous order.

@@ -130,7 +130,7 @@ impl Picker {
     #[cold]
     fn check(&mut self) -> Result<(), PickError> {
         if !self.is_current() {
-            (self.table, self.count) = self.cell.table(self.policy, &self.filter);
+            (self.table, self.count) = self.cell.table(self.policy, &self.filter, built(&self.table));
             let table = built(&self.table);
             self.sure = table.is_sure();
             if self.last >= table.candidates.len() {
