@@ -6,7 +6,7 @@ mod departure;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    fmt,
+    fmt, ptr,
     sync::Arc,
 };
 
@@ -363,7 +363,7 @@ impl Projection {
         if self.layout.identity() == Identity::Id {
             let before = self.by_key.insert(Arc::clone(key), Arc::clone(&entry));
             if let Some(before) = before.filter(|before| before.instance().id() != entry.instance().id()) {
-                snapshot.remove(before.instance().id());
+                hide(snapshot, &before);
             }
             snapshot.insert(entry);
             return;
@@ -389,7 +389,7 @@ impl Projection {
         let Some(entry) = self.by_key.remove(key) else {
             return;
         };
-        snapshot.remove(entry.instance().id());
+        hide(snapshot, &entry);
         if self.layout.identity() == Identity::Lease {
             let endpoints = endpoints_text(&entry);
             if let Some(keys) = self.keys_by_endpoint.get_mut(&endpoints) {
@@ -402,6 +402,15 @@ impl Projection {
                 }
             }
         }
+    }
+}
+
+/// Removes an entry from a snapshot, unless a later one of another key is shown instead: in some layouts the values have
+/// the ids, so two keys may have the same one.
+fn hide(snapshot: &mut SnapshotBuilder, entry: &Arc<Entry>) {
+    let id = entry.instance().id();
+    if snapshot.snapshot().get(id).is_some_and(|shown| ptr::eq(shown, Arc::as_ptr(entry))) {
+        snapshot.remove(id);
     }
 }
 
@@ -458,12 +467,15 @@ mod tests {
         }
     }
 
+    fn kratos(id: &str) -> String {
+        format!(r#"{{"id":"{id}","name":"s","endpoints":["grpc://h:1"]}}"#)
+    }
+
     /// Instances as a list has them, or its first pages. `a=b` is the instance `b` under the key of `a`.
     fn listed(ids: &[&str]) -> Replica {
         let record = |text: &&str| {
             let (key, id) = text.split_once('=').unwrap_or((text, text));
-            let value = format!(r#"{{"id":"{id}","name":"s","endpoints":["grpc://h:1"]}}"#);
-            let KeyEvent::Put(record) = put(&format!("/microservices/s/{key}"), &value, 1) else {
+            let KeyEvent::Put(record) = put(&format!("/microservices/s/{key}"), &kratos(id), 1) else {
                 unreachable!("it is a put");
             };
             record
@@ -489,6 +501,21 @@ mod tests {
         assert_eq!((ids(&snapshot), snapshot.revision()), (all, Revision::new(9)));
         let is_kept = |entry: &Arc<Entry>| projection.by_key.values().any(|kept| Arc::ptr_eq(kept, entry));
         assert!(decoded.len() == 2 && decoded.iter().all(is_kept));
+    }
+
+    /// Its id moves to another key, before the value of the former one changes.
+    #[test]
+    fn an_instance_stays_at_its_new_key() {
+        for (event, expected) in [
+            (put("/microservices/s/k5", &kratos("y"), 3), &["x", "y"][..]),
+            (put("/microservices/s/k5", "malformed", 3), &["x"]),
+            (delete("/microservices/s/k5", 3), &["x"]),
+        ] {
+            let mut following = Following::new(Kratos::default());
+            following.after(put("/microservices/s/k5", &kratos("x"), 1));
+            following.after(put("/microservices/s/k1", &kratos("x"), 2));
+            assert_eq!(following.after(event), expected);
+        }
     }
 
     /// Values of this layout have the id, so that another key may have it in the next list.
