@@ -56,6 +56,15 @@ impl World {
         Ok(Etcd::connect(self.url()).await?)
     }
 
+    /// Returns a connected client of `enlist` that does not compare its views with the store.
+    ///
+    /// # Errors
+    ///
+    /// If etcd does not answer.
+    pub async fn without_audits(&self) -> Result<Etcd> {
+        Ok(Etcd::builder([self.url()]).audit(None).connect().await?)
+    }
+
     /// Returns a connected plain client with a connection of its own.
     ///
     /// # Errors

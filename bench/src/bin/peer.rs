@@ -20,8 +20,8 @@ use std::{
 };
 
 use enlist::{
-    Counter, Directory, Election, InstanceId, Lock, LockName, LockOptions, Moment, PickPolicy, RegisterOptions,
-    Registration, Registry, ServiceRef, ServiceView, Snapshot,
+    Counter, Directory, Election, InstanceId, Lock, LockName, LockOptions, Moment, PickError, PickPolicy,
+    RegisterOptions, Registration, Registry, ServiceRef, ServiceView, Snapshot,
 };
 use enlist_bench::{
     driven::{self, Input, answer, resident},
@@ -137,23 +137,21 @@ async fn pick(mut input: Input, service: &str, wanted: usize, threads: usize, pi
     let view = connected(service, wanted).await?;
     input.go().await?;
     let start = Barrier::new(threads);
-    let total: f64 = std::thread::scope(|scope| {
+    let total = std::thread::scope(|scope| {
         let run = |_| {
             let (mut picker, start) = (view.picker(PickPolicy::RoundRobin), &start);
             scope.spawn(move || {
                 start.wait();
                 let begun = Moment::now();
                 for _ in 0..picks {
-                    if std::hint::black_box(picker.pick()).is_err() {
-                        return f64::NAN;
-                    }
+                    std::hint::black_box(picker.pick())?;
                 }
-                begun.elapsed().as_secs_f64() * 1e9 / f64::from(picks)
+                Ok::<_, PickError>(begun.elapsed().as_secs_f64() * 1e9 / f64::from(picks))
             })
         };
         let running: Vec<_> = (0..threads).map(run).collect();
-        running.into_iter().map(|thread| thread.join().unwrap_or(f64::NAN)).sum()
-    });
+        running.into_iter().map(|thread| Ok(thread.join().map_err(|_| "a thread panicked")??)).sum::<Result<f64>>()
+    })?;
     println!("picked {}", total / f64::from(u32::try_from(threads)?));
     input.answer().await
 }

@@ -85,7 +85,7 @@ impl Plan {
         contention: Duration::from_secs(3),
         acquisitions: 300,
         ttl: 5,
-        picks: 200_000,
+        picks: 5_000_000,
         calls: 20_000,
         load: Load {
             services: 200,

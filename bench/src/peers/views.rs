@@ -135,9 +135,7 @@ pub(super) async fn sync(report: &mut Report, plan: &Plan) -> Result {
             let case = format!("{size} instances, beside {}", peer.name());
             report.turns("sync", &*case, "ms", &time, plan.bound(Bound::AtMost(1.0)));
             let case = format!("memory of each of {case}");
-            // With few instances it is that of the library.
-            let most = (size >= 100_000).then_some(Bound::AtMost(0.5));
-            report.turns("sync", case, "bytes", &memory, plan.bound(most));
+            report.turns("sync", case, "bytes", &memory, plan.bound(Bound::AtMost(0.5)));
         }
     }
     Ok(())

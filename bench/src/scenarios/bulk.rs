@@ -66,6 +66,9 @@ pub(crate) async fn catch_up(report: &mut Report) -> Result {
     let turns = Turns { ours: vec![time], reference: vec![begun.elapsed().as_secs_f64() * 1e3] };
     let case = format!("{REVISIONS} revisions of 1 MiB, beside a plain range by pages");
     report.turns("catch-up", case, "ms", &turns, None);
+    if ours.counters().get(Counter::WatchRelists) == before {
+        return Err("the range was not listed again, so the revisions fitted into messages".into());
+    }
     report_lists(report, "catch-up", &ours, before)
 }
 

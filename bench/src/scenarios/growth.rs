@@ -2,8 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use enlist::{Directory, Moment, PickPolicy, Resolver, ServiceRef};
-use etcd_client::Txn;
+use enlist::{Directory, Moment, PickPolicy, Resolver, ServiceRef, ServiceView};
+use etcd_client::{Client, Txn};
 use tokio::task::JoinSet;
 
 use super::{change, lock};
@@ -18,8 +18,9 @@ const CHANGES: u32 = 30;
 
 pub(crate) async fn run(report: &mut Report) -> Result {
     instances(report).await?;
-    contenders(report).await?;
-    watchers(report).await
+    watchers(report).await?;
+    // Last: each session has a thread, and a publication costs more where a thousand threads were (`arc-swap`).
+    contenders(report).await
 }
 
 /// Measures costs by size, then reports the exponent of each.
@@ -75,6 +76,8 @@ async fn instances(report: &mut Report) -> Result {
             }
             table.add(report, what, "µs", size, Spread::of(times).median);
         }
+        let updated = ring_update(&view, &mut world.raw().await?, &service).await?;
+        table.add(report, "picker's ring updated by instances", "µs", size, updated);
         drop((view, world));
         let changed = change::at_size(size).await?;
         table.add(report, "change to view by instances", "µs", size, Spread::of(changed.latency.ours).median);
@@ -88,6 +91,21 @@ async fn instances(report: &mut Report) -> Result {
     }
     table.slopes(report);
     Ok(())
+}
+
+/// Returns the microseconds of the first pick by key after the change of a weight, by a picker that picked before.
+async fn ring_update(view: &ServiceView, writer: &mut Client, service: &ServiceRef) -> Result<f64> {
+    let (mut picker, mut changes, mut times) = (view.picker(PickPolicy::ConsistentHash), view.changes(), Vec::new());
+    picker.pick_for(b"key")?;
+    changes.next().await?;
+    for weight in 101..110 {
+        writer.txn(Txn::new().and_then([put(service, 0, weight, None)?])).await?;
+        tokio::time::timeout(Duration::from_secs(10), changes.next()).await??;
+        let begun = Moment::now();
+        picker.pick_for(b"key")?;
+        times.push(micros(begun.elapsed()));
+    }
+    Ok(Spread::of(times).median)
 }
 
 async fn contenders(report: &mut Report) -> Result {

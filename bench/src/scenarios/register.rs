@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use enlist::{Counter, Instance, Moment, RegisterOptions, Registration, Registry, ServiceRef};
 use enlist_etcd::Etcd;
-use etcd_client::{Client, Compare, CompareOp, Txn};
+use etcd_client::{Client, Compare, CompareOp, PutOptions, Txn};
 use futures::{StreamExt, TryStreamExt};
 
 use crate::{
@@ -72,39 +72,64 @@ pub(crate) async fn few(report: &mut Report) -> Result {
 pub(crate) async fn many(report: &mut Report) -> Result {
     let (world, service) = (World::start().await, ServiceRef::parse("registered")?);
     let raw = world.raw().await?;
-    let turns = in_turns(
-        5,
-        || async {
-            let ours = world.ours().await?;
-            let begun = Moment::now();
-            let registrations = register(&ours, &service, MANY, MANY).await?;
-            let rate = rate(MANY, begun.elapsed());
-            ours.close().await?;
-            drop(registrations);
-            Ok(rate)
-        },
-        || async {
-            let leases = leases(&raw, MANY.div_ceil(1000)).await?;
-            let begun = Moment::now();
-            let writes = futures::stream::iter(0..MANY).map(|number| {
-                let mut client = raw.kv_client();
-                let (service, lease) = (&service, leases[number / 1000]);
-                async move {
-                    let (key, value) = pair(service, number, 100)?;
-                    client.put(key, value, Some(etcd_client::PutOptions::new().with_lease(lease))).await?;
-                    Result::Ok(())
-                }
-            });
-            writes.buffer_unordered(32).try_collect::<()>().await?;
-            let rate = rate(MANY, begun.elapsed());
-            revoke(&raw, leases).await?;
-            Ok(rate)
-        },
-    )
-    .await?;
+    let ours = || async {
+        let ours = world.ours().await?;
+        let begun = Moment::now();
+        let registrations = register(&ours, &service, MANY, MANY).await?;
+        let rate = rate(MANY, begun.elapsed());
+        ours.close().await?;
+        drop(registrations);
+        Ok(rate)
+    };
+    let puts = || by_leases(&raw, |leases| put_all(&raw, &service, leases));
+    let turns = in_turns(5, ours, puts).await?;
     let case = "10,000 instances, beside plain puts, 32 at a time";
     report.turns("many", case, "per s", &turns, Some(Bound::AtLeast(5.0)));
+    let transactions = || by_leases(&raw, |leases| create_all(&raw, &service, leases));
+    let turns = in_turns(5, ours, transactions).await?;
+    let case = "10,000 instances, beside the same writes in plain transactions of 128";
+    report.turns("many", case, "per s", &turns, None);
     Ok(())
+}
+
+/// Returns the keys per second that `write` writes under leases for a thousand keys each.
+async fn by_leases<F: Future<Output = Result>>(raw: &Client, write: impl FnOnce(Vec<i64>) -> F) -> Result<f64> {
+    let leases = leases(raw, MANY.div_ceil(1000)).await?;
+    let begun = Moment::now();
+    write(leases.clone()).await?;
+    let rate = rate(MANY, begun.elapsed());
+    revoke(raw, leases).await?;
+    Ok(rate)
+}
+
+async fn put_all(raw: &Client, service: &ServiceRef, leases: Vec<i64>) -> Result {
+    let writes = futures::stream::iter(0..MANY).map(|number| {
+        let (mut client, lease) = (raw.kv_client(), leases[number / 1000]);
+        async move {
+            let (key, value) = pair(service, number, 100)?;
+            client.put(key, value, Some(PutOptions::new().with_lease(lease))).await?;
+            Result::Ok(())
+        }
+    });
+    writes.buffer_unordered(32).try_collect::<()>().await
+}
+
+/// Creates the keys in as many transactions at a time as a session does.
+async fn create_all(raw: &Client, service: &ServiceRef, leases: Vec<i64>) -> Result {
+    let numbers: Vec<usize> = (0..MANY).collect();
+    let writes = futures::stream::iter(numbers.chunks(128)).map(|numbers| {
+        let (mut client, leases) = (raw.kv_client(), &leases);
+        async move {
+            let (mut absent, mut puts) = (Vec::new(), Vec::new());
+            for &number in numbers {
+                absent.push(Compare::create_revision(pair(service, number, 100)?.0, CompareOp::Equal, 0));
+                puts.push(put(service, number, 100, Some(leases[number / 1000]))?);
+            }
+            let written = client.txn(Txn::new().when(absent).and_then(puts)).await?;
+            if written.succeeded() { Result::Ok(()) } else { Err("there already".into()) }
+        }
+    });
+    writes.buffer_unordered(2).try_collect::<()>().await
 }
 
 pub(crate) async fn steady(report: &mut Report) -> Result {

@@ -60,7 +60,8 @@ type Shown struct {
 func Follow(wanted string) *Shown {
 	view := &Shown{wanted: Number(wanted)}
 	Go()
-	view.before, view.begun = resident(), time.Now()
+	view.before = settled()
+	view.begun = time.Now()
 	return view
 }
 
@@ -96,9 +97,7 @@ func (view *Shown) Answer(others map[string]func()) {
 		case "usage":
 			Say("usage", processorTime())
 		case "memory":
-			runtime.GC()
-			debug.FreeOSMemory()
-			Say("memory", resident()-view.before)
+			Say("memory", settled()-view.before)
 		default:
 			Check(fmt.Errorf("no such request: %s", request))
 		}
@@ -110,6 +109,13 @@ func processorTime() int64 {
 	var usage syscall.Rusage
 	Check(syscall.Getrusage(syscall.RUSAGE_SELF, &usage))
 	return (usage.Utime.Nano() + usage.Stime.Nano()) / 1000
+}
+
+// Memory of this process without garbage, in bytes.
+func settled() int64 {
+	runtime.GC()
+	debug.FreeOSMemory()
+	return resident()
 }
 
 // Memory of this process, in bytes.
@@ -220,8 +226,8 @@ func Calls(callers, calls string, call func()) {
 	new(Shown).Answer(nil)
 }
 
-// Pick picks that many times on each thread, and prints the nanoseconds that one pick takes.
-func Pick(threads, picks string, pick func()) {
+// Pick picks that many times on each thread, with a picker of its own, and prints the nanoseconds that one pick takes.
+func Pick(threads, picks string, picker func() func()) {
 	count, often := Number(threads), Number(picks)
 	var total time.Duration
 	var lock sync.Mutex
@@ -229,6 +235,7 @@ func Pick(threads, picks string, pick func()) {
 	start := make(chan struct{})
 	for range count {
 		running.Go(func() {
+			pick := picker()
 			<-start
 			begun := time.Now()
 			for range often {

@@ -23,8 +23,6 @@ import (
 const (
 	// End of the key of the instance that changes.
 	changing = "/i-000000"
-	// Keys of a page.
-	page = 1000
 	// Keys of a lease.
 	keysPerLease = 1000
 	// TTL in seconds: of many registrations, and of a process at rest, which is the default of `enlist`.
@@ -44,7 +42,7 @@ func client() *clientv3.Client {
 	return etcd
 }
 
-// A map of keys and values, by a list in pages and a watch from the next revision on.
+// A map of keys and values, by a list and a watch from the next revision on.
 func watchRaw(etcd *clientv3.Client, prefix string, show func(count int, mark string)) {
 	found, mark := map[string]string{}, ""
 	put := func(key, value string) {
@@ -53,19 +51,13 @@ func watchRaw(etcd *clientv3.Client, prefix string, show func(count int, mark st
 			mark = bench.Mark(value)
 		}
 	}
-	var revision int64
-	end := clientv3.GetPrefixRangeEnd(prefix)
-	for from, more := prefix, true; more; {
-		answer, err := etcd.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(page), clientv3.WithRev(revision))
-		Check(err)
-		for _, pair := range answer.Kvs {
-			put(string(pair.Key), string(pair.Value))
-			from = string(pair.Key) + "\x00"
-		}
-		revision, more = answer.Header.Revision, answer.More
+	list, err := etcd.Get(ctx, prefix, clientv3.WithPrefix())
+	Check(err)
+	for _, pair := range list.Kvs {
+		put(string(pair.Key), string(pair.Value))
 	}
 	show(len(found), mark)
-	for answer := range etcd.Watch(ctx, prefix, clientv3.WithPrefix(), clientv3.WithRev(revision+1)) {
+	for answer := range etcd.Watch(ctx, prefix, clientv3.WithPrefix(), clientv3.WithRev(list.Header.Revision+1)) {
 		Check(answer.Err())
 		for _, event := range answer.Events {
 			if event.Type == clientv3.EventTypeDelete {

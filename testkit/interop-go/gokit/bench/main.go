@@ -58,11 +58,13 @@ func pick(arguments []string) {
 	for found, _ := endpointer.Endpoints(); len(found) < wanted; found, _ = endpointer.Endpoints() {
 		time.Sleep(pollInterval)
 	}
-	balancer := lb.NewRoundRobin(endpointer)
 	bench.Go()
-	bench.Pick(arguments[2], arguments[3], func() {
-		_, err := balancer.Endpoint()
-		Check(err)
+	bench.Pick(arguments[2], arguments[3], func() func() {
+		balancer := lb.NewRoundRobin(endpointer)
+		return func() {
+			_, err := balancer.Endpoint()
+			Check(err)
+		}
 	})
 }
 
