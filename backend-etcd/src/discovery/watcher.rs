@@ -254,8 +254,8 @@ impl Projection {
         }
     }
 
-    /// Forgets the pages that are decoded, if their list has failed: that number of lists has. Keys may have disappeared
-    /// before the next list, and none of the instances was shown.
+    /// Forgets the pages that are decoded, if their list has failed: that number of lists has. Keys may have
+    /// disappeared before the next list, and none of the instances was shown.
     fn forget_failed(&mut self, failed: u64) {
         if self.prepared.as_ref().is_some_and(|prepared| prepared.failed != failed) {
             *self = Self::new(self.service.clone(), Arc::clone(&self.layout), Arc::clone(&self.malformed));
@@ -405,8 +405,8 @@ impl Projection {
     }
 }
 
-/// Removes an entry from a snapshot, unless a later one of another key is shown instead: in some layouts the values have
-/// the ids, so two keys may have the same one.
+/// Removes an entry from a snapshot, unless a later one of another key is shown instead: in some layouts the values
+/// have the ids, so two keys may have the same one.
 fn hide(snapshot: &mut SnapshotBuilder, entry: &Arc<Entry>) {
     let id = entry.instance().id();
     if snapshot.snapshot().get(id).is_some_and(|shown| ptr::eq(shown, Arc::as_ptr(entry))) {

@@ -13,8 +13,8 @@
 //! compacted (etcd-io/etcd#18089, #19179), and accept a watch from there. A watch from R either reports all later
 //! changes, or that R is compacted. Events that are already known are dropped.
 //!
-//! The states and the transition are in [`state`], the messages of a watch in [`messages`], and the first list, with what
-//! readers see of it before it is complete, in [`first_list`].
+//! The states and the transition are in [`state`], the messages of a watch in [`messages`], and the first list, with
+//! what readers see of it before it is complete, in [`first_list`].
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 

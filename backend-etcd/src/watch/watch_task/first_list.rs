@@ -3,8 +3,8 @@
 //! Readers decode its pages while the rest arrives, see [`PartialList`].
 //!
 //! While etcd has no quorum, the list of one member is shown, if the user has asked for it. That list was correct at
-//! its revision, so decisions by revision stay correct. But the member may lag behind by any time. Therefore its list is
-//! published once, as stale and with the largest age, and the first linearizable list is still pending. That one
+//! its revision, so decisions by revision stay correct. But the member may lag behind by any time. Therefore its list
+//! is published once, as stale and with the largest age, and the first linearizable list is still pending. That one
 //! continues from the replica: readers get the difference, and a store behind the replica has gone back.
 //!
 //! [`PartialList`]: crate::watch::partial_list::PartialList
