@@ -398,67 +398,69 @@ async fn a_list_survives_a_lost_large_page() {
     }
 }
 
-/// Stores a malformed value that is the first of the service.
-async fn store_malformed(raw: &mut etcd_client::Client) {
-    raw.put(format!("{PREFIX}a"), "malformed", None).await.unwrap();
+/// An etcd with a malformed value and large instances after it, behind a proxy with a limit.
+struct Large {
+    raw: etcd_client::Client,
+    etcd: Etcd,
+    exceeded: Arc<AtomicUsize>,
+    _server: EtcdServer,
+    _tasks: TaskOwner,
 }
 
-/// Waits until this many malformed values were skipped, and a proxy had at least this many answers above its limit.
-async fn skipped(etcd: &Etcd, exceeded: &AtomicUsize, expected: (u64, usize)) {
-    eventually("values are skipped", || async {
-        let found = (etcd.counters().get(Counter::MalformedValues), exceeded.load(Ordering::Relaxed));
-        if found.0 == expected.0 && found.1 >= expected.1 { Ok(()) } else { Err(found) }
-    })
-    .await;
+impl Large {
+    const COUNT: usize = 3000;
+
+    async fn behind(limit: usize, above: AboveLimit) -> Self {
+        let (server, tasks) = (server().await, TaskOwner::new());
+        let mut raw = raw(&server).await;
+        store_large(&mut raw, Self::COUNT).await;
+        raw.put(format!("{PREFIX}a"), "malformed", None).await.unwrap();
+        let (url, exceeded) = limited(&tasks, &server, limit, above).await;
+        Self { raw, etcd: Etcd::connect(url).await.unwrap(), exceeded, _server: server, _tasks: tasks }
+    }
+
+    fn malformed(&self) -> u64 {
+        self.etcd.counters().get(Counter::MalformedValues)
+    }
+
+    /// Waits until watchers have skipped this many values, and the proxy had at least this many answers above its
+    /// limit. The list of the watcher must not be complete before.
+    async fn skips(&self, watcher: &mut dyn Watcher, values: u64, exceeded: usize) {
+        let skipped = eventually("values are skipped", || async {
+            let found = (self.malformed(), self.exceeded.load(Ordering::Relaxed));
+            if found.0 == values && found.1 >= exceeded { Ok(()) } else { Err(found) }
+        });
+        tokio::select! {
+            biased;
+            change = watcher.next() => panic!("complete before: {}", change.unwrap().snapshot.len()),
+            () = skipped => {}
+        }
+    }
 }
 
-/// The second page does not arrive until it is read again. A second watcher begins meanwhile.
+/// The second page does not arrive until it is read again. The second watcher begins meanwhile.
 #[tokio::test]
 async fn a_page_is_decoded_before_the_next_arrives() {
-    const COUNT: usize = 3000;
-    let (server, tasks) = (server().await, TaskOwner::new());
-    let mut raw = raw(&server).await;
-    store_large(&mut raw, COUNT).await;
-    store_malformed(&mut raw).await;
-    let (url, stalled) = limited(&tasks, &server, 1_500_000, AboveLimit::Stalled).await;
-    let etcd = Etcd::connect(url).await.unwrap();
-    let (mut first, mut second) =
-        (etcd.watch(&support::service()).await.unwrap(), etcd.watch(&support::service()).await.unwrap());
-    tokio::select! {
-        biased;
-        change = first.next() => panic!("complete before: {}", change.unwrap().snapshot.len()),
-        () = skipped(&etcd, &stalled, (1, 1)) => {}
-    }
-    tokio::select! {
-        biased;
-        change = second.next() => panic!("complete before: {}", change.unwrap().snapshot.len()),
-        () = skipped(&etcd, &stalled, (2, 1)) => {}
-    }
+    let large = Large::behind(1_500_000, AboveLimit::Stalled).await;
+    let mut first = large.etcd.watch(&support::service()).await.unwrap();
+    large.skips(&mut *first, 1, 1).await;
+    let mut second = large.etcd.watch(&support::service()).await.unwrap();
+    large.skips(&mut *second, 2, 1).await;
     for watcher in [&mut first, &mut second] {
-        assert_eq!(soon("the list", watcher.next()).await.unwrap().snapshot.len(), COUNT);
+        assert_eq!(soon("the list", watcher.next()).await.unwrap().snapshot.len(), Large::COUNT);
     }
-    assert_eq!(etcd.counters().get(Counter::MalformedValues), 2, "each watcher decodes a page once");
+    assert_eq!(large.malformed(), 2, "each watcher decodes a page once");
 }
 
 /// The second page is lost, also when it is read again, until pages are small. An instance of the first one disappears.
 #[tokio::test]
 async fn pages_of_a_failed_list_are_forgotten() {
-    const COUNT: usize = 3000;
-    let (server, tasks) = (server().await, TaskOwner::new());
-    let mut raw = raw(&server).await;
-    store_large(&mut raw, COUNT).await;
-    store_malformed(&mut raw).await;
-    let (url, lost) = limited(&tasks, &server, 500_000, AboveLimit::StalledAfterFirst).await;
-    let etcd = Etcd::connect(url).await.unwrap();
-    let mut watcher = etcd.watch(&support::service()).await.unwrap();
-    tokio::select! {
-        biased;
-        change = watcher.next() => panic!("complete before: {}", change.unwrap().snapshot.len()),
-        () = skipped(&etcd, &lost, (1, 2)) => {}
-    }
-    raw.delete(format!("{PREFIX}f0"), None).await.unwrap();
-    while soon("the list", watcher.next()).await.unwrap().snapshot.len() != COUNT - 1 {}
-    assert_eq!(etcd.counters().get(Counter::MalformedValues), 2, "the first page is decoded again");
+    let mut large = Large::behind(500_000, AboveLimit::StalledAfterFirst).await;
+    let mut watcher = large.etcd.watch(&support::service()).await.unwrap();
+    large.skips(&mut *watcher, 1, 2).await;
+    large.raw.delete(format!("{PREFIX}f0"), None).await.unwrap();
+    while soon("the list", watcher.next()).await.unwrap().snapshot.len() != Large::COUNT - 1 {}
+    assert_eq!(large.malformed(), 2, "the first page is decoded again");
 }
 
 /// The caller waits for less than the deadline of a request.
