@@ -9,7 +9,7 @@ use crate::watch::replica::Replica;
 pub(crate) struct ListedPages {
     /// Number of lists that failed before this one.
     pub(crate) failed: u64,
-    /// Before the first page, and after the list, there are none.
+    /// `None` before the first page, and after the list.
     pub(crate) pages: Option<Replica>,
 }
 
@@ -59,7 +59,7 @@ impl PartialListReader {
     ///
     /// # Cancel safety
     ///
-    /// What was not returned is returned by the next call.
+    /// Pages that were not returned are returned by the next call.
     pub(crate) async fn next(&mut self) -> ListedPages {
         if self.0.changed().await.is_err() {
             std::future::pending::<()>().await;

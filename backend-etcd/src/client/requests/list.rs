@@ -55,7 +55,7 @@ pub(crate) struct ListedPage {
     pub(crate) records: Vec<Record>,
     /// Revision of the whole list.
     pub(crate) revision: Revision,
-    /// Whether the list has further pages.
+    /// `true` if further pages follow.
     pub(crate) more: bool,
 }
 
